@@ -1,0 +1,65 @@
+# make demo    pre-train on real images and evaluate, from nothing, in a few minutes
+# make test    lint, types and the whole suite, from nothing
+# make bench   benchmarks against the peers, results in build/benchmarks/
+# Everything lives in .venv and build/; constraints.txt pins what is installed.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+export SSLFAST_WERROR ?= 1
+
+.PHONY: demo test lint types suite bench peers triton36 clean
+
+demo: $(VENV)/.demo
+	$(BIN)/sslfast train --config examples/demo.yaml
+	$(BIN)/sslfast report --run runs/demo
+
+test: lint types suite
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+# kernels/ installs as sslfast.kernels: a tree of links shows mypy the installed shape.
+types: $(VENV)/.dev
+	rm -rf build/types && mkdir -p build/types/sslfast
+	ln -s $(CURDIR)/sslfast/* build/types/sslfast/ && ln -s $(CURDIR)/kernels build/types/sslfast/kernels
+	cd build/types && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p sslfast
+
+suite: $(VENV)/.dev peers triton36
+	SSLFAST_TRITON_36=$(CURDIR)/build/triton36 $(BIN)/python -m pytest
+
+bench: $(VENV)/.dev peers
+	for name in similarity_softmax data train_step; do \
+	  $(BIN)/python -m benchmarks.$$name --out build/benchmarks/$$name.json || exit 1; done
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+# torch first: the build of torch that the index serves by this version, and no other.
+$(VENV)/.demo: $(VENV)/bin/python constraints.txt pyproject.toml setup.py CMakeLists.txt $(shell find csrc -type f)
+	$(PIP) torch==2.13.0
+	$(PIP) --editable ".[train,dali]"
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.demo
+	$(PIP) --editable ".[train,dali,dev]"
+	touch $@
+
+# Other libraries' losses, as oracles and baselines, without what they depend on.
+peers: build/peers/.done
+build/peers/.done: $(VENV)/.dev
+	rm -rf build/peers
+	$(PIP) --no-deps --target build/peers lightly==1.6.0
+	touch $@
+
+# The oldest Triton that is supported, beside the newest.
+triton36: build/triton36/.done
+build/triton36/.done: $(VENV)/.dev
+	rm -rf build/triton36
+	$(BIN)/python -m pip install --quiet --no-deps --target build/triton36 triton==3.6.0
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info sslfast/_C*.so

@@ -1,0 +1,185 @@
+"""NT-Xent forward + backward: sslfast's backends, eager PyTorch, lightly, and the matrix floor.
+
+    python -m benchmarks.similarity_softmax              the table, and JSON with --out
+    pytest benchmarks/similarity_softmax.py              the same runs under pytest-benchmark
+
+The floor is the time that the device's own matrix product needs for 4 M^2 D FLOP (the triangular
+forward and backward, the fewest known), on a CPU in tiles of 512 x 512.
+"""
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from pytest_benchmark.fixture import BenchmarkFixture
+from sslfast.kernels import registry
+from sslfast.kernels.similarity_softmax import Pairing, Problem
+from torch import Tensor
+
+import sslfast
+from benchmarks import common
+from sslfast.functional import ntxent
+
+sys.path.insert(0, str(common.ROOT / "tests"))
+import peers
+
+FLOOR = "floor: torch.mm"
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Size:
+    """One problem: M rows in all, their dimension, temperature and dtype."""
+
+    m: int
+    d: int = 128
+    tau: float = 0.1
+    dtype: torch.dtype = torch.float32
+
+    def __str__(self) -> str:
+        dtype = str(self.dtype).removeprefix("torch.")
+        return f"NT-Xent M={self.m} D={self.d} tau={self.tau} {dtype}"
+
+    @property
+    def flop(self) -> float:
+        """4 M^2 D: a triangular forward and backward."""
+        return 4.0 * self.m**2 * self.d
+
+
+def eager(tau: float) -> Loss:
+    """NT-Xent as most scripts write it."""
+
+    def loss(a: Tensor, b: Tensor) -> Tensor:
+        z = F.normalize(torch.cat((a, b)), dim=1)
+        logits = z @ z.T / tau
+        logits.fill_diagonal_(-torch.inf)
+        targets = torch.arange(len(z), device=z.device).roll(len(a))
+        return F.cross_entropy(logits, targets)
+
+    return loss
+
+
+def losses(size: Size, device: torch.device) -> dict[str, Loss]:
+    """Every provider that can run here."""
+    found = {"eager": eager(size.tau)}
+    if peers.PEERS.is_dir():
+        found["lightly"] = peers.load("lightly.loss.ntx_ent_loss").NTXentLoss(size.tau)
+    else:
+        print("lightly is missing: run `make peers`")
+    half = size.m // 2
+    pairing = Pairing(size.m, half, leave_out_self=True)
+    problem = Problem(device.type, size.dtype, size.m, size.m, size.d, True, pairing)
+    for backend in registry.candidates("similarity_softmax"):
+        if backend.name != "reference" and backend.refusal(problem) is None:
+            found[f"sslfast {backend.name}"] = _forced(backend.name, size.tau)
+    return found
+
+
+def _forced(name: str, tau: float) -> Loss:
+    def loss(a: Tensor, b: Tensor) -> Tensor:
+        return ntxent(a, b, tau)
+
+    def run(a: Tensor, b: Tensor) -> Tensor:
+        sslfast.use_backend(name)
+        return loss(a, b)
+
+    return run
+
+
+def matrix_floor(size: Size, device: torch.device) -> common.Run:
+    """torch.mm for 4 M^2 D FLOP: whole strips on a GPU, tiles of at most 512 on a CPU."""
+    z = torch.randn(size.m, size.d, dtype=size.dtype, device=device)
+    tile = min(512, size.m) if device.type == "cpu" else min(8192, size.m)
+    blocks = size.m // tile
+    out = torch.empty(tile, tile, dtype=size.dtype, device=device)
+
+    def run(turn: int) -> None:
+        for i in range(blocks):
+            for j in range(blocks):
+                x, y = z[i * tile :][:tile], z[j * tile :][:tile]
+                torch.mm(x, y.T, out=out)
+                torch.mm(x, y.T, out=out)
+
+    return run
+
+
+def forward_backward(loss: Loss, size: Size, device: torch.device, sets: int = 3) -> common.Run:
+    """One training step's worth of loss, on rotating inputs."""
+    shape = (size.m // 2, size.d)
+    pairs = [
+        [torch.randn(shape, dtype=size.dtype, device=device, requires_grad=True) for _ in "ab"]
+        for _ in range(sets)
+    ]
+
+    def run(turn: int) -> None:
+        a, b = pairs[turn % sets]
+        a.grad = b.grad = None
+        loss(a, b).backward()
+
+    return run
+
+
+def runs(size: Size, device: torch.device) -> dict[str, common.Run]:
+    """Everything that is timed for one size."""
+    table = {name: forward_backward(f, size, device) for name, f in losses(size, device).items()}
+    table[FLOOR] = matrix_floor(size, device)
+    return table
+
+
+def sizes(device: torch.device, quick: bool) -> list[Size]:
+    """The sizes that the project's targets name."""
+    if device.type == "cpu":
+        return [Size(m) for m in ((1024, 2048) if quick else (1024, 4096, 8192, 16384))]
+    return [
+        Size(m, d, 0.1, torch.bfloat16)
+        for m, d in ((8192, 128), (32768, 128), (32768, 256), (131072, 128))[: 2 if quick else 4]
+    ]
+
+
+def measure(device: torch.device, quick: bool) -> list[common.Row]:
+    """All rows; eager providers are left out where their matrices would not fit in memory."""
+    rows = []
+    for size in sizes(device, quick):
+        table = runs(size, device)
+        if size.m > 65536:
+            table = {k: v for k, v in table.items() if k not in ("eager", "lightly")}
+        budget = 3.0 if quick else 20.0 if size.m < 8192 else 45.0
+        rows += common.rows_of(
+            "similarity_softmax", str(size), table, device, budget, size.flop, (FLOOR,)
+        )
+    sslfast.use_backend("auto")
+    return rows
+
+
+def main() -> None:
+    """Print the table and write the results."""
+    options = common.arguments(__doc__).parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    torch.manual_seed(options.seed)
+    device = torch.device(options.device)
+    rows = measure(device, options.quick)
+    common.print_table(rows, baseline="eager", floor=FLOOR)
+    if options.out:
+        common.write(Path(options.out), rows, device, seed=options.seed)
+
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.mark.parametrize("size", sizes(DEVICE, quick=True), ids=str)
+@pytest.mark.parametrize("provider", list(runs(Size(32), DEVICE)))
+def test_similarity_softmax(benchmark: BenchmarkFixture, size: Size, provider: str) -> None:
+    benchmark.group = str(size)
+    table = runs(size, DEVICE)
+    if provider not in table:
+        pytest.skip(f"{provider} does not take {size}")
+    benchmark.pedantic(table[provider], args=(0,), rounds=10, warmup_rounds=2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,44 @@
+// Chooses the level of the tile kernels when they are first used.
+#include <sslfast/cpu.h>
+
+#include "tile.h"
+
+#include <cstdlib>
+#include <cstring>
+#include <stdexcept>
+#include <string>
+
+namespace sslfast::cpu {
+
+extern const TileKernels tile_kernels_baseline;
+#ifdef __x86_64__
+extern const TileKernels tile_kernels_v3, tile_kernels_v4;
+#endif
+
+namespace {
+
+const TileKernels& choose() {
+    const char* wanted = std::getenv("SSLFAST_CPU_LEVEL");
+    const auto take = [wanted](const char* level) {
+        return wanted == nullptr || std::strcmp(wanted, level) == 0;
+    };
+#ifdef __x86_64__
+    __builtin_cpu_init();
+    if (take("v4") && __builtin_cpu_supports("x86-64-v4")) return tile_kernels_v4;
+    if (take("v3") && __builtin_cpu_supports("x86-64-v3")) return tile_kernels_v3;
+#endif
+    if (take("baseline")) return tile_kernels_baseline;
+    throw std::runtime_error("SSLFAST_CPU_LEVEL=" + std::string(wanted) +
+                             " is not a level of this processor; leave it unset");
+}
+
+}  // namespace
+
+const TileKernels& tile_kernels() {
+    static const TileKernels& chosen = choose();
+    return chosen;
+}
+
+const char* instruction_set() { return tile_kernels().level; }
+
+}  // namespace sslfast::cpu

@@ -1,0 +1,182 @@
+// The tile kernels of one level of the instruction set: compiled several times, with SSLFAST_LEVEL
+// its name and SSLFAST_VECTOR_BYTES its vector. No templates or inline functions of the standard
+// library here: the linker could give another level's copy of them to a processor without it.
+#include "tile.h"
+
+#define SSLFAST_JOIN_(a, b) a##b
+#define SSLFAST_JOIN(a, b) SSLFAST_JOIN_(a, b)
+#define SSLFAST_STRING_(a) #a
+#define SSLFAST_STRING(a) SSLFAST_STRING_(a)
+#define SSLFAST_INLINE inline __attribute__((always_inline))
+
+namespace sslfast::cpu {
+namespace {
+
+typedef float Vector __attribute__((vector_size(SSLFAST_VECTOR_BYTES), aligned(4)));
+
+constexpr int lanes = SSLFAST_VECTOR_BYTES / 4;
+constexpr int width = 2 * lanes;
+// Sums of a register block: max_rows x 2 vectors, beside two of B and one of A.
+#if SSLFAST_VECTOR_BYTES == 64 || defined(__aarch64__)
+constexpr int max_rows = 8;  // 32 registers
+#else
+constexpr int max_rows = 6;  // 16 registers
+#endif
+constexpr int depth = 256;  // k in one go: the panel [depth, width] stays in the L1 cache
+
+SSLFAST_INLINE Vector load(const float* p) { return *reinterpret_cast<const Vector*>(p); }
+SSLFAST_INLINE void store(float* p, Vector v) { *reinterpret_cast<Vector*>(p) = v; }
+
+// c [R, width] (+)= a [R, k] b [k, width], all sums in registers.
+template <int R>
+SSLFAST_INLINE void block(int k, Strided a, const float* b, bool accumulate, float* c,
+                          std::ptrdiff_t ldc) {
+    Vector sum[R][2] = {};
+    if (accumulate) {
+#pragma GCC unroll 8
+        for (int i = 0; i < R; ++i) {
+            sum[i][0] = load(c + i * ldc);
+            sum[i][1] = load(c + i * ldc + lanes);
+        }
+    }
+    const float* x = a.data;
+    for (int step = 0; step < k; ++step, x += a.column, b += width) {
+        const Vector b0 = load(b), b1 = load(b + lanes);
+#pragma GCC unroll 8
+        for (int i = 0; i < R; ++i) {
+            const float xi = x[i * a.row];
+            sum[i][0] += xi * b0;
+            sum[i][1] += xi * b1;
+        }
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < R; ++i) {
+        store(c + i * ldc, sum[i][0]);
+        store(c + i * ldc + lanes, sum[i][1]);
+    }
+}
+
+template <int R>
+SSLFAST_INLINE void block_rows(int rows, int k, Strided a, const float* b, bool accumulate,
+                               float* c, std::ptrdiff_t ldc) {
+    if (rows == R) return block<R>(k, a, b, accumulate, c, ldc);
+    if constexpr (R > 1) block_rows<R - 1>(rows, k, a, b, accumulate, c, ldc);
+}
+
+// A block of which only `columns` < width columns exist in c.
+void partial_block(int rows, int columns, int k, Strided a, const float* b, bool accumulate,
+                   float* c, std::ptrdiff_t ldc) {
+    float whole[max_rows * width] = {};
+    for (int i = 0; accumulate && i < rows; ++i)
+        for (int j = 0; j < columns; ++j) whole[i * width + j] = c[i * ldc + j];
+    block_rows<max_rows>(rows, k, a, b, accumulate, whole, width);
+    for (int i = 0; i < rows; ++i)
+        for (int j = 0; j < columns; ++j) c[i * ldc + j] = whole[i * width + j];
+}
+
+void multiply(int m, int n, int k, Strided a, Panels b, bool accumulate, float* c,
+              std::ptrdiff_t ldc) {
+    for (int k0 = 0; k0 < k; k0 += depth) {
+        const int ks = k - k0 < depth ? k - k0 : depth;
+        const bool add = accumulate || k0 > 0;
+        for (int j = 0; j < n; j += width) {
+            const float* panel = b.data + j / width * b.stride + k0 * width;
+            for (int i = 0; i < m; i += max_rows) {
+                const int rows = m - i < max_rows ? m - i : max_rows;
+                const Strided x{a.data + i * a.row + k0 * a.column, a.row, a.column};
+                float* out = c + i * ldc + j;
+                if (n - j < width)
+                    partial_block(rows, n - j, ks, x, panel, add, out, ldc);
+                else if (rows == max_rows)
+                    block<max_rows>(ks, x, panel, add, out, ldc);
+                else
+                    block_rows<max_rows>(rows, ks, x, panel, add, out, ldc);
+            }
+        }
+    }
+}
+
+// 2^x to about 1 ulp for x <= 127 (beyond: undefined); exactly 0 below -127, so that masked elements
+// (-infinity) add nothing; NaN for NaN. Cody-Waite split to [-1/2, 1/2], polynomial of degree 6
+// (coefficients: Cephes exp2f).
+SSLFAST_INLINE float exp2_fast(float x) {
+    const float clamped = x < -127.0f ? -127.0f : x;  // NaN passes
+    constexpr float round_magic = 12582912.0f;        // 1.5 * 2^23: adding it rounds to an integer
+    const float shifted = clamped + round_magic;
+    const float r = clamped - (shifted - round_magic);
+    float p = 1.535336188319500e-4f;
+    p = p * r + 1.339887440266574e-3f;
+    p = p * r + 9.618437357674640e-3f;
+    p = p * r + 5.550332471162809e-2f;
+    p = p * r + 2.402264791363012e-1f;
+    p = p * r + 6.931472028550421e-1f;
+    p = p * r + 1.0f;
+    unsigned bits;
+    __builtin_memcpy(&bits, &shifted, sizeof bits);
+    const unsigned exponent = (bits + 127u) << 23;  // at -127 this is the float 0
+    float power;
+    __builtin_memcpy(&power, &exponent, sizeof power);
+    return p * power;
+}
+
+void merge(const float* tile, std::ptrdiff_t ld, int rows, int columns, float* row_maximum,
+           float* row_sum, float* column_maximum, float* column_sum, float* new_maximum) {
+    const bool both = column_maximum != nullptr;
+    for (int j = 0; both && j < columns; ++j) new_maximum[j] = column_maximum[j];
+    for (int i = 0; i < rows; ++i) {
+        const float* t = tile + i * ld;
+        float maximum = row_maximum[i];
+        if (both) {
+#pragma omp simd reduction(max : maximum)
+            for (int j = 0; j < columns; ++j) {
+                maximum = t[j] > maximum ? t[j] : maximum;
+                new_maximum[j] = t[j] > new_maximum[j] ? t[j] : new_maximum[j];
+            }
+        } else {
+#pragma omp simd reduction(max : maximum)
+            for (int j = 0; j < columns; ++j) maximum = t[j] > maximum ? t[j] : maximum;
+        }
+        row_sum[i] *= exp2_fast(row_maximum[i] - maximum);
+        row_maximum[i] = maximum;
+    }
+#pragma omp simd
+    for (int j = 0; j < (both ? columns : 0); ++j) {
+        column_sum[j] *= exp2_fast(column_maximum[j] - new_maximum[j]);
+        column_maximum[j] = new_maximum[j];
+    }
+    for (int i = 0; i < rows; ++i) {
+        const float* t = tile + i * ld;
+        const float maximum = row_maximum[i];
+        float sum = 0.0f;
+        if (both) {
+#pragma omp simd reduction(+ : sum)
+            for (int j = 0; j < columns; ++j) {
+                sum += exp2_fast(t[j] - maximum);
+                column_sum[j] += exp2_fast(t[j] - column_maximum[j]);
+            }
+        } else {
+#pragma omp simd reduction(+ : sum)
+            for (int j = 0; j < columns; ++j) sum += exp2_fast(t[j] - maximum);
+        }
+        row_sum[i] += sum;
+    }
+}
+
+void weigh(float* tile, std::ptrdiff_t ld, int rows, int columns, const float* row_lse,
+           const float* row_g, const float* column_lse, const float* column_g) {
+    for (int i = 0; i < rows; ++i) {
+        float* t = tile + i * ld;
+        const float lse = row_lse[i], g = row_g[i];
+#pragma omp simd
+        for (int j = 0; j < columns; ++j)
+            t[j] = g * exp2_fast(t[j] - lse) + column_g[j] * exp2_fast(t[j] - column_lse[j]);
+    }
+}
+
+}  // namespace
+
+extern const TileKernels SSLFAST_JOIN(tile_kernels_, SSLFAST_LEVEL);
+const TileKernels SSLFAST_JOIN(tile_kernels_, SSLFAST_LEVEL) = {
+    SSLFAST_STRING(SSLFAST_LEVEL), width, multiply, merge, weigh};
+
+}  // namespace sslfast::cpu

@@ -1,0 +1,43 @@
+// What is compiled once for each level of the instruction set: products of tiles, and the passes
+// over a tile of logits. csrc/cpu/tile.cpp is the source of all levels.
+#pragma once
+
+#include <cstddef>
+
+namespace sslfast::cpu {
+
+// The right operand of a product, B [k, n], in panels of `width` columns, each [k, width] and zero
+// beyond n; `stride` floats from a panel to the next.
+struct Panels {
+    const float* data;
+    std::ptrdiff_t stride;
+};
+
+// The left operand, A [m, k]: element (i, k) at data[i * row + k * column].
+struct Strided {
+    const float* data;
+    std::ptrdiff_t row, column;
+};
+
+struct TileKernels {
+    const char* level;
+    int width;  // of a panel
+
+    // c [m, n] = a b, or += with accumulate; rows of c are ldc floats apart.
+    void (*multiply)(int m, int n, int k, Strided a, Panels b, bool accumulate, float* c,
+                     std::ptrdiff_t ldc);
+
+    // Merges a tile of base-2 logits [rows, columns] into the running (maximum, sum of 2^(t -
+    // maximum)) of its rows and, unless null, of its columns; scratch: `columns` floats.
+    void (*merge)(const float* tile, std::ptrdiff_t ld, int rows, int columns, float* row_maximum,
+                  float* row_sum, float* column_maximum, float* column_sum, float* scratch);
+
+    // t_ij <- row_g_i 2^(t_ij - row_lse_i) + column_g_j 2^(t_ij - column_lse_j)
+    void (*weigh)(float* tile, std::ptrdiff_t ld, int rows, int columns, const float* row_lse,
+                  const float* row_g, const float* column_lse, const float* column_g);
+};
+
+// The best level that this processor has; SSLFAST_CPU_LEVEL names a lower one.
+const TileKernels& tile_kernels();
+
+}  // namespace sslfast::cpu

@@ -1,0 +1,34 @@
+"""C++ on the CPU (csrc/cpu/philox.cpp)."""
+
+import torch
+from torch import Tensor
+
+from .._extension import cpu_unavailable, extension
+from . import Problem
+
+DEVICE = "cpu"
+PRIORITY = 30
+
+available = cpu_unavailable
+
+
+def supports(problem: Problem) -> str | None:
+    """Anything."""
+    return None
+
+
+def random_bits(sample_ids: Tensor, step: Tensor, seed: int, stream: int, count: int) -> Tensor:
+    """Random words; see the package."""
+    sample_ids = sample_ids.contiguous()
+    out = torch.empty(len(sample_ids), count, dtype=torch.int64)
+    extension().philox_random_bits_cpu(
+        sample_ids.data_ptr(),
+        len(sample_ids),
+        int(step),
+        seed % 2**64,
+        stream,
+        count,
+        out.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return out

@@ -1,0 +1,78 @@
+"""Similarity softmax: row-wise log-sum-exps of X Y^T without the matrix, and their gradient.
+
+With logits t_ij = s <x_i, y_j>, every backend has two functions.
+
+``forward(rows, columns, scale, pairing, column_lse) -> (lse [M], positive [M], lse_columns [N])``
+    lse_i = log sum_j exp(t_ij) over the *negatives* of row i: neither its positive nor, where the
+    pairing says so, itself. positive_i is the logit of the positive. lse_columns_j is the same sum
+    over the rows i, or an empty tensor where it was not asked for. Leaving the positive out keeps
+    every loss exact when pairs have converged: NT-Xent is softplus(lse - positive).
+
+``backward(rows, columns, scale, pairing, row, column) -> U [M, D]``
+    U_i = sum_j G_ij y_j over the same elements, with
+    G_ij = g_i exp(t_ij - lse_i) + h_j exp(t_ij - lse_columns_j); ``row`` is (lse, g), ``column`` is
+    (lse_columns, h), and either may be None for nothing from that side. The gradient of x_i is
+    s U_i; that of y is the transposed call.
+
+``columns=None`` is the symmetric form: Y = X, one pairing onto itself, and column = row statistics.
+rows, columns: any floating dtype, contiguous; all else has the accumulation dtype: float32, or
+float64 where rows are float64. Nothing here checks values: non-finite in, non-finite out.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """Which elements of the logit matrix are positives, and which are no candidates at all.
+
+    Row ``row_base + a`` and column ``column_base + (a + shift) % length`` are a positive pair for
+    0 <= a < length; with ``leave_out_self``, row ``row_base + a`` and column ``column_base + a``
+    are the same sample. NT-Xent over M rows: Pairing(M, M // 2, leave_out_self=True); CLIP:
+    Pairing(N); a rank's rows against all ranks' columns: column_base = where its own begin.
+    """
+
+    length: int
+    shift: int = 0
+    row_base: int = 0
+    column_base: int = 0
+    leave_out_self: bool = False
+
+    def transposed(self) -> "Pairing":
+        """The same pairs with the roles of rows and columns exchanged."""
+        back = -self.shift % self.length if self.length else 0
+        return Pairing(self.length, back, self.column_base, self.row_base, self.leave_out_self)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What a backend is asked to do."""
+
+    device: str
+    dtype: torch.dtype
+    rows: int
+    columns: int
+    dim: int
+    symmetric: bool
+    pairing: Pairing
+
+
+def problem(rows: Tensor, columns: Tensor | None, pairing: Pairing) -> Problem:
+    """Describe the inputs of an op for the registry."""
+    return Problem(
+        device=rows.device.type,
+        dtype=rows.dtype,
+        rows=rows.shape[0],
+        columns=(rows if columns is None else columns).shape[0],
+        dim=rows.shape[1],
+        symmetric=columns is None,
+        pairing=pairing,
+    )
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of sums and statistics: float64 for float64 inputs, else float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32

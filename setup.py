@@ -1,0 +1,75 @@
+"""Builds sslfast._C with CMake and ninja; everything else is in pyproject.toml.
+
+SSLFAST_BUILD=0 skips the extension, 1 makes its failure fatal; by default a machine without a
+compiler still gets the package, and is told what it lost.
+"""
+
+import os
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+HERE = Path(__file__).resolve().parent
+LOST = """
+*** sslfast: the compiled kernels (sslfast._C) were not built: {reason}
+*** The package works all the same with its 'tiled' (PyTorch) and 'triton' (GPU) backends;
+*** on a CPU the losses are then slower. To build them: install a C++ compiler with OpenMP
+*** (Debian, Ubuntu: apt install g++), then run pip install again. `sslfast doctor` shows the state.
+"""
+
+
+class CMakeBuild(build_ext):
+    """Runs CMake and puts the module where setuptools expects it."""
+
+    def build_extension(self, ext: Extension) -> None:
+        """Build sslfast._C, or say what is lost without it."""
+        mode = os.environ.get("SSLFAST_BUILD", "auto")
+        if mode == "0":
+            print(LOST.format(reason="SSLFAST_BUILD=0"), file=sys.stderr)
+            return
+        try:
+            self._cmake(ext)
+        except (OSError, subprocess.CalledProcessError) as error:
+            if mode == "1" or os.environ.get("SSLFAST_CUDA") == "1":
+                raise
+            print(LOST.format(reason=error), file=sys.stderr)
+
+    def _cmake(self, ext: Extension) -> None:
+        import pybind11
+
+        target = Path(self.get_ext_fullpath(ext.name)).resolve().parent
+        build = Path(self.build_temp).resolve() / "cmake"
+        build.mkdir(parents=True, exist_ok=True)
+        # ninja and cmake may be Python packages beside this interpreter, outside the PATH.
+        path = os.pathsep.join((sysconfig.get_path("scripts"), os.environ.get("PATH", "")))
+        environment = {**os.environ, "PATH": path}
+        configure = [
+            "cmake", "-S", str(HERE), "-B", str(build), "-G", "Ninja", "--fresh",
+            f"-DPython_EXECUTABLE={sys.executable}",
+            f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+            f"-DCMAKE_INSTALL_PREFIX={target}",
+        ]  # fmt: skip
+        subprocess.run(configure, check=True, env=environment)
+        subprocess.run(
+            ["cmake", "--build", str(build), "--target", "install"], check=True, env=environment
+        )
+
+
+def packages() -> list[str]:
+    """Return sslfast with its sub-packages, and kernels/ as sslfast.kernels."""
+    found = [p.parent.relative_to(HERE) for p in sorted(HERE.glob("sslfast/**/__init__.py"))]
+    kernels = [p.parent.relative_to(HERE) for p in sorted(HERE.glob("kernels/**/__init__.py"))]
+    return [".".join(p.parts) for p in found] + [".".join(("sslfast", *p.parts)) for p in kernels]
+
+
+setup(
+    packages=packages(),
+    package_dir={"sslfast": "sslfast", "sslfast.kernels": "kernels"},
+    package_data={"sslfast": ["py.typed"]},
+    ext_modules=[Extension("sslfast._C", sources=[], optional=True)],
+    cmdclass={"build_ext": CMakeBuild},
+)

@@ -1,0 +1,31 @@
+"""sslfast: a kernel-accelerated training engine for self-supervised learning.
+
+Names are imported when first used, so that a script which needs one loss loads one loss.
+"""
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+_LAZY = {
+    "backends": "sslfast.kernels.registry",
+    "use_backend": "sslfast.kernels.registry",
+    "train": "sslfast.training",
+    "load_encoder": "sslfast.training",
+}
+_MODULES = ("data", "eval", "functional", "losses", "methods", "models", "ops", "optim", "training")
+
+__all__ = ["__version__", *_LAZY]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name]), name)
+    if name in _MODULES:
+        return import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted((*__all__, *_MODULES))

@@ -1,0 +1,80 @@
+"""NT-Xent, with lightly's constructor and forward."""
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sslfast.functional import check_embeddings, info_nce_from_logits, ntxent, scale_of
+from sslfast.losses.memory_bank import MemoryBank
+from sslfast.ops.similarity_softmax import similarity_softmax
+
+
+class NTXentLoss(nn.Module):
+    """NT-Xent (SimCLR, Chen et al. 2020, equation 1); drop-in for lightly's class of this name.
+
+    Never holds the 2N x 2N similarities: forward and backward take memory linear in N. With a
+    memory bank, negatives are the bank's entries instead of the batch's, as in MoCo (He et al.
+    2020, equation 1); the bank takes up ``out1`` after each call whose ``out0`` needs a gradient.
+
+    Args:
+        temperature: divides the cosine similarities; not 0, negative values are allowed.
+        memory_bank_size: 0 for none, else (number of embeddings, their dimension).
+
+    Shapes:
+        out0, out1: [N, D] of one floating dtype and device, normalised or not. Returns the mean
+        over the 2N rows (N with a bank), in float32 (float64 for float64 inputs).
+
+    Raises:
+        ValueError: a temperature below 1e-8 in magnitude, shapes, dtypes or devices that do not
+            fit.
+        TypeError: embeddings that are no floating-point tensors.
+
+    Differences from lightly 1.6: the bank is saved with the state, wraps around where lightly
+    drops the end of a batch, and fp16 embeddings of zeros give no NaN.
+    """
+
+    def __init__(self, temperature: float = 0.5, memory_bank_size: int | Sequence[int] = 0) -> None:
+        super().__init__()
+        if not abs(temperature) >= 1e-8:
+            raise ValueError(f"temperature must be a number other than 0, got {temperature}")
+        self.temperature = temperature
+        size = (memory_bank_size,) if isinstance(memory_bank_size, int) else memory_bank_size
+        self.memory_bank = None if tuple(size) == (0,) else MemoryBank(tuple(size))
+
+    def extra_repr(self) -> str:
+        """Show the temperature."""
+        return f"temperature={self.temperature}"
+
+    def forward(self, out0: Tensor, out1: Tensor) -> Tensor:
+        """Return the mean loss of the embeddings [N, D] of two views."""
+        if self.memory_bank is None:
+            return ntxent(out0, out1, self.temperature)
+        check_embeddings(out0=out0, out1=out1)
+        bank = self.memory_bank.bank
+        if bank.shape[1] != out0.shape[1]:
+            raise ValueError(
+                f"embeddings have dimension {out0.shape[1]}, the memory bank {bank.shape[1]}"
+            )
+        loss = _moco(out0, out1, bank.clone(), self.temperature)
+        if out0.requires_grad:
+            self.memory_bank.enqueue(F.normalize(out1.detach().to(bank.dtype), dim=1))
+        return loss
+
+
+def _moco(query: Tensor, key: Tensor, bank: Tensor, temperature: float) -> Tensor:
+    """InfoNCE of unit queries against their keys and the bank's entries."""
+    scale = scale_of(temperature, query)
+    q, k = (F.normalize(x.to(scale.dtype), dim=1) for x in (query, key))
+    positive = scale * (q * k).sum(1)
+    lse, _, _ = similarity_softmax(
+        q,
+        bank.to(q.dtype),
+        scale,
+        shift=-1,
+        column_base=0,
+        leave_out_self=False,
+        normalize=False,
+        column_lse=False,
+    )
+    return info_nce_from_logits(lse, positive).mean()

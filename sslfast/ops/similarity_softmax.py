@@ -1,0 +1,211 @@
+"""The similarity-softmax op: torch.library schema, fake, autograd -> a backend of the registry.
+
+Logits are t_ij = scale <x_i, y_j>. The op returns, for every row, the log-sum-exp over its
+negatives and the logit of its positive; a loss is a few operations on these M-vectors, and the
+upstream gradient reaches the kernels per row. The maths is in kernels/similarity_softmax.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sslfast.kernels import registry
+from sslfast.kernels import similarity_softmax as kernels
+from sslfast.kernels.similarity_softmax import Pairing, accumulation_dtype
+
+OP = "similarity_softmax"
+EPS = 1e-12  # of torch.nn.functional.normalize; in the accumulation dtype, so fp16 has no NaN
+
+
+def _pairing(rows: Tensor, shift: int, column_base: int, leave_out_self: bool) -> Pairing:
+    length = rows.shape[0]
+    return Pairing(0) if shift < 0 else Pairing(length, shift, 0, column_base, leave_out_self)
+
+
+def _norms(x: Tensor) -> Tensor:
+    """max(||x_i||, EPS) [M, 1] in the accumulation dtype."""
+    norms = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=accumulation_dtype(x.dtype))
+    return norms.clamp_min_(EPS)
+
+
+def _prepare(x: Tensor, normalize: bool) -> Tensor:
+    """Contiguous rows, divided by their norms where asked, in their own dtype."""
+    return (x / _norms(x)).to(x.dtype).contiguous() if normalize else x.contiguous()
+
+
+def _through_norm(x: Tensor, z: Tensor, dz: Tensor) -> Tensor:
+    """Gradient of x from that of z = x / max(||x||, EPS): a row shorter than EPS is only scaled."""
+    norms = _norms(x)
+    along = (z * dz).sum(1, keepdim=True).masked_fill_(norms <= EPS, 0)
+    return torch.addcmul(dz, along, z.to(dz.dtype), value=-1).div_(norms)
+
+
+def _add_positives(gradient: Tensor, other: Tensor, weight: Tensor, pairing: Pairing) -> None:
+    """gradient_i += weight_i other_positive(i), in place; weight is per row of the window."""
+    p, n = pairing, pairing.length
+    wrap = n - p.shift
+    for first, to, count in ((0, p.column_base + p.shift, wrap), (wrap, p.column_base, p.shift)):
+        rows = slice(p.row_base + first, p.row_base + first + count)
+        gradient[rows] += weight[first : first + count, None] * other[to : to + count]
+
+
+@torch.library.custom_op("sslfast::similarity_softmax", mutates_args=())
+def similarity_softmax(
+    rows: Tensor,
+    columns: Tensor | None,
+    scale: Tensor,
+    shift: int,
+    column_base: int,
+    leave_out_self: bool,
+    normalize: bool,
+    column_lse: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Row-wise log-sum-exp over negatives and positive logits.
+
+    Args:
+        rows: X [M, D], float16, bfloat16, float32 or float64.
+        columns: Y [N, D] of the same dtype and device, or None for the symmetric form Y = X.
+        scale: 1 / temperature, a 0-d tensor of the accumulation dtype (float32, or float64 for
+            float64 rows) on the same device; may need a gradient.
+        shift: the positive of row i is column ``column_base + (i + shift) % M``; symmetric: M / 2.
+            -1: no column is a positive.
+        column_base: the column where the rows' own block begins.
+        leave_out_self: column ``column_base + i`` is no candidate of row i.
+        normalize: divide rows and columns by their Euclidean norms first, as F.normalize does.
+        column_lse: also return the log-sum-exps of the columns.
+
+    Returns:
+        lse [M], positive [M] and column lse [N] (or [0]) in the accumulation dtype, in nats.
+    """
+    pairing = _pairing(rows, shift, column_base, leave_out_self)
+    x = _prepare(rows, normalize)
+    y = None if columns is None else _prepare(columns, normalize)
+    backend = registry.pick(OP, kernels.problem(x, y, pairing))
+    with torch.autocast(rows.device.type, enabled=False):  # sums are never in half precision
+        return backend.forward(x, y, scale, pairing, column_lse)
+
+
+@similarity_softmax.register_fake
+def _(
+    rows: Tensor,
+    columns: Tensor | None,
+    scale: Tensor,
+    shift: int,
+    column_base: int,
+    leave_out_self: bool,
+    normalize: bool,
+    column_lse: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    dtype = accumulation_dtype(rows.dtype)
+    n = (rows if columns is None else columns).shape[0] if column_lse else 0
+    lse = rows.new_empty(rows.shape[0], dtype=dtype)
+    return lse, torch.empty_like(lse), rows.new_empty(n, dtype=dtype)
+
+
+@torch.library.custom_op("sslfast::similarity_softmax_backward", mutates_args=())
+def similarity_softmax_backward(
+    d_lse: Tensor,
+    d_positive: Tensor,
+    d_column_lse: Tensor | None,
+    rows: Tensor,
+    columns: Tensor | None,
+    scale: Tensor,
+    lse: Tensor,
+    lse_columns: Tensor,
+    shift: int,
+    column_base: int,
+    leave_out_self: bool,
+    normalize: bool,
+    columns_gradient: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of rows, columns (empty where not asked for) and scale; recomputes the tiles."""
+    pairing = _pairing(rows, shift, column_base, leave_out_self)
+    x = _prepare(rows, normalize)
+    y = None if columns is None else _prepare(columns, normalize)
+    backend = registry.pick(OP, kernels.problem(x, y, pairing))
+    with torch.autocast(rows.device.type, enabled=False):
+        if y is None:
+            # Row i is also a column: with that role come its share of G and its positive.
+            row = column = (lse, d_lse if d_column_lse is None else d_lse + d_column_lse)
+            d_positive = d_positive + d_positive.roll(pairing.shift)
+        else:
+            row = (lse, d_lse)
+            column = None if d_column_lse is None else (lse_columns, d_column_lse)
+        dx = backend.backward(x, y, scale, pairing, row, column)
+        _add_positives(dx, x if y is None else y, d_positive, pairing)
+        d_scale = torch.linalg.vecdot(x.to(dx.dtype), dx).sum()
+        if y is None:
+            d_scale /= 2  # every similarity has been counted from both its ends
+        dy = dx.new_empty(0, dtype=rows.dtype)
+        if columns is not None and y is not None and columns_gradient:
+            back = pairing.transposed()
+            unscaled = backend.backward(y, x, scale, back, column, row)
+            _add_positives(unscaled, x, d_positive.roll(pairing.shift), back)
+            dy = _finish(columns, y, unscaled, scale, normalize)
+        return _finish(rows, x, dx, scale, normalize), dy, d_scale
+
+
+def _finish(x: Tensor, z: Tensor, gradient: Tensor, scale: Tensor, normalize: bool) -> Tensor:
+    """From the unscaled gradient of the prepared rows z to that of the rows x as given."""
+    if normalize:
+        gradient = _through_norm(x, z, gradient)
+    return gradient.mul_(scale).to(x.dtype)
+
+
+@similarity_softmax_backward.register_fake
+def _(
+    d_lse: Tensor,
+    d_positive: Tensor,
+    d_column_lse: Tensor | None,
+    rows: Tensor,
+    columns: Tensor | None,
+    scale: Tensor,
+    lse: Tensor,
+    lse_columns: Tensor,
+    shift: int,
+    column_base: int,
+    leave_out_self: bool,
+    normalize: bool,
+    columns_gradient: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    dy = torch.empty_like(columns) if columns_gradient else rows.new_empty(0)
+    return torch.empty_like(rows), dy, torch.empty_like(scale)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    rows, columns, scale, *ctx.structure, ctx.column_lse = inputs
+    lse, _, lse_columns = output
+    ctx.save_for_backward(rows, columns, scale, lse, lse_columns)
+
+
+def _backward(
+    ctx: Any, d_lse: Tensor, d_positive: Tensor, d_column_lse: Tensor
+) -> tuple[Tensor | None, ...]:
+    rows, columns, scale, lse, lse_columns = ctx.saved_tensors
+    d_columns = d_column_lse.contiguous() if ctx.column_lse else None
+    columns_gradient = columns is not None and ctx.needs_input_grad[1]
+    dx, dy, d_scale = similarity_softmax_backward(
+        d_lse.contiguous(),
+        d_positive.contiguous(),
+        d_columns,
+        rows,
+        columns,
+        scale,
+        lse,
+        lse_columns,
+        *ctx.structure,
+        columns_gradient,
+    )
+    return dx, dy if columns_gradient else None, d_scale, None, None, None, None, None
+
+
+def _no_double_backward(ctx: Any, *gradients: Tensor) -> None:
+    raise RuntimeError(
+        "sslfast: the similarity-softmax loss has no second derivative; "
+        "call backward() without create_graph=True, or use a loss written in plain PyTorch"
+    )
+
+
+similarity_softmax.register_autograd(_backward, setup_context=_setup_context)
+similarity_softmax_backward.register_autograd(_no_double_backward)

@@ -1,0 +1,126 @@
+"""The op as torch sees it: gradcheck, opcheck, compile, autocast, double backward, memory."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+import sslfast
+from sslfast.functional import ntxent
+from sslfast.ops import similarity_softmax as op
+
+FORMS = {  # name: (columns, shift, column_base, leave_out_self, column_lse)
+    "ntxent": (None, 3, 0, True, False),
+    "ntxent_both": (None, 3, 0, True, True),
+    "clip": (6, 0, 0, False, True),
+    "slab": (14, 3, 4, True, True),
+    "one_sided": (9, 0, 2, False, False),
+    "negatives_only": (9, -1, 0, False, False),
+}
+
+
+def inputs(columns: int | None, dtype: torch.dtype = torch.float64) -> list[Tensor | None]:
+    x = torch.randn(6, 4, dtype=dtype, requires_grad=True)
+    y = None if columns is None else torch.randn(columns, 4, dtype=dtype, requires_grad=True)
+    acc = torch.float64 if dtype == torch.float64 else torch.float32
+    return [x, y, torch.tensor(1.7, dtype=acc, requires_grad=True)]
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("backend", ["reference", "tiled"])
+def test_gradcheck(form: str, normalize: bool, backend: str) -> None:
+    columns, shift, base, leave_out, column_lse = FORMS[form]
+    tensors = inputs(columns)
+
+    def call(*args: Tensor) -> tuple[Tensor, ...]:
+        x, y, s = args if columns is not None else (args[0], None, args[1])
+        lse, positive, lse_columns = op(x, y, s, shift, base, leave_out, normalize, column_lse)
+        return tuple(
+            t
+            for t, used in ((lse, True), (positive, shift >= 0), (lse_columns, column_lse))
+            if used
+        )
+
+    with sslfast.use_backend(backend):
+        assert torch.autograd.gradcheck(call, [t for t in tensors if t is not None])
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_opcheck(form: str, dtype: torch.dtype) -> None:
+    columns, shift, base, leave_out, column_lse = FORMS[form]
+    torch.library.opcheck(op, (*inputs(columns, dtype), shift, base, leave_out, True, column_lse))
+
+
+def test_compile_fullgraph() -> None:
+    a, b = torch.randn(20, 8, requires_grad=True), torch.randn(20, 8)
+    t = torch.tensor(0.2, requires_grad=True)
+
+    def loss(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
+        return ntxent(a, b, t, reduction="none").square().sum()
+
+    expected = torch.autograd.grad(loss(a, b, t), (a, t))
+    compiled = torch.compile(loss, fullgraph=True)
+    for value, truth in zip(torch.autograd.grad(compiled(a, b, t), (a, t)), expected, strict=True):
+        torch.testing.assert_close(value, truth)
+
+
+def test_autocast_does_not_reach_the_sums() -> None:
+    x = F.normalize(torch.randn(64, 16), dim=1)
+    for backend in ("reference", "tiled"):
+        with sslfast.use_backend(backend):
+            expected = ntxent(x[:32], x[32:], 0.05)
+            with torch.autocast("cpu", torch.bfloat16):
+                assert torch.equal(ntxent(x[:32], x[32:], 0.05), expected)
+
+
+def test_activation_checkpointing_gives_the_same_gradient() -> None:
+    a, b = torch.randn(12, 8, requires_grad=True), torch.randn(12, 8)
+    (plain,) = torch.autograd.grad(ntxent(a, b), a)
+    (again,) = torch.autograd.grad(checkpoint(ntxent, a, b, use_reentrant=False), a)
+    assert torch.equal(plain, again)
+
+
+def test_double_backward_says_what_to_do() -> None:
+    a, b = torch.randn(4, 8, requires_grad=True), torch.randn(4, 8)
+    (first,) = torch.autograd.grad(ntxent(a, b), a, create_graph=True)
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        first.sum().backward()
+
+
+def test_nothing_is_kept_without_gradients() -> None:
+    a = torch.randn(4, 8)
+    with torch.no_grad():
+        assert ntxent(a.requires_grad_(), a).grad_fn is None
+
+
+def test_only_what_needs_a_gradient_gets_one() -> None:
+    x, y, s = inputs(9)
+    assert x is not None and y is not None
+    lse, _, _ = op(x, y.detach(), s, -1, 0, False, True, False)
+    lse.sum().backward()
+    assert x.grad is not None
+    assert y.grad is None
+
+
+def test_zero_rows_behave_as_in_normalize() -> None:
+    """F.normalize divides by max(norm, eps): a row of zeros has finite logits and this gradient."""
+    x = torch.randn(6, 4, dtype=torch.float64)
+    x[2] = 0
+    a, b = x.clone().requires_grad_(), x.clone().requires_grad_()
+    scale = torch.tensor(2.0, dtype=torch.float64)
+    lse, positive, _ = op(a, None, scale, 3, 0, True, True, False)
+    (lse - positive).sum().backward()
+    z = F.normalize(b, dim=1)
+    lse, positive, _ = op(z, None, scale, 3, 0, True, False, False)
+    (lse - positive).sum().backward()
+    assert a.grad is not None and b.grad is not None
+    torch.testing.assert_close(a.grad, b.grad)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_zero_rows_are_finite(dtype: torch.dtype) -> None:
+    out = torch.zeros(4, 8, dtype=dtype)
+    assert ntxent(out, out).isfinite()

@@ -1,0 +1,61 @@
+"""Other libraries' classes as oracles and baselines, from a folder that `make peers` fills.
+
+lightly's loss package imports torchvision, which has no build beside a CPU torch, and packages
+that its losses do not use; empty stand-ins take their place while it is imported.
+"""
+
+import importlib
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+from unittest import mock
+
+PEERS = Path(__file__).resolve().parents[1] / "build" / "peers"
+STAND_INS = ("torchvision", "pytorch_lightning", "hydra", "omegaconf", "tqdm", "timm")
+
+
+class _Anything(ModuleType):
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return type(name, (), {})
+
+
+class _StandIns(MetaPathFinder, Loader):
+    def find_spec(self, name: str, path: object, target: object = None) -> ModuleSpec | None:
+        if name.split(".")[0] not in STAND_INS:
+            return None
+        return ModuleSpec(name, self, is_package=True)
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        return _Anything(spec.name)
+
+    def exec_module(self, module: ModuleType) -> None:
+        pass
+
+
+@contextmanager
+def _peers_first() -> Iterator[None]:
+    finder = _StandIns()
+    with mock.patch.object(sys, "path", [str(PEERS), *sys.path]):
+        sys.meta_path.insert(0, finder)
+        try:
+            yield
+        finally:
+            sys.meta_path.remove(finder)
+            for name in list(sys.modules):
+                if isinstance(sys.modules[name], _Anything):
+                    del sys.modules[name]
+
+
+def load(module: str) -> ModuleType:
+    """Import a peer's module; run `make peers` first."""
+    if not PEERS.is_dir():
+        raise FileNotFoundError(f"{PEERS} is missing: run `make peers` to install the peers")
+    with _peers_first():
+        return importlib.import_module(module)

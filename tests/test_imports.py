@@ -1,0 +1,94 @@
+"""The import graph flows one way, and importing a loss stays light."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+# From the top down: a file imports from its own layer and from those below, never upwards.
+LAYERS = [
+    ("cli",),
+    ("training",),
+    ("eval",),
+    ("methods",),
+    ("losses", "masking", "ema", "optim", "models", "data"),
+    ("functional",),
+    ("ops",),
+    ("kernels",),
+]
+LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+ANYWHERE = {"_extras", "_suggest"}  # imports nothing of sslfast
+KERNEL_IMPORTS = {"torch", "triton", "sslfast"}
+
+
+def imports(path: Path, package: list[str]) -> set[str]:
+    """Absolute names of all modules that a file imports, wherever in the file."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            start = ".".join([*base, *([node.module] if node.module else [])])
+            found |= {f"{start}.{alias.name}" for alias in node.names}
+    return found
+
+
+def sources() -> list[tuple[str, Path, list[str]]]:
+    """(layer, file, package) of every module but sslfast/__init__.py, which is lazy."""
+    found = []
+    for folder, package in ((ROOT / "sslfast", ["sslfast"]), (ROOT / "kernels", None)):
+        for path in sorted(folder.rglob("*.py")):
+            parts = path.relative_to(folder).with_suffix("").parts
+            if package is None:
+                found.append(("kernels", path, ["sslfast", "kernels", *parts[:-1]]))
+            elif parts != ("__init__",):
+                found.append((parts[0], path, [*package, *parts[:-1]]))
+    return found
+
+
+@pytest.mark.parametrize("source", sources(), ids=lambda s: str(s[1].relative_to(ROOT)))
+def test_no_back_edge(source: tuple[str, Path, list[str]]) -> None:
+    layer, path, package = source
+    for name in imports(path, package):
+        parts = name.split(".")
+        if parts[0] == "sslfast" and len(parts) > 1:
+            target = parts[1]
+            if layer in ANYWHERE:
+                pytest.fail(f"{path.name} must not import {name}")
+            if target in LEVEL and layer in LEVEL:
+                assert LEVEL[target] >= LEVEL[layer], f"{path} imports {name}, a layer above"
+        if layer == "kernels":
+            standard = parts[0] in sys.stdlib_module_names
+            assert standard or parts[0] in KERNEL_IMPORTS, f"{path} imports {name}"
+            assert parts[:2] in (["sslfast", "kernels"], ["sslfast", "_C"]) or parts[0] != "sslfast"
+
+
+def test_every_room_has_its_layer() -> None:
+    names = {layer for layer, _, _ in sources()}
+    assert names <= set(LEVEL) | ANYWHERE | {"__main__"}
+
+
+def test_a_loss_imports_no_optional_package() -> None:
+    code = (
+        "import sys; from sslfast.losses import NTXentLoss; "
+        "print([m for m in ('nvidia.dali', 'jsonargparse', 'sklearn', 'matplotlib', 'rich', "
+        "'tensorboard', 'skimage', 'mlxtend', 'sslfast.training') if m in sys.modules])"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert shown.stdout.strip() == "[]"
+
+
+def test_no_top_level_package_called_kernels() -> None:
+    code = "import importlib.util, sys; print(importlib.util.find_spec('kernels'))"
+    shown = subprocess.run(
+        [sys.executable, "-P" if sys.version_info >= (3, 11) else "-I", "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd="/",
+    )
+    assert shown.stdout.strip() == "None"

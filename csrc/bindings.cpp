@@ -1,6 +1,9 @@
 // Python module sslfast._C: plain functions over addresses, sizes and, for CUDA, the stream.
 // Callers (kernels/*/cpu.py, cuda.py) own the tensors and keep them alive during the call.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <tuple>
 
 #include <sslfast/cpu.h>
 #ifdef SSLFAST_WITH_CUDA
@@ -17,9 +20,19 @@ T* pointer(Address address) {
     return reinterpret_cast<T*>(address);
 }
 
-sslfast::cpu::Symmetric symmetric(Address rows, std::int64_t m, int dim, float scale,
-                                  int threads) {
-    return {pointer<const float>(rows), m, dim, scale, threads};
+// (rows, m, columns, n, dim, scale, (length, shift, row_base, column_base, leave_out_self), threads)
+using PairingFields = std::tuple<std::int64_t, std::int64_t, std::int64_t, std::int64_t, bool>;
+
+sslfast::cpu::Similarities similarities(Address rows, std::int64_t m, Address columns,
+                                        std::int64_t n, int dim, float scale, PairingFields pairing,
+                                        int threads) {
+    const auto [length, shift, row_base, column_base, leave_out_self] = pairing;
+    return {pointer<const float>(rows), m,   pointer<const float>(columns), n, dim, scale,
+            {length, shift, row_base, column_base, leave_out_self},         threads};
+}
+
+sslfast::cpu::Statistics statistics(Address lse, Address g) {
+    return {pointer<const float>(lse), pointer<const float>(g)};
 }
 
 }  // namespace
@@ -46,20 +59,23 @@ PYBIND11_MODULE(_C, module) {
         },
         release);
     module.def(
-        "symmetric_forward_cpu",
-        [](Address rows, std::int64_t m, int dim, float scale, int threads,
-           Address lse, Address positive) {
-            sslfast::cpu::symmetric_forward(symmetric(rows, m, dim, scale, threads),
-                                            pointer<float>(lse), pointer<float>(positive));
+        "similarity_forward_cpu",
+        [](Address rows, std::int64_t m, Address columns, std::int64_t n, int dim, float scale,
+           PairingFields pairing, int threads, Address lse, Address positive, Address column_lse) {
+            sslfast::cpu::similarity_forward(
+                similarities(rows, m, columns, n, dim, scale, pairing, threads),
+                pointer<float>(lse), pointer<float>(positive), pointer<float>(column_lse));
         },
         release);
     module.def(
-        "symmetric_backward_cpu",
-        [](Address rows, std::int64_t m, int dim, float scale, int threads,
-           Address lse, Address g, Address gradient) {
-            sslfast::cpu::symmetric_backward(symmetric(rows, m, dim, scale, threads),
-                                             pointer<const float>(lse), pointer<const float>(g),
-                                             pointer<float>(gradient));
+        "similarity_backward_cpu",
+        [](Address rows, std::int64_t m, Address columns, std::int64_t n, int dim, float scale,
+           PairingFields pairing, int threads, Address row_lse, Address row_g, Address column_lse,
+           Address column_g, Address d_rows, Address d_columns) {
+            sslfast::cpu::similarity_backward(
+                similarities(rows, m, columns, n, dim, scale, pairing, threads),
+                statistics(row_lse, row_g), statistics(column_lse, column_g),
+                pointer<float>(d_rows), pointer<float>(d_columns));
         },
         release);
 

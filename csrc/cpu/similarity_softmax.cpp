@@ -1,225 +1,183 @@
-// Symmetric similarity softmax (NT-Xent) on the CPU.
+// Similarity softmax on the CPU, without ever holding the M x N matrix.
 //
-// Computes log-sum-exps of s Z Z^T row by row, and sum_j (g_i p_ij + g_j p_ji) z_j, without ever
-// holding the M x M matrix: the product of a tile (tile.cpp; the scale is folded into the packed
-// right operand), then one pass over the tile while it is in the L2 cache. Tiles below the diagonal are never computed, for
-// the tile (I, J) serves both its rows and its columns: M^2 D FLOP forward, 3 M^2 D backward.
-//
-// The pairs of blocks are played as a round-robin tournament: within a round no block appears
-// twice, so that threads never write to the same rows, and the order in which a block receives its
-// sums depends on the schedule alone: bit-identical for any number of threads. Logits are kept in
-// base 2 throughout.
+// A tile of logits is multiplied out (tile.cpp; in base 2, the scale folded into the packed right
+// operand), then one pass goes over it while it is in the L2 cache. In the symmetric form tiles
+// below the diagonal are never computed, for a tile serves both its rows and its columns: M^2 D
+// FLOP forward, 3 M^2 D backward. Otherwise 2 M N D forward, and 6 M N D for both gradients.
 #include <sslfast/cpu.h>
 
-#include "tile.h"
-
-#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <memory>
-#include <utility>
+#include <optional>
 #include <vector>
 
 #include <omp.h>
 
+#include "packed.h"
+#include "schedule.h"
+#include "tile.h"
+
 namespace sslfast::cpu {
 namespace {
 
-constexpr int largest_tile = 256;       // 256 KB of floats: a tile stays in L2
 constexpr float log2_e = 1.44269504088896340736f, ln_2 = 0.69314718055994530942f;
-constexpr float lowest = -1e30f;        // a maximum of nothing, finite so that -inf - it is -inf
+constexpr float lowest = -1e30f;  // a maximum of nothing, finite so that -inf - it is -inf
 constexpr float left_out = -std::numeric_limits<float>::infinity();
 
-// Running log-sum-exp of one row: sum 2^(t - maximum).
+// Running log-sum-exps: sum 2^(t - maximum).
 struct RunningSums {
     std::vector<float> maximum, sum;
-    explicit RunningSums(std::int64_t m) : maximum(m, lowest), sum(m, 0.0f) {}
-};
-
-struct Block {
-    std::int64_t first;
-    int size;
-};
-
-// Cuts rows into blocks and pairs them up.
-struct Tournament {
-    std::int64_t m;
-    int tile;
-    std::int64_t blocks, players;
-
-    explicit Tournament(std::int64_t rows) : m(rows) {
-        // Small problems take smaller tiles, so that a round has pairs for several threads.
-        tile = largest_tile;
-        while (tile > 32 && m < 4 * tile) tile /= 2;
-        blocks = (m + tile - 1) / tile;
-        players = blocks + blocks % 2;  // an odd block out rests against the last player
-    }
-    std::int64_t rounds() const { return players - 1; }
-    std::int64_t pairs() const { return players / 2; }
-    Block block(std::int64_t b) const {
-        const std::int64_t first = b * tile;
-        return {first, static_cast<int>(std::min<std::int64_t>(tile, m - first))};
-    }
-    // Blocks of one pair, the first above the second; false when one of them rests.
-    bool pair(std::int64_t round, std::int64_t k, Block* upper, Block* lower) const {
-        const std::int64_t n = players - 1;
-        std::int64_t a = k == 0 ? n : (round + k) % n;
-        std::int64_t b = (round - k + n) % n;
-        if (a > b) std::swap(a, b);
-        if (b >= blocks) return false;
-        *upper = block(a);
-        *lower = block(b);
-        return true;
+    explicit RunningSums(std::int64_t n) : maximum(n, lowest), sum(n, 0.0f) {}
+    void write(float* lse) const {
+        for (std::size_t i = 0; i < sum.size(); ++i)
+            lse[i] = (maximum[i] + std::log2(sum[i])) * ln_2;
     }
 };
 
+// A tile of memory for every thread.
 class Tiles {
   public:
-    Tiles(int threads, int tile)
-        : stride_(static_cast<std::size_t>(tile) * tile), memory_(new float[stride_ * threads]) {}
-    float* mine() { return memory_.get() + stride_ * omp_get_thread_num(); }
+    explicit Tiles(int threads) : memory_(new float[size * threads]) {}
+    float* mine() { return memory_.get() + size * omp_get_thread_num(); }
 
   private:
-    std::size_t stride_;
+    static constexpr std::size_t size = largest_tile * largest_tile;
     std::unique_ptr<float[]> memory_;
 };
 
-// The right operands of all products: the rows as columns of logits, scaled, and as they are.
-class Packed {
+constexpr std::ptrdiff_t ld = largest_tile;  // of every tile
+
+// Calls visit(i, j, whether it is a positive) for the elements of a tile that the pairing names.
+template <typename Visit>
+void for_each_named(const Pairing& p, Block row, Block column, Visit visit) {
+    const auto diagonal = [&](std::int64_t r, std::int64_t c, std::int64_t n, bool positive) {
+        const std::int64_t first = std::max({row.first - r, column.first - c, std::int64_t{0}});
+        const std::int64_t last =
+            std::min({row.first + row.size - r, column.first + column.size - c, n});
+        for (std::int64_t a = first; a < last; ++a)
+            visit(static_cast<int>(r + a - row.first), static_cast<int>(c + a - column.first),
+                  positive);
+    };
+    const std::int64_t wrap = p.length - p.shift;
+    diagonal(p.row_base, p.column_base + p.shift, wrap, true);
+    diagonal(p.row_base + wrap, p.column_base, p.shift, true);
+    if (p.leave_out_self) diagonal(p.row_base, p.column_base, p.length, false);
+}
+
+std::vector<float> base_2(const float* lse, std::int64_t n) {
+    std::vector<float> scaled(lse == nullptr ? 0 : n);
+    for (std::size_t i = 0; i < scaled.size(); ++i) scaled[i] = lse[i] * log2_e;
+    return scaled;
+}
+
+const float* at(const float* data, Block block) {
+    return data == nullptr ? nullptr : data + block.first;
+}
+
+// A problem cut into blocks and packed.
+class Plan {
   public:
-    Packed(const Symmetric& p, const TileKernels& kernels, bool with_values)
-        : width_(kernels.width), m_(p.m), dim_(p.dim), transposed_(padded(p.m) * p.dim) {
-        const float scale = p.scale * log2_e;
-        const std::int64_t row_panels = padded(p.m) / width_;
-#pragma omp parallel for num_threads(p.threads) schedule(static)
-        for (std::int64_t panel = 0; panel < row_panels; ++panel)
-            for (int w = 0; w < width_; ++w) {
-                const std::int64_t row = panel * width_ + w;
-                float* out = transposed_.data() + panel * width_ * dim_ + w;
-                for (int d = 0; d < dim_; ++d)
-                    out[d * width_] = row < m_ ? scale * p.rows[row * dim_ + d] : 0.0f;
-            }
-        if (!with_values) return;
-        values_.resize(padded(p.dim) * p.m);
-        const int panels = static_cast<int>(padded(p.dim)) / width_;
-#pragma omp parallel for num_threads(p.threads) schedule(static)
-        for (std::int64_t row = 0; row < p.m; ++row)
-            for (int panel = 0; panel < panels; ++panel)
-                for (int w = 0; w < width_; ++w) {
-                    const int d = panel * width_ + w;
-                    values_[(panel * m_ + row) * width_ + w] =
-                        d < dim_ ? p.rows[row * dim_ + d] : 0.0f;
-                }
+    const bool symmetric;
+    const Similarities p;
+    const TileKernels& kernels;
+
+    explicit Plan(const Similarities& problem)
+        : symmetric(problem.columns == nullptr),
+          p(problem),
+          kernels(tile_kernels()),
+          columns_(symmetric ? p.rows : p.columns),
+          row_side_(p.m),
+          column_side_(symmetric ? p.m : p.n),
+          transposed_(columns_, column_side_.length, p.dim, p.scale * log2_e, kernels.width,
+                      p.threads) {}
+
+    // The tile of logits of two blocks.
+    void logits(Block row, Block column, float* tile) const {
+        kernels.multiply(row.size, column.size, p.dim, {p.rows + row.first * p.dim, p.dim, 1},
+                         transposed_.of(column), false, tile, ld);
     }
-    // [dim, block]: s log2(e) Z_block^T
-    Panels transposed(Block block) const {
-        return {transposed_.data() + block.first * dim_,
-                static_cast<std::ptrdiff_t>(width_) * dim_};
+    PackedValues pack_columns() const {
+        return PackedValues(columns_, column_side_.length, p.dim, kernels.width, p.threads);
     }
-    // [block, dim]: Z_block
-    Panels values(Block block) const {
-        return {values_.data() + block.first * width_, static_cast<std::ptrdiff_t>(width_) * m_};
+    PackedValues pack_rows() const {
+        return PackedValues(p.rows, p.m, p.dim, kernels.width, p.threads);
+    }
+    template <typename Play>
+    void play(Play play) const {
+        if (symmetric)
+            play_all(Tournament(row_side_), p.threads, play);
+        else
+            play_all(Rotation(row_side_, column_side_), p.threads, play);
     }
 
   private:
-    std::int64_t padded(std::int64_t n) const { return (n + width_ - 1) / width_ * width_; }
-    int width_;
-    std::int64_t m_;
-    int dim_;
-    std::vector<float> transposed_, values_;
+    const float* columns_;
+    Side row_side_, column_side_;
+    PackedTransposed transposed_;
 };
-
-Strided rows_of(const Symmetric& p, Block block) {
-    return {p.rows + block.first * p.dim, p.dim, 1};
-}
-
-// Calls visit(row in upper, column in lower) for the row itself and its positive where inside.
-template <typename Visit>
-void for_each_left_out(const Symmetric& p, Block upper, Block lower, Visit visit) {
-    const std::int64_t half = p.m / 2;
-    for (int i = 0; i < upper.size; ++i) {
-        const std::int64_t row = upper.first + i;
-        const std::int64_t self = row - lower.first;
-        const std::int64_t positive = (row + half) % p.m - lower.first;
-        if (self >= 0 && self < lower.size) visit(i, static_cast<int>(self), false);
-        if (positive >= 0 && positive < lower.size) visit(i, static_cast<int>(positive), true);
-    }
-}
-
-// Plays all pairs of blocks: every block against itself first, then the rounds.
-template <typename Play>
-void play_all(const Tournament& tournament, int threads, Play play) {
-#pragma omp parallel num_threads(threads)
-    {
-#pragma omp for schedule(dynamic)
-        for (std::int64_t b = 0; b < tournament.blocks; ++b)
-            play(tournament.block(b), tournament.block(b));
-        for (std::int64_t round = 0; round < tournament.rounds(); ++round) {
-#pragma omp for schedule(dynamic)
-            for (std::int64_t k = 0; k < tournament.pairs(); ++k) {
-                Block upper, lower;
-                if (tournament.pair(round, k, &upper, &lower)) play(upper, lower);
-            }
-        }
-    }
-}
 
 }  // namespace
 
-void symmetric_forward(const Symmetric& p, float* lse, float* positive) {
-    if (p.m == 0) return;
-    const TileKernels& kernels = tile_kernels();
-    const Tournament tournament(p.m);
-    const Packed packed(p, kernels, false);
-    const std::ptrdiff_t ld = tournament.tile;
-    RunningSums running(p.m);
-    Tiles tiles(p.threads, tournament.tile);
-    float* maximum = running.maximum.data();
-    float* sum = running.sum.data();
+void similarity_forward(const Similarities& problem, float* lse, float* positive,
+                        float* column_lse) {
+    const Plan plan(problem);
+    RunningSums rows(problem.m), columns(column_lse == nullptr ? 0 : problem.n);
+    RunningSums* other = plan.symmetric ? &rows : column_lse == nullptr ? nullptr : &columns;
+    Tiles tiles(problem.threads);
 
-    play_all(tournament, p.threads, [&](Block upper, Block lower) {
+    plan.play([&](Block row, Block column) {
         float* tile = tiles.mine();
         float scratch[largest_tile];
-        kernels.multiply(upper.size, lower.size, p.dim, rows_of(p, upper),
-                         packed.transposed(lower), false, tile, ld);
-        for_each_left_out(p, upper, lower, [&](int i, int j, bool is_positive) {
-            if (is_positive)
-                positive[upper.first + i] = positive[lower.first + j] = tile[i * ld + j] * ln_2;
+        plan.logits(row, column, tile);
+        // All positives are read before anything is overwritten: a pair may be named twice.
+        for_each_named(problem.pairing, row, column, [&](int i, int j, bool is_positive) {
+            if (!is_positive) return;
+            positive[row.first + i] = tile[i * ld + j] * ln_2;
+            if (plan.symmetric) positive[column.first + j] = tile[i * ld + j] * ln_2;
         });
-        for_each_left_out(p, upper, lower,
-                          [&](int i, int j, bool) { tile[i * ld + j] = left_out; });
-        const bool diagonal = upper.first == lower.first;
-        kernels.merge(tile, ld, upper.size, lower.size, maximum + upper.first, sum + upper.first,
-                      diagonal ? nullptr : maximum + lower.first,
-                      diagonal ? nullptr : sum + lower.first, scratch);
+        for_each_named(problem.pairing, row, column,
+                       [&](int i, int j, bool) { tile[i * ld + j] = left_out; });
+        const bool both = other != nullptr && !(plan.symmetric && row.first == column.first);
+        plan.kernels.merge(tile, ld, row.size, column.size, rows.maximum.data() + row.first,
+                           rows.sum.data() + row.first,
+                           both ? other->maximum.data() + column.first : nullptr,
+                           both ? other->sum.data() + column.first : nullptr, scratch);
     });
-    for (std::int64_t i = 0; i < p.m; ++i) lse[i] = (maximum[i] + std::log2(sum[i])) * ln_2;
+    rows.write(lse);
+    if (column_lse != nullptr) (plan.symmetric ? rows : columns).write(column_lse);
 }
 
-void symmetric_backward(const Symmetric& p, const float* lse, const float* g, float* gradient) {
-    if (p.m == 0) return;
-    const TileKernels& kernels = tile_kernels();
-    const Tournament tournament(p.m);
-    const Packed packed(p, kernels, true);
-    const std::ptrdiff_t ld = tournament.tile;
-    Tiles tiles(p.threads, tournament.tile);
-    std::vector<float> lse2(lse, lse + p.m);
-    for (float& value : lse2) value *= log2_e;
+void similarity_backward(const Similarities& problem, Statistics row_side, Statistics column_side,
+                         float* d_rows, float* d_columns) {
+    const Plan plan(problem);
+    const int dim = problem.dim;
+    const PackedValues column_values = plan.pack_columns();
+    std::optional<PackedValues> row_values;
+    if (d_columns != nullptr) row_values.emplace(plan.pack_rows());
+    const PackedValues& values_of_rows = plan.symmetric ? column_values : *row_values;
+    float* other = plan.symmetric ? d_rows : d_columns;
+    const std::vector<float> row_lse = base_2(row_side.lse, problem.m);
+    const std::vector<float> column_lse = base_2(column_side.lse, problem.n);
+    const float* row_lses = row_side.lse == nullptr ? nullptr : row_lse.data();
+    const float* column_lses = column_side.lse == nullptr ? nullptr : column_lse.data();
+    std::fill_n(d_rows, problem.m * dim, 0.0f);
+    if (d_columns != nullptr) std::fill_n(d_columns, problem.n * dim, 0.0f);
+    Tiles tiles(problem.threads);
 
-    play_all(tournament, p.threads, [&](Block upper, Block lower) {
+    plan.play([&](Block row, Block column) {
         float* tile = tiles.mine();
-        kernels.multiply(upper.size, lower.size, p.dim, rows_of(p, upper),
-                         packed.transposed(lower), false, tile, ld);
-        kernels.weigh(tile, ld, upper.size, lower.size, lse2.data() + upper.first,
-                      g + upper.first, lse2.data() + lower.first, g + lower.first);
-        for_each_left_out(p, upper, lower, [&](int i, int j, bool) { tile[i * ld + j] = 0.0f; });
-        // The tile on the diagonal comes first and writes its rows; the others add to both sides.
-        const bool diagonal = upper.first == lower.first;
-        kernels.multiply(upper.size, p.dim, lower.size, {tile, ld, 1}, packed.values(lower),
-                         !diagonal, gradient + upper.first * p.dim, p.dim);
-        if (!diagonal)
-            kernels.multiply(lower.size, p.dim, upper.size, {tile, 1, ld}, packed.values(upper),
-                             true, gradient + lower.first * p.dim, p.dim);
+        plan.logits(row, column, tile);
+        plan.kernels.weigh(tile, ld, row.size, column.size, at(row_lses, row),
+                           at(row_side.g, row), at(column_lses, column),
+                           at(column_side.g, column));
+        for_each_named(problem.pairing, row, column,
+                       [&](int i, int j, bool) { tile[i * ld + j] = 0.0f; });
+        plan.kernels.multiply(row.size, dim, column.size, {tile, ld, 1}, column_values.of(column),
+                              true, d_rows + row.first * dim, dim);
+        if (other != nullptr && !(plan.symmetric && row.first == column.first))
+            plan.kernels.multiply(column.size, dim, row.size, {tile, 1, ld},
+                                  values_of_rows.of(row), true, other + column.first * dim, dim);
     });
 }
 

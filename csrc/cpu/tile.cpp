@@ -166,10 +166,19 @@ void weigh(float* tile, std::ptrdiff_t ld, int rows, int columns, const float* r
            const float* row_g, const float* column_lse, const float* column_g) {
     for (int i = 0; i < rows; ++i) {
         float* t = tile + i * ld;
-        const float lse = row_lse[i], g = row_g[i];
+        if (column_lse == nullptr) {
+            const float lse = row_lse[i], g = row_g[i];
 #pragma omp simd
-        for (int j = 0; j < columns; ++j)
-            t[j] = g * exp2_fast(t[j] - lse) + column_g[j] * exp2_fast(t[j] - column_lse[j]);
+            for (int j = 0; j < columns; ++j) t[j] = g * exp2_fast(t[j] - lse);
+        } else if (row_lse == nullptr) {
+#pragma omp simd
+            for (int j = 0; j < columns; ++j) t[j] = column_g[j] * exp2_fast(t[j] - column_lse[j]);
+        } else {
+            const float lse = row_lse[i], g = row_g[i];
+#pragma omp simd
+            for (int j = 0; j < columns; ++j)
+                t[j] = g * exp2_fast(t[j] - lse) + column_g[j] * exp2_fast(t[j] - column_lse[j]);
+        }
     }
 }
 

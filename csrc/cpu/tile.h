@@ -32,7 +32,8 @@ struct TileKernels {
     void (*merge)(const float* tile, std::ptrdiff_t ld, int rows, int columns, float* row_maximum,
                   float* row_sum, float* column_maximum, float* column_sum, float* scratch);
 
-    // t_ij <- row_g_i 2^(t_ij - row_lse_i) + column_g_j 2^(t_ij - column_lse_j)
+    // t_ij <- row_g_i 2^(t_ij - row_lse_i) + column_g_j 2^(t_ij - column_lse_j); a null side adds
+    // nothing.
     void (*weigh)(float* tile, std::ptrdiff_t ld, int rows, int columns, const float* row_lse,
                   const float* row_g, const float* column_lse, const float* column_g);
 };

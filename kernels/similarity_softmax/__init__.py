@@ -14,6 +14,9 @@ With logits t_ij = s <x_i, y_j>, every backend has two functions.
     (lse_columns, h), and either may be None for nothing from that side. The gradient of x_i is
     s U_i; that of y is the transposed call.
 
+``backward_both(...)`` with the arguments of backward, where a backend gains from doing both sides
+    of the rectangular form in one pass: -> (U [M, D], V [N, D]) with V_j = sum_i G_ij x_i.
+
 ``columns=None`` is the symmetric form: Y = X, one pairing onto itself, and column = row statistics.
 rows, columns: any floating dtype, contiguous; all else has the accumulation dtype: float32, or
 float64 where rows are float64. Nothing here checks values: non-finite in, non-finite out.

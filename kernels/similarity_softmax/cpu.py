@@ -1,5 +1,8 @@
 """C++ on the CPU (csrc/cpu/similarity_softmax.cpp): float32, AVX-512 or AVX2 where there."""
 
+from dataclasses import astuple
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -9,33 +12,44 @@ from . import Pairing, Problem
 DEVICE = "cpu"
 PRIORITY = 30
 
-
 available = cpu_unavailable
 
 
 def supports(problem: Problem) -> str | None:
-    """The symmetric form in up to float32."""
+    """Anything in up to float32."""
     if problem.dtype == torch.float64:
         return "computes in float32 and takes no float64"
-    if not problem.symmetric:
-        return "has no kernel yet for rows and columns that differ"
     return None
 
 
-def _describe(rows: Tensor, scale: Tensor) -> tuple[int, int, int, float, int]:
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def _describe(
+    rows: Tensor, columns: Tensor | None, scale: Tensor, pairing: Pairing
+) -> tuple[Any, ...]:
+    """The problem as the extension takes it; pairing fields are in the order of its class."""
     m, dim = rows.shape
-    return rows.data_ptr(), m, dim, scale.item(), torch.get_num_threads()
+    n = m if columns is None else len(columns)
+    fields, threads = astuple(pairing), torch.get_num_threads()
+    return rows.data_ptr(), m, _address(columns), n, dim, scale.item(), fields, threads
 
 
 def forward(
     rows: Tensor, columns: Tensor | None, scale: Tensor, pairing: Pairing, column_lse: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Log-sum-exps and positive logits; see the package."""
-    rows = rows.float()
-    lse, positive = rows.new_empty(len(rows)), rows.new_empty(len(rows))
-    call = extension().symmetric_forward_cpu
-    call(*_describe(rows, scale), lse.data_ptr(), positive.data_ptr())
-    return lse, positive, lse.clone() if column_lse else rows.new_empty(0)
+    rows, columns = rows.float(), None if columns is None else columns.float()
+    lse, positive = rows.new_empty(len(rows)), rows.new_full((len(rows),), -torch.inf)
+    lse_columns = rows.new_empty(len(rows if columns is None else columns) if column_lse else 0)
+    extension().similarity_forward_cpu(
+        *_describe(rows, columns, scale, pairing),
+        lse.data_ptr(),
+        positive.data_ptr(),
+        lse_columns.data_ptr() if column_lse else 0,
+    )
+    return lse, positive, lse_columns
 
 
 def backward(
@@ -47,10 +61,40 @@ def backward(
     column: tuple[Tensor, Tensor] | None,
 ) -> Tensor:
     """Unscaled gradient of the rows; see the package."""
-    rows = rows.float()
-    assert row is not None  # the symmetric form has the statistics of its rows
-    lse, g = (t.contiguous() for t in row)
-    gradient = torch.empty_like(rows)
-    call = extension().symmetric_backward_cpu
-    call(*_describe(rows, scale), lse.data_ptr(), g.data_ptr(), gradient.data_ptr())
-    return gradient
+    return _backward(rows, columns, scale, pairing, row, column, both=False)[0]
+
+
+def backward_both(
+    rows: Tensor,
+    columns: Tensor,
+    scale: Tensor,
+    pairing: Pairing,
+    row: tuple[Tensor, Tensor] | None,
+    column: tuple[Tensor, Tensor] | None,
+) -> tuple[Tensor, Tensor]:
+    """Unscaled gradients of rows and columns from one pass over the tiles; see the package."""
+    return _backward(rows, columns, scale, pairing, row, column, both=True)
+
+
+def _backward(
+    rows: Tensor,
+    columns: Tensor | None,
+    scale: Tensor,
+    pairing: Pairing,
+    row: tuple[Tensor, Tensor] | None,
+    column: tuple[Tensor, Tensor] | None,
+    both: bool,
+) -> tuple[Tensor, Tensor]:
+    rows, columns = rows.float(), None if columns is None else columns.float()
+    d_rows = torch.empty_like(rows)
+    d_columns = torch.empty_like(columns) if both and columns is not None else rows.new_empty(0)
+    # A list keeps contiguous copies alive until the call has returned.
+    sides = [side or (None, None) for side in (row, column)]
+    statistics = [None if t is None else t.contiguous() for side in sides for t in side]
+    extension().similarity_backward_cpu(
+        *_describe(rows, columns, scale, pairing),
+        *(_address(t) for t in statistics),
+        d_rows.data_ptr(),
+        d_columns.data_ptr() if both else 0,
+    )
+    return d_rows, d_columns

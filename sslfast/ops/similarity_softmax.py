@@ -132,18 +132,37 @@ def similarity_softmax_backward(
         else:
             row = (lse, d_lse)
             column = None if d_column_lse is None else (lse_columns, d_column_lse)
-        dx = backend.backward(x, y, scale, pairing, row, column)
+        dy = None
+        if y is not None and columns_gradient:
+            dx, dy = _both_gradients(backend, x, y, scale, pairing, row, column)
+            _add_positives(dy, x, d_positive.roll(pairing.shift), pairing.transposed())
+        else:
+            dx = backend.backward(x, y, scale, pairing, row, column)
         _add_positives(dx, x if y is None else y, d_positive, pairing)
         d_scale = torch.linalg.vecdot(x.to(dx.dtype), dx).sum()
         if y is None:
             d_scale /= 2  # every similarity has been counted from both its ends
-        dy = dx.new_empty(0, dtype=rows.dtype)
-        if columns is not None and y is not None and columns_gradient:
-            back = pairing.transposed()
-            unscaled = backend.backward(y, x, scale, back, column, row)
-            _add_positives(unscaled, x, d_positive.roll(pairing.shift), back)
-            dy = _finish(columns, y, unscaled, scale, normalize)
-        return _finish(rows, x, dx, scale, normalize), dy, d_scale
+        if columns is None or y is None or dy is None:
+            d_columns = rows.new_empty(0)
+        else:
+            d_columns = _finish(columns, y, dy, scale, normalize)
+        return _finish(rows, x, dx, scale, normalize), d_columns, d_scale
+
+
+def _both_gradients(
+    backend: Any,
+    x: Tensor,
+    y: Tensor,
+    scale: Tensor,
+    pairing: Pairing,
+    row: tuple[Tensor, Tensor],
+    column: tuple[Tensor, Tensor] | None,
+) -> tuple[Tensor, Tensor]:
+    """In one pass where the backend has one, else by the transposed problem."""
+    if hasattr(backend, "backward_both"):
+        return backend.backward_both(x, y, scale, pairing, row, column)
+    dx = backend.backward(x, y, scale, pairing, row, column)
+    return dx, backend.backward(y, x, scale, pairing.transposed(), column, row)
 
 
 def _finish(x: Tensor, z: Tensor, gradient: Tensor, scale: Tensor, normalize: bool) -> Tensor:

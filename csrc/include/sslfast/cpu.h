@@ -9,21 +9,42 @@ void philox_random_bits(const std::int64_t* sample_ids, std::int64_t batch, std:
                         std::uint64_t seed, std::int64_t stream, std::int64_t count,
                         std::int64_t* out, int threads);
 
-// The symmetric similarity softmax: rows [m, dim], positive of row i at (i + m / 2) % m.
-struct Symmetric {
+// Row row_base + a and column column_base + (a + shift) % length are a positive pair, for
+// 0 <= a < length; with leave_out_self, row_base + a and column_base + a are the same sample.
+struct Pairing {
+    std::int64_t length, shift, row_base, column_base;
+    bool leave_out_self;
+};
+
+// Logits scale <rows_i, columns_j>; columns null: the symmetric form, rows against themselves, whose
+// positives are mutual (2 shift = length = m).
+struct Similarities {
     const float* rows;
     std::int64_t m;
+    const float* columns;
+    std::int64_t n;
     int dim;
     float scale;
+    Pairing pairing;
     int threads;
 };
 
-// lse [m] over all columns but the row itself and its positive, positive [m]: natural logarithms.
-void symmetric_forward(const Symmetric& problem, float* lse, float* positive);
+// Log-sum-exps (natural) over the columns or rows that the pairing does not leave out, and what
+// comes from above for them.
+struct Statistics {
+    const float* lse;
+    const float* g;
+};
 
-// gradient [m, dim] = sum_j (g_i p_ij + g_j p_ji) rows_j; see kernels/similarity_softmax.
-void symmetric_backward(const Symmetric& problem, const float* lse, const float* g,
-                        float* gradient);
+// lse [m], positive [m] (untouched where a row has none) and, unless null, column_lse [n].
+void similarity_forward(const Similarities& problem, float* lse, float* positive,
+                        float* column_lse);
+
+// d_rows [m, dim] = sum_j G_ij columns_j and, unless null, d_columns [n, dim] = sum_i G_ij rows_i
+// with G_ij = g_i exp(t_ij - lse_i) + h_j exp(t_ij - column_lse_j); either statistics may be null.
+// Symmetric: column is row, and d_columns is null.
+void similarity_backward(const Similarities& problem, Statistics row, Statistics column,
+                         float* d_rows, float* d_columns);
 
 // The level of the instruction set in use: "v4", "v3" (x86-64) or "baseline".
 const char* instruction_set();

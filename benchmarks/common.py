@@ -5,6 +5,7 @@ random and rotate, so that no run finds them in the cache. A result keeps its ra
 """
 
 import argparse
+import ctypes
 import json
 import os
 import platform
@@ -85,6 +86,7 @@ def peak_memory(run: Run, device: torch.device) -> int:
         before = torch.cuda.memory_allocated(device)
         run(0)
         return torch.cuda.max_memory_allocated(device) - before
+    ctypes.CDLL(None).malloc_trim(0)  # what was freed must not hide what is taken
     Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark (Linux)
     before = _status("VmRSS")
     run(0)

@@ -81,7 +81,16 @@ def main() -> int:
     environment = dict(os.environ)
     parts: list[Part] = []
     if not options.skip_build:
-        pip = [sys.executable, "-m", "pip", "install", "--no-build-isolation", "--no-deps", "-e", "."]
+        pip = [
+            sys.executable,
+            "-m",
+            "pip",
+            "install",
+            "--no-build-isolation",
+            "--no-deps",
+            "-e",
+            ".",
+        ]
         parts.append(run_part("build", pip, 240, environment))
     if options.peers:
         parts.append(install_peers(options.peers, environment))

@@ -1,6 +1,6 @@
-"""Philox 4x32-10, the one source of random bits (Salmon et al. 2011, "Parallel random numbers:
-as easy as 1, 2, 3", section 3.3).
+"""Philox 4x32-10, the one source of random bits.
 
+Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3", section 3.3.
 key = (low, high) words of the seed; counter = (element // 4, sample id, step, stream), each modulo
 2^32; element e takes word e % 4 of the block. What a sample draws depends on nothing else: not on
 the device, the batch it is in, nor the number of ranks. ``stream`` numbers the operation and the

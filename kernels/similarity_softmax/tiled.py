@@ -24,7 +24,7 @@ def supports(problem: Problem) -> str | None:
 
 
 def _tiles(m: int, n: int, symmetric: bool) -> Iterator[tuple[int, int, int, int]]:
-    """Bounds (i0, i1, j0, j1) of the tiles; the symmetric form starts each strip with its square."""
+    """Bounds (i0, i1, j0, j1) of the tiles; a symmetric strip starts with its square."""
     width = max(TILE_ELEMENTS // TILE_ROWS, 1)
     for i0 in range(0, m, TILE_ROWS):
         i1 = min(i0 + TILE_ROWS, m)
@@ -39,7 +39,7 @@ def _tiles(m: int, n: int, symmetric: bool) -> Iterator[tuple[int, int, int, int
 def _segments(
     tile: Tensor, i0: int, j0: int, diagonals: list[tuple[int, int, int]]
 ) -> Iterator[tuple[int, int, Tensor]]:
-    """Rows (first, last) and view of the part of each (row, column, length) diagonal in the tile."""
+    """Rows (first, last) and view of what the tile holds of (row, column, length) diagonals."""
     for r, c, n in diagonals:
         first = max(i0 - r, j0 - c, 0)
         last = min(i0 + tile.shape[0] - r, j0 + tile.shape[1] - c, n)

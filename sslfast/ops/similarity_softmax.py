@@ -29,16 +29,23 @@ def _norms(x: Tensor) -> Tensor:
     return norms.clamp_min_(EPS)
 
 
-def _prepare(x: Tensor, normalize: bool) -> Tensor:
-    """Contiguous rows, divided by their norms where asked, in their own dtype."""
-    return (x / _norms(x)).to(x.dtype).contiguous() if normalize else x.contiguous()
-
-
-def _through_norm(x: Tensor, z: Tensor, dz: Tensor) -> Tensor:
-    """Gradient of x from that of z = x / max(||x||, EPS): a row shorter than EPS is only scaled."""
+def _prepare(x: Tensor, normalize: bool) -> tuple[Tensor, Tensor | None]:
+    """Contiguous rows in their own dtype, divided by their norms where asked; the norms."""
+    if not normalize:
+        return x.contiguous(), None
     norms = _norms(x)
-    along = (z * dz).sum(1, keepdim=True).masked_fill_(norms <= EPS, 0)
-    return torch.addcmul(dz, along, z.to(dz.dtype), value=-1).div_(norms)
+    return (x / norms).to(x.dtype).contiguous(), norms
+
+
+def _finish(x: Tensor, z: Tensor, norms: Tensor | None, gradient: Tensor, scale: Tensor) -> Tensor:
+    """Gradient of the rows x as given, from the unscaled one of the prepared rows z, in place.
+
+    Through z = x / max(||x||, EPS): a row shorter than EPS is only scaled.
+    """
+    if norms is None:
+        return gradient.mul_(scale).to(x.dtype)
+    along = (z * gradient).sum(1, keepdim=True).masked_fill_(norms <= EPS, 0)
+    return gradient.addcmul_(along, z.to(gradient.dtype), value=-1).mul_(scale / norms).to(x.dtype)
 
 
 def _add_positives(gradient: Tensor, other: Tensor, weight: Tensor, pairing: Pairing) -> None:
@@ -79,8 +86,8 @@ def similarity_softmax(
         lse [M], positive [M] and column lse [N] (or [0]) in the accumulation dtype, in nats.
     """
     pairing = _pairing(rows, shift, column_base, leave_out_self)
-    x = _prepare(rows, normalize)
-    y = None if columns is None else _prepare(columns, normalize)
+    x, _ = _prepare(rows, normalize)
+    y = None if columns is None else _prepare(columns, normalize)[0]
     backend = registry.pick(OP, kernels.problem(x, y, pairing))
     with torch.autocast(rows.device.type, enabled=False):  # sums are never in half precision
         return backend.forward(x, y, scale, pairing, column_lse)
@@ -121,8 +128,8 @@ def similarity_softmax_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of rows, columns (empty where not asked for) and scale; recomputes the tiles."""
     pairing = _pairing(rows, shift, column_base, leave_out_self)
-    x = _prepare(rows, normalize)
-    y = None if columns is None else _prepare(columns, normalize)
+    x, x_norms = _prepare(rows, normalize)
+    y, y_norms = (None, None) if columns is None else _prepare(columns, normalize)
     backend = registry.pick(OP, kernels.problem(x, y, pairing))
     with torch.autocast(rows.device.type, enabled=False):
         if y is None:
@@ -145,8 +152,8 @@ def similarity_softmax_backward(
         if columns is None or y is None or dy is None:
             d_columns = rows.new_empty(0)
         else:
-            d_columns = _finish(columns, y, dy, scale, normalize)
-        return _finish(rows, x, dx, scale, normalize), d_columns, d_scale
+            d_columns = _finish(columns, y, y_norms, dy, scale)
+        return _finish(rows, x, x_norms, dx, scale), d_columns, d_scale
 
 
 def _both_gradients(
@@ -163,13 +170,6 @@ def _both_gradients(
         return backend.backward_both(x, y, scale, pairing, row, column)
     dx = backend.backward(x, y, scale, pairing, row, column)
     return dx, backend.backward(y, x, scale, pairing.transposed(), column, row)
-
-
-def _finish(x: Tensor, z: Tensor, gradient: Tensor, scale: Tensor, normalize: bool) -> Tensor:
-    """From the unscaled gradient of the prepared rows z to that of the rows x as given."""
-    if normalize:
-        gradient = _through_norm(x, z, gradient)
-    return gradient.mul_(scale).to(x.dtype)
 
 
 @similarity_softmax_backward.register_fake

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from sslfast.kernels import registry
-from sslfast.kernels.philox.reference import philox
 
 import sslfast
+from sslfast.kernels import registry
+from sslfast.kernels.philox.reference import philox
 from sslfast.ops import random_bits
 
 RUNNABLE = [b.name for b in registry.candidates("philox") if b.unavailable() is None]

@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from sslfast.kernels import registry
-from sslfast.kernels.similarity_softmax import Pairing, Problem
 
 import sslfast
+from sslfast.kernels import registry
+from sslfast.kernels.similarity_softmax import Pairing, Problem
 
 SYMMETRIC = Problem("cpu", torch.float32, 64, 64, 8, True, Pairing(64, 32, leave_out_self=True))
 

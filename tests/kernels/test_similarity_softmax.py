@@ -7,9 +7,10 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
+
 from sslfast.kernels import registry
 from sslfast.kernels.similarity_softmax import Pairing, problem, reference
-from torch import Tensor
 
 TOLERANCE = {torch.float32: 5e-4, torch.float16: 1e-3, torch.bfloat16: 1e-2}
 RUNNABLE = [b.name for b in registry.candidates("similarity_softmax") if b.unavailable() is None]

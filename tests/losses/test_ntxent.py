@@ -3,7 +3,6 @@
 import copy
 import math
 
-import peers
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+import peers
 import sslfast
 from sslfast.functional import ntxent
 from sslfast.losses import NTXentLoss

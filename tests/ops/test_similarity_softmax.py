@@ -98,7 +98,8 @@ def test_nothing_is_kept_without_gradients() -> None:
 
 def test_only_what_needs_a_gradient_gets_one() -> None:
     x, y, s = inputs(9)
-    assert x is not None and y is not None
+    assert x is not None
+    assert y is not None
     lse, _, _ = op(x, y.detach(), s, -1, 0, False, True, False)
     lse.sum().backward()
     assert x.grad is not None
@@ -116,7 +117,8 @@ def test_zero_rows_behave_as_in_normalize() -> None:
     z = F.normalize(b, dim=1)
     lse, positive, _ = op(z, None, scale, 3, 0, True, False, False)
     (lse - positive).sum().backward()
-    assert a.grad is not None and b.grad is not None
+    assert a.grad is not None
+    assert b.grad is not None
     torch.testing.assert_close(a.grad, b.grad)
 
 

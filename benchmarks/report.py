@@ -1,0 +1,128 @@
+"""Writes the tables of README.md and docs/ from benchmarks/results/*.json; none is typed by hand.
+
+    python -m benchmarks.report            rewrite the tables
+    python -m benchmarks.report --check    exit 1 where a table is not what the results say
+
+A table stands between <!-- table NAME --> and <!-- end -->.
+"""
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common import ROOT
+
+RESULTS = ROOT / "benchmarks" / "results"
+FLOOR = "floor: torch.mm"
+MARKED = re.compile(r"(<!-- table (?P<name>[\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def load(name: str) -> dict[str, Any]:
+    """Results of one benchmark."""
+    return json.loads((RESULTS / f"{name}.json").read_text())
+
+
+def milliseconds(seconds: float) -> str:
+    """A time with three significant digits."""
+    return f"{seconds * 1e3:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"
+
+
+def provenance(results: dict[str, Any]) -> str:
+    """Where and when a table's figures were measured."""
+    facts = results["environment"]
+    machine = facts.get("gpu") or f"{facts['cpu']}, {facts['threads']} threads, {facts['isa']}"
+    return (
+        f"Measured on {facts['date'][:10]} at commit {facts['commit'][:10]}: {machine}, "
+        f"torch {facts['torch']}. Medians of interleaved runs; ratios are within one run.\n"
+    )
+
+
+def similarity_softmax(results: dict[str, Any]) -> str:
+    """NT-Xent: one line a size and provider."""
+    lines = [
+        "| rows M | provider | forward + backward | faster than eager | time of the matrix product "
+        "alone / time | peak extra memory |",
+        "|---|---|---|---|---|---|",
+    ]
+    problems = dict.fromkeys(row["problem"] for row in results["rows"])
+    for problem in problems:
+        rows = {r["provider"]: r for r in results["rows"] if r["problem"] == problem}
+        size = re.search(r"M=(\d+)", problem)
+        for name, row in rows.items():
+            if name == FLOOR:
+                continue
+            eager = rows.get("eager")
+            ratio = f"{eager['seconds'] / row['seconds']:.1f}x" if eager else "-"
+            share = f"{rows[FLOOR]['seconds'] / row['seconds']:.2f}"
+            peak = f"{row['peak_bytes'] / 2**20:.1f} MiB"
+            lines.append(
+                f"| {size[1] if size else problem} | {name} | {milliseconds(row['seconds'])} "
+                f"| {ratio} | {share} | {peak} |"
+            )
+    return "\n".join([*lines, "", provenance(results)])
+
+
+def headline(results: dict[str, Any]) -> str:
+    """The README's first number."""
+    rows = {r["provider"]: r for r in results["rows"] if "M=8192 " in r["problem"]}
+    ours, eager, lightly = (rows[n] for n in ("sslfast cpu", "eager", "lightly"))
+    return (
+        f"NT-Xent forward + backward over 8,192 embeddings of 128 float32 numbers on two CPU "
+        f"cores: **{milliseconds(ours['seconds'])}**, {eager['seconds'] / ours['seconds']:.1f} "
+        f"times faster than eager PyTorch, {lightly['seconds'] / ours['seconds']:.1f} times faster "
+        f"than lightly, in 1/{eager['peak_bytes'] / max(ours['peak_bytes'], 1):.0f} of eager's "
+        f"memory.\n"
+    )
+
+
+def demo(results: dict[str, Any]) -> str:
+    """What `make demo` prints."""
+    lines = ["| features | kNN | linear probe |", "|---|---|---|"]
+    for row in results["table"]:
+        lines.append(f"| {row['features']} | {row['knn']:.3f} | {row['linear']:.3f} |")
+    return "\n".join(lines) + "\n"
+
+
+TABLES = {
+    "headline": (headline, "similarity_softmax-cpu"),
+    "similarity-softmax-cpu": (similarity_softmax, "similarity_softmax-cpu"),
+}
+
+
+def rewritten(text: str) -> str:
+    """The page with its tables made anew."""
+
+    def table(match: re.Match[str]) -> str:
+        make, results = TABLES[match["name"]]
+        return match[1] + make(load(results)) + match[3]
+
+    return MARKED.sub(table, text)
+
+
+def pages() -> list[Path]:
+    """The pages that may hold tables."""
+    return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def main() -> int:
+    """Rewrite or check all pages."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="change nothing")
+    check = parser.parse_args().check
+    stale = []
+    for page in pages():
+        text = page.read_text()
+        if rewritten(text) != text:
+            stale.append(page)
+            if not check:
+                page.write_text(rewritten(text))
+    for page in stale:
+        print(f"{page.relative_to(ROOT)}: {'out of date' if check else 'rewritten'}")
+    return int(check and bool(stale))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

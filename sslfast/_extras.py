@@ -14,7 +14,7 @@ def require(module: str, *, extra: str, purpose: str) -> ModuleType:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         # Only the absence of the package itself: a broken installation must show its own error.
-        if error.name != module.split(".")[0]:
+        if not f"{module}.".startswith(f"{error.name}."):
             raise
         raise MissingExtra(
             f"{purpose} needs the package '{module.split('.')[0]}', which is not installed. "

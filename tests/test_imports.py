@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 # From the top down: a file imports from its own layer and from those below, never upwards.
 LAYERS = [
-    ("cli",),
+    ("cli", "doctor"),
     ("training",),
     ("eval",),
     ("methods",),

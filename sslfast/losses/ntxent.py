@@ -1,11 +1,14 @@
 """NT-Xent, with lightly's constructor and forward."""
 
 from collections.abc import Sequence
+from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sslfast.functional import check_embeddings, info_nce_from_logits, ntxent, scale_of
+from sslfast.losses.distributed import gather_rows, global_ntxent_rows, row_counts, world_size
 from sslfast.losses.memory_bank import MemoryBank
 from sslfast.ops.similarity_softmax import similarity_softmax
 
@@ -20,6 +23,10 @@ class NTXentLoss(nn.Module):
     Args:
         temperature: divides the cosine similarities; not 0, negative values are allowed.
         memory_bank_size: 0 for none, else (number of embeddings, their dimension).
+        gather_distributed: negatives are the embeddings of all ranks; with a bank, all ranks'
+            ``out1`` go into it. Averaging gradients over ranks (DDP, FSDP) gives that of one
+            process with the global batch; sslfast.losses.distributed has the loss's factor.
+        process_group: the ranks to gather from; None: all.
 
     Shapes:
         out0, out1: [N, D] of one floating dtype and device, normalised or not. Returns the mean
@@ -34,23 +41,37 @@ class NTXentLoss(nn.Module):
     drops the end of a batch, and fp16 embeddings of zeros give no NaN.
     """
 
-    def __init__(self, temperature: float = 0.5, memory_bank_size: int | Sequence[int] = 0) -> None:
+    def __init__(
+        self,
+        temperature: float = 0.5,
+        memory_bank_size: int | Sequence[int] = 0,
+        gather_distributed: bool = False,
+        process_group: Any = None,
+    ) -> None:
         super().__init__()
         if not abs(temperature) >= 1e-8:
             raise ValueError(f"temperature must be a number other than 0, got {temperature}")
         self.temperature = temperature
+        self.gather_distributed = gather_distributed
+        self.process_group = process_group
         size = (memory_bank_size,) if isinstance(memory_bank_size, int) else memory_bank_size
         self.memory_bank = None if tuple(size) == (0,) else MemoryBank(tuple(size))
 
+    @property
+    def _gathers(self) -> bool:
+        return self.gather_distributed and world_size(self.process_group) > 1
+
     def extra_repr(self) -> str:
-        """Show the temperature."""
-        return f"temperature={self.temperature}"
+        """Show the settings."""
+        return f"temperature={self.temperature}, gather_distributed={self.gather_distributed}"
 
     def forward(self, out0: Tensor, out1: Tensor) -> Tensor:
         """Return the mean loss of the embeddings [N, D] of two views."""
-        if self.memory_bank is None:
+        if self.memory_bank is None and not self._gathers:
             return ntxent(out0, out1, self.temperature)
         check_embeddings(out0=out0, out1=out1)
+        if self.memory_bank is None:
+            return self._global(out0, out1)
         bank = self.memory_bank.bank
         if bank.shape[1] != out0.shape[1]:
             raise ValueError(
@@ -58,8 +79,19 @@ class NTXentLoss(nn.Module):
             )
         loss = _moco(out0, out1, bank.clone(), self.temperature)
         if out0.requires_grad:
-            self.memory_bank.enqueue(F.normalize(out1.detach().to(bank.dtype), dim=1))
+            keys = F.normalize(out1.detach().to(bank.dtype), dim=1)
+            if self._gathers:
+                counts = row_counts(keys, self.process_group)
+                keys = gather_rows(keys, counts, self.process_group)
+            self.memory_bank.enqueue(keys)
         return loss
+
+    def _global(self, out0: Tensor, out1: Tensor) -> Tensor:
+        scale = scale_of(self.temperature, out0)
+        z = torch.cat((out0, out1))
+        z = F.normalize(z.to(scale.dtype), dim=1).to(z.dtype)
+        lse, positive, factor = global_ntxent_rows(z, scale, self.process_group)
+        return factor * info_nce_from_logits(lse, positive).sum()
 
 
 def _moco(query: Tensor, key: Tensor, bank: Tensor, temperature: float) -> Tensor:

@@ -1,0 +1,120 @@
+"""The loss over all ranks: gradients, averaged as DDP does, are those of one process."""
+
+import processes
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from sslfast.functional import ntxent
+from sslfast.losses import NTXentLoss
+
+
+def batches(sizes: list[int], dtype: torch.dtype) -> list[tuple[Tensor, Tensor]]:
+    """The same inputs in every process: those of all ranks."""
+    generator = torch.Generator().manual_seed(7)
+    return [
+        (
+            torch.randn(n, 12, generator=generator, dtype=dtype),
+            torch.randn(n, 12, generator=generator, dtype=dtype),
+        )
+        for n in sizes
+    ]
+
+
+def one_process(sizes: list[int], weight: Tensor, temperature: Tensor) -> Tensor:
+    out0, out1 = (
+        torch.cat(views) @ weight for views in zip(*batches(sizes, weight.dtype), strict=True)
+    )
+    return ntxent(out0, out1, temperature)
+
+
+def compare(rank: int, size: int, sizes: list[int], dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    weight = torch.randn(12, 8, dtype=dtype, requires_grad=True)
+    truth = one_process(sizes, weight, 0.2)
+    (expected,) = torch.autograd.grad(truth, weight)
+
+    views = batches(sizes, dtype)[rank]
+    loss = NTXentLoss(0.2, gather_distributed=True)(views[0] @ weight, views[1] @ weight)
+    loss.backward()
+    assert weight.grad is not None
+    for local in (loss.detach(), weight.grad):
+        dist.all_reduce(local)
+        local /= size
+    torch.testing.assert_close(loss.detach(), truth.detach())
+    torch.testing.assert_close(weight.grad, expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("sizes", [[5, 2], [1, 6, 3], [3, 3, 3, 3]], ids=str)
+def test_gradient_is_that_of_one_process(sizes: list[int]) -> None:
+    processes.run(len(sizes), compare, sizes, torch.float64 if len(sizes) == 3 else torch.float32)
+
+
+def learned_temperature(rank: int, size: int) -> None:
+    from sslfast.functional import info_nce_from_logits
+    from sslfast.losses.distributed import global_ntxent_rows
+
+    sizes = [4, 3]
+    weight = torch.randn(12, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    scale = torch.tensor(3.0, dtype=torch.float64, requires_grad=True)
+    truth = one_process(sizes, weight, 1 / scale)
+    (expected,) = torch.autograd.grad(truth, scale)
+    views = batches(sizes, torch.float64)[rank]
+    z = nn.functional.normalize(torch.cat(views) @ weight, dim=1)
+    lse, positive, factor = global_ntxent_rows(z, scale, None)
+    (gradient,) = torch.autograd.grad(factor * info_nce_from_logits(lse, positive).sum(), scale)
+    dist.all_reduce(gradient)
+    torch.testing.assert_close(gradient / size, expected)
+
+
+def with_ddp(rank: int, size: int) -> None:
+    from torch.nn.parallel import DistributedDataParallel
+
+    torch.manual_seed(0)
+    plain = nn.Linear(12, 8)
+    model = DistributedDataParallel(nn.Linear(12, 8))
+    model.module.load_state_dict(plain.state_dict())
+    everything = batches([4, 4], torch.float32)
+    for _ in range(3):
+        views = everything[rank]
+        out0, out1 = model(torch.cat(views)).chunk(2)
+        NTXentLoss(0.2, gather_distributed=True)(out0, out1).backward()
+        all0, all1 = (torch.cat(v) for v in zip(*everything, strict=True))
+        NTXentLoss(0.2)(plain(all0), plain(all1)).backward()
+        for ours, truth in zip(model.parameters(), plain.parameters(), strict=True):
+            torch.testing.assert_close(ours.grad, truth.grad, rtol=1e-4, atol=1e-6)
+            with torch.no_grad():
+                ours -= 0.1 * ours.grad
+                truth -= 0.1 * truth.grad
+            ours.grad = truth.grad = None
+
+
+def shared_bank(rank: int, size: int) -> None:
+    torch.manual_seed(0)
+    loss = NTXentLoss(0.2, memory_bank_size=(16, 8), gather_distributed=True)
+    out0, out1 = torch.randn(2, 4, 8, generator=torch.Generator().manual_seed(rank)).unbind()
+    loss(out0.requires_grad_(), out1)
+    bank = loss.memory_bank.bank
+    banks = [torch.empty_like(bank) for _ in range(size)]
+    dist.all_gather(banks, bank)
+    assert torch.equal(banks[0], banks[1])
+    assert loss.memory_bank.bank_ptr.item() == 8
+    own = nn.functional.normalize(out1, dim=1)
+    torch.testing.assert_close(bank[4 * rank : 4 * rank + 4], own)
+
+
+def two_ranks(rank: int, size: int) -> None:
+    compare(rank, size, [5, 5], torch.float32)
+    learned_temperature(rank, size)
+    with_ddp(rank, size)
+    shared_bank(rank, size)
+
+
+def test_temperature_ddp_and_memory_bank_on_two_ranks() -> None:
+    processes.run(2, two_ranks)
+
+
+def test_without_a_process_group_nothing_is_gathered() -> None:
+    a, b = torch.randn(2, 6, 4).unbind()
+    assert torch.equal(NTXentLoss(0.2, gather_distributed=True)(a, b), NTXentLoss(0.2)(a, b))

@@ -1,0 +1,108 @@
+"""What the trainer asks of a loader, and the way to make one."""
+
+from collections.abc import Iterator
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+
+from .batch import Batch
+from .recipe import Recipe
+from .sources import ImageDataset, OnBadImage
+
+
+@runtime_checkable
+class Loader(Protocol):
+    """An endless source of batches, cut into epochs, that knows exactly where it is.
+
+    Attributes:
+        num_samples: samples in the data set.
+        steps_per_epoch: batches that an epoch yields on this rank.
+    """
+
+    num_samples: int
+    steps_per_epoch: int
+
+    def __len__(self) -> int:
+        """The same as ``steps_per_epoch``."""
+        ...
+
+    def __iter__(self) -> Iterator[Batch]:
+        """The rest of the current epoch: all of it, unless a batch of it was handed out before.
+
+        With the last batch of an epoch the position moves to the start of the next one.
+        """
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position after the batches handed out so far, as plain numbers and lists."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there: what follows is what would have followed, bit for bit."""
+        ...
+
+    def close(self) -> None:
+        """Free threads and memory; the loader yields nothing more."""
+        ...
+
+
+def make_loader(
+    dataset: ImageDataset,
+    recipe: Recipe,
+    *,
+    batch_size: int,
+    device: str | torch.device = "cpu",
+    seed: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+    threads: int | None = None,
+    train: bool = True,
+    prefetch: int = 2,
+    on_bad_image: OnBadImage = "skip",
+) -> Loader:
+    """A DALI loader that executes ``recipe`` on the images of ``dataset``.
+
+    Batches hold ``views``, a tuple of contiguous float32 [B, 3, size, size] tensors, one a view,
+    ``sample_ids`` int64 [B], positions in ``dataset.paths``, and ``labels`` int64 [B] or None, all
+    on ``device``.
+
+    With ``train``, every epoch is shuffled anew, each rank gets its own share in the same number
+    of steps, and the incomplete last batch is dropped. Without, samples come in file order with
+    the last batch partial (so a rank may take fewer steps than another), and every pass is the
+    same. Results depend on the seed, never on threads, prefetching or the number of ranks that
+    share a global batch.
+
+    Args:
+        dataset: from ``open_dataset``.
+        recipe: from ``recipe``.
+        batch_size: images a step on this rank.
+        device: "cpu", or a CUDA device, where DALI then decodes and transforms.
+        seed: of the shuffle and of the augmentation.
+        rank: this process.
+        world_size: number of processes.
+        threads: CPU threads for DALI; None is half of this process's cores, at most 16.
+        train: see above.
+        prefetch: batches in work while the one handed out is used.
+        on_bad_image: what to do with a file that passed ``open_dataset``'s check and yet cannot be
+            decoded: "skip" puts the next sample in its place (without ``train``: leaves it out),
+            names it in the log and in the loader's ``skipped``, and goes on; "raise" stops.
+
+    Raises:
+        ValueError: a data set smaller than one global batch (with ``train``), or a bad argument.
+        MissingExtra: DALI is not installed.
+    """
+    from .dali import DaliLoader
+
+    return DaliLoader(
+        dataset,
+        recipe,
+        batch_size=batch_size,
+        device=torch.device(device),
+        seed=seed,
+        rank=rank,
+        world_size=world_size,
+        threads=threads,
+        train=train,
+        prefetch=prefetch,
+        on_bad_image=on_bad_image,
+    )

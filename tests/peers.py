@@ -5,6 +5,7 @@ that its losses do not use; empty stand-ins take their place while it is importe
 """
 
 import importlib
+import importlib.util
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -51,6 +52,19 @@ def _peers_first() -> Iterator[None]:
             for name in list(sys.modules):
                 if isinstance(sys.modules[name], _Anything):
                     del sys.modules[name]
+
+
+def load_file(path: str) -> ModuleType:
+    """Import one file of a peer whose package imports what is not here."""
+    found = PEERS / path
+    if not found.is_file():
+        raise FileNotFoundError(f"{found} is missing: run `make peers` to install the peers")
+    spec = importlib.util.spec_from_file_location(path.replace("/", "_").removesuffix(".py"), found)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def load(module: str) -> ModuleType:

@@ -17,7 +17,8 @@ With logits t_ij = s <x_i, y_j>, every backend has two functions.
 ``backward_both(...)`` with the arguments of backward, where a backend gains from doing both sides
     of the rectangular form in one pass: -> (U [M, D], V [N, D]) with V_j = sum_i G_ij x_i.
 
-``columns=None`` is the symmetric form: Y = X, one pairing onto itself, and column = row statistics.
+``columns=None`` is the symmetric form: Y = X, column = row statistics, and mutual positives: shift
+is M / 2, or 0 where a row has no positive but itself.
 rows, columns: any floating dtype, contiguous; all else has the accumulation dtype: float32, or
 float64 where rows are float64. Nothing here checks values: non-finite in, non-finite out.
 """

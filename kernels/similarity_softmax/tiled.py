@@ -82,9 +82,10 @@ def forward(
             lse[j0:j1] = torch.logaddexp(lse[j0:j1], tile.logsumexp(0))
         if column_lse and not symmetric:
             lse_columns[j0:j1] = torch.logaddexp(lse_columns[j0:j1], tile.logsumexp(0))
-    if symmetric:
-        positive[pairing.shift :] = positive[: pairing.shift]  # its tiles are below the diagonal
-        lse_columns = lse.clone() if column_lse else lse_columns
+    if symmetric and pairing.shift:  # the other halves of the pairs are below the diagonal
+        positive[pairing.shift :] = positive[: pairing.shift]
+    if symmetric and column_lse:
+        lse_columns = lse.clone()
     return lse, positive, lse_columns
 
 

@@ -79,6 +79,13 @@ def test_symmetric(name, dtype, m, d, tau, generator) -> None:
 
 
 @pytest.mark.parametrize("name", RUNNABLE)
+def test_symmetric_without_positives(name, generator) -> None:
+    """Supervised contrast: every row but itself."""
+    x = embeddings(601, 9, torch.float32, generator)
+    check(name, x, None, 10.0, Pairing(601, 0, leave_out_self=True), 5)
+
+
+@pytest.mark.parametrize("name", RUNNABLE)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(
     ("m", "n", "d", "shift", "base", "leave_out"),

@@ -1,0 +1,107 @@
+"""InfoNCE, CLIP and SupCon against peers' own code and plain PyTorch in float64."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import peers
+from sslfast.functional import clip, info_nce, supcon
+from sslfast.losses import InfoNCE, SupConLoss
+
+theirs = peers.load("info_nce")
+open_clip = peers.load_file("open_clip/loss.py")
+
+
+def leaf(*shape: int) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64, requires_grad=True)
+
+
+def same(ours: Tensor, truth: Tensor, *inputs: Tensor) -> None:
+    torch.testing.assert_close(ours, truth)
+    weight = torch.randn_like(truth)
+    for value, expected in zip(
+        torch.autograd.grad(ours, inputs, weight),
+        torch.autograd.grad(truth, inputs, weight),
+        strict=True,
+    ):
+        torch.testing.assert_close(value, expected)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("temperature", [0.1, 0.01])
+def test_info_nce_equals_info_nce_pytorch(reduction: str, temperature: float) -> None:
+    query, key = leaf(9, 6), leaf(9, 6)
+    arguments = (temperature, reduction)
+    same(InfoNCE(*arguments)(query, key), theirs.InfoNCE(*arguments)(query, key), query, key)
+    shared, own = leaf(14, 6), leaf(9, 5, 6)
+    for mode, negatives in (("unpaired", shared), ("paired", own)):
+        ours = InfoNCE(*arguments, mode)(query, key, negatives)
+        truth = theirs.InfoNCE(*arguments, mode)(query, key, negatives)
+        same(ours, truth, query, key, negatives)
+
+
+def test_info_nce_float32_is_near_float64() -> None:
+    query, key, negatives = torch.randn(70, 33), torch.randn(70, 33), torch.randn(700, 33)
+    truth = info_nce(query.double(), key.double(), negatives.double(), 0.05)
+    torch.testing.assert_close(
+        info_nce(query, key, negatives, 0.05).double(), truth, rtol=1e-5, atol=0
+    )
+
+
+@pytest.mark.parametrize("n", [1, 2, 40])
+def test_clip_equals_open_clip(n: int) -> None:
+    image, text = (F.normalize(leaf(n, 7), dim=1).detach().requires_grad_() for _ in range(2))
+    scale = torch.tensor(14.0, dtype=torch.float64, requires_grad=True)
+    same(clip(image, text, scale), open_clip.ClipLoss()(image, text, scale), image, text, scale)
+
+
+def test_clip_swaps_and_reduces() -> None:
+    image, text = torch.randn(300, 16), torch.randn(300, 16)
+    rows = clip(image, text, 2.0, reduction="none")
+    torch.testing.assert_close(clip(text, image, 2.0, reduction="none"), rows)
+    torch.testing.assert_close(clip(image, text, 2.0), rows.mean())
+
+
+def plain_supcon(features: Tensor, labels: Tensor, temperature: float) -> Tensor:
+    z = F.normalize(features, dim=1)
+    logits = z @ z.T / temperature
+    itself = torch.eye(len(z), dtype=torch.bool)
+    log_p = logits - logits.masked_fill(itself, -torch.inf).logsumexp(1, keepdim=True)
+    positive = (labels[:, None] == labels) & ~itself
+    count = positive.sum(1)
+    loss = -(log_p * positive).sum(1) / count.clamp_min(1)
+    return loss[count > 0].mean()
+
+
+@pytest.mark.parametrize("classes", [1, 2, 5, 1000])
+def test_supcon_equals_its_definition(classes: int) -> None:
+    features = leaf(31, 6)
+    labels = torch.randint(-classes, classes, (31,))
+    labels[1] = labels[0]
+    same(SupConLoss(0.2)(features, labels), plain_supcon(features, labels, 0.2), features)
+
+
+def test_supcon_without_positives_is_zero() -> None:
+    features = leaf(4, 3)
+    loss = supcon(features, torch.arange(4), 0.2)
+    loss.backward()
+    assert loss == 0
+    assert features.grad is not None
+    assert features.grad.abs().max() == 0
+
+
+def test_bad_arguments() -> None:
+    x = torch.randn(4, 3)
+    with pytest.raises(ValueError, match="negative_mode must be"):
+        info_nce(x, x, negative_mode="both")
+    with pytest.raises(ValueError, match=r"same dimension, got \[4, 3\] and \[5, 2\]"):
+        info_nce(x, x, torch.randn(5, 2))
+    with pytest.raises(ValueError, match=r"shape \[4, K, 3\], got \[5, 2, 3\]"):
+        info_nce(x, x, torch.randn(5, 2, 3), negative_mode="paired")
+    with pytest.raises(TypeError, match="labels must be integers"):
+        supcon(x, torch.rand(4))
+    with pytest.raises(ValueError, match=r"labels must have shape \[4\]"):
+        supcon(x, torch.arange(5))
+    with pytest.raises(ValueError, match="scale must be one number"):
+        clip(x, x, torch.ones(2))

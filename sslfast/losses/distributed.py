@@ -94,3 +94,73 @@ def global_ntxent_rows(z: Tensor, scale: Tensor, group: Group) -> tuple[Tensor, 
     counts = row_counts(z, group)
     lse, positive = _SlabOfNTXent.apply(z, scale, counts, group)
     return lse, positive, world_size(group) / sum(counts)
+
+
+class _SlabOfClip(torch.autograd.Function):
+    """This rank's images against all texts and its texts against all images."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, image: Tensor, text: Tensor, scale: Tensor, counts: list[int], group: Group
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        image, text = image.detach(), text.detach()
+        images = gather_rows(image.contiguous(), counts, group)
+        texts = gather_rows(text.contiguous(), counts, group)
+        base = sum(counts[: dist.get_rank(group)])
+        structure = (0, base, False, False)  # shift, base, leave_out_self, normalize
+        lse_image, positive, _ = similarity_softmax(image, texts, scale, *structure, False)
+        lse_text, _, _ = similarity_softmax(text, images, scale, *structure, False)
+        ctx.save_for_backward(image, text, images, texts, scale, lse_image, lse_text)
+        ctx.structure, ctx.counts, ctx.group = structure, counts, group
+        return lse_image, lse_text, positive
+
+    @staticmethod
+    def backward(
+        ctx: Any, d_lse_image: Tensor, d_lse_text: Tensor, d_positive: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, None, None]:
+        image, text, images, texts, scale, lse_image, lse_text = ctx.saved_tensors
+        own_image, own_text = (lse_image, d_lse_image), (lse_text, d_lse_text)
+        statistics = gather_rows(torch.stack((*own_image, *own_text), 1), ctx.counts, ctx.group)
+        all_image, all_text = statistics.T.contiguous().split(2)
+
+        def gradient(
+            rows: Tensor, columns: Tensor, own: tuple[Tensor, Tensor], others: Tensor
+        ) -> tuple[Tensor, Tensor]:
+            lse, d_lse = own
+            d_rows, _, d_scale = similarity_softmax_backward(
+                d_lse.contiguous(),
+                d_positive.contiguous(),
+                others[1],
+                rows,
+                columns,
+                scale,
+                lse,
+                others[0],
+                *ctx.structure,
+                False,
+            )
+            return d_rows, d_scale
+
+        d_image, d_scale = gradient(image, texts, own_image, all_text)
+        d_text, _ = gradient(text, images, own_text, all_image)
+        return d_image, d_text, d_scale, None, None
+
+
+def global_clip_rows(
+    image: Tensor, text: Tensor, scale: Tensor, group: Group
+) -> tuple[Tensor, Tensor, Tensor, float]:
+    """Per-row statistics of this rank's pairs among those of all ranks.
+
+    Args:
+        image: unit features [n, D] of this rank; n may differ between ranks.
+        text: those of the texts [n, D].
+        scale: 0-d.
+        group: the process group, or None for all ranks.
+
+    Returns:
+        lse [n] of the images and of the texts over the negatives of all ranks, positive logits [n],
+        and W / N: the factor of the sum of this rank's losses, for N pairs over all W ranks.
+    """
+    counts = row_counts(image, group)
+    lse_image, lse_text, positive = _SlabOfClip.apply(image, text, scale, counts, group)
+    return lse_image, lse_text, positive, world_size(group) / sum(counts)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 import peers
 from sslfast.functional import clip, info_nce, supcon
-from sslfast.losses import InfoNCE, SupConLoss
+from sslfast.losses import ClipLoss, InfoNCE, SupConLoss
 
 theirs = peers.load("info_nce")
 open_clip = peers.load_file("open_clip/loss.py")
@@ -53,7 +53,10 @@ def test_info_nce_float32_is_near_float64() -> None:
 def test_clip_equals_open_clip(n: int) -> None:
     image, text = (F.normalize(leaf(n, 7), dim=1).detach().requires_grad_() for _ in range(2))
     scale = torch.tensor(14.0, dtype=torch.float64, requires_grad=True)
-    same(clip(image, text, scale), open_clip.ClipLoss()(image, text, scale), image, text, scale)
+    for ours in (clip, ClipLoss()):
+        same(ours(image, text, scale), open_clip.ClipLoss()(image, text, scale), image, text, scale)
+    both = ClipLoss()(image, text, scale, torch.ones(1), output_dict=True)
+    assert torch.equal(both["contrastive_loss"], ClipLoss()(image, text, scale))
 
 
 def test_clip_swaps_and_reduces() -> None:
@@ -103,5 +106,7 @@ def test_bad_arguments() -> None:
         supcon(x, torch.rand(4))
     with pytest.raises(ValueError, match=r"labels must have shape \[4\]"):
         supcon(x, torch.arange(5))
+    with pytest.raises(ValueError, match="Horovod is not supported"):
+        ClipLoss(use_horovod=True)
     with pytest.raises(ValueError, match="scale must be one number"):
         clip(x, x, torch.ones(2))

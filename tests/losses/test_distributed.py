@@ -6,8 +6,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from sslfast.functional import ntxent
-from sslfast.losses import NTXentLoss
+from sslfast.functional import clip, ntxent
+from sslfast.losses import ClipLoss, NTXentLoss
 
 
 def batches(sizes: list[int], dtype: torch.dtype) -> list[tuple[Tensor, Tensor]]:
@@ -46,9 +46,16 @@ def compare(rank: int, size: int, sizes: list[int], dtype: torch.dtype) -> None:
     torch.testing.assert_close(weight.grad, expected, rtol=1e-4, atol=1e-6)
 
 
+def both_losses(rank: int, size: int, sizes: list[int], dtype: torch.dtype) -> None:
+    compare(rank, size, sizes, dtype)
+    clip_over_ranks(rank, size, sizes, local_loss=False)
+
+
 @pytest.mark.parametrize("sizes", [[5, 2], [1, 6, 3], [3, 3, 3, 3]], ids=str)
 def test_gradient_is_that_of_one_process(sizes: list[int]) -> None:
-    processes.run(len(sizes), compare, sizes, torch.float64 if len(sizes) == 3 else torch.float32)
+    processes.run(
+        len(sizes), both_losses, sizes, torch.float64 if len(sizes) == 3 else torch.float32
+    )
 
 
 def learned_temperature(rank: int, size: int) -> None:
@@ -104,14 +111,48 @@ def shared_bank(rank: int, size: int) -> None:
     torch.testing.assert_close(bank[4 * rank : 4 * rank + 4], own)
 
 
+def clip_over_ranks(rank: int, size: int, sizes: list[int], local_loss: bool) -> None:
+    """Both towers, the scale and the value, against one process."""
+    generator = torch.Generator().manual_seed(3)
+    weights = [
+        torch.randn(12, 8, dtype=torch.float64, generator=generator).requires_grad_() for _ in "it"
+    ]
+    scale = torch.tensor(5.0, dtype=torch.float64, requires_grad=True)
+    bias = torch.zeros(1, dtype=torch.float64, requires_grad=True)
+    inputs = [*weights, scale]
+
+    def features(*views: Tensor) -> list[Tensor]:
+        pairs = zip(views, weights, strict=True)
+        return [nn.functional.normalize(view @ weight, dim=1) for view, weight in pairs]
+
+    everything = batches(sizes, torch.float64)
+    whole = features(*(torch.cat(v) for v in zip(*everything, strict=True)))
+    truth = clip(*whole, scale)
+    expected = torch.autograd.grad(truth, inputs)
+    criterion = ClipLoss(local_loss=local_loss, rank=rank, world_size=size)
+    loss = criterion(*features(*everything[rank]), scale, bias)
+    gradients = torch.autograd.grad(loss, [*inputs, bias])
+    assert gradients[-1] == 0
+    value = loss.detach()
+    if not local_loss:
+        torch.testing.assert_close(value, truth.detach())
+    for ours, theirs in zip((value, *gradients), (truth.detach(), *expected), strict=False):
+        dist.all_reduce(ours)
+        torch.testing.assert_close(ours / size, theirs)
+
+
 def two_ranks(rank: int, size: int) -> None:
     compare(rank, size, [5, 5], torch.float32)
     learned_temperature(rank, size)
     with_ddp(rank, size)
     shared_bank(rank, size)
+    for local_loss in (False, True):
+        clip_over_ranks(rank, size, [5, 2], local_loss)
+    with pytest.raises(ValueError, match="made for rank 1 of 3"):
+        ClipLoss(rank=1, world_size=3)(*torch.randn(2, 4, 3), 1.0)
 
 
-def test_temperature_ddp_and_memory_bank_on_two_ranks() -> None:
+def test_temperature_ddp_memory_bank_and_clip_on_two_ranks() -> None:
     processes.run(2, two_ranks)
 
 

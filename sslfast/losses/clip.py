@@ -1,0 +1,94 @@
+"""The loss of CLIP, with open_clip's constructor and forward."""
+
+from typing import Any
+
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from sslfast.functional import as_scale, check_embeddings, clip, info_nce_from_logits
+from sslfast.losses.distributed import global_clip_rows, world_size
+
+
+class ClipLoss(nn.Module):
+    """Symmetric contrastive loss of CLIP (Radford et al. 2021); drop-in for open_clip's class.
+
+    Never holds the matrix of logits. Over several ranks, negatives are the pairs of all ranks, and
+    gradients averaged over ranks (DDP, FSDP) are those of one process with the global batch,
+    whatever ``local_loss`` and ``gather_with_grad`` say. open_clip's are smaller by world_size
+    without gather_with_grad and local_loss, and miss what other ranks' rows contribute with
+    local_loss alone.
+
+    Args:
+        local_loss: return this rank's share (its rows' losses, W / N times their sum); otherwise
+            the value returned is the global loss on every rank. Gradients do not depend on it.
+        gather_with_grad: accepted for compatibility; gradients are always complete.
+        cache_labels: accepted for compatibility; no labels are made.
+        rank: this process; must be the rank that torch.distributed knows.
+        world_size: ranks to gather from; 1: none.
+        use_horovod: not supported.
+        process_group: the ranks to gather from; None: all.
+
+    Raises:
+        ValueError: Horovod, or a rank or world_size other than torch.distributed's; in forward,
+            shapes, dtypes or devices that do not fit.
+        TypeError: in forward, features that are no floating-point tensors.
+    """
+
+    def __init__(
+        self,
+        local_loss: bool = False,
+        gather_with_grad: bool = False,
+        cache_labels: bool = False,
+        rank: int = 0,
+        world_size: int = 1,
+        use_horovod: bool = False,
+        process_group: Any = None,
+    ) -> None:
+        super().__init__()
+        if use_horovod:
+            raise ValueError("Horovod is not supported: start the processes with torchrun")
+        self.local_loss = local_loss
+        self.gather_with_grad = gather_with_grad
+        self.cache_labels = cache_labels
+        self.rank = rank
+        self.world_size = world_size
+        self.process_group = process_group
+
+    def forward(
+        self,
+        image_features: Tensor,
+        text_features: Tensor,
+        logit_scale: float | Tensor,
+        logit_bias: Tensor | None = None,
+        output_dict: bool = False,
+    ) -> Tensor | dict[str, Tensor]:
+        """Return the loss of features [N, D], as a dict {"contrastive_loss": ...} where asked.
+
+        A bias common to all logits cancels in the softmax; its gradient is zero.
+        """
+        if self.world_size > 1:
+            loss = self._global(image_features, text_features, logit_scale)
+        else:
+            loss = clip(image_features, text_features, logit_scale)
+        if isinstance(logit_bias, Tensor):
+            loss = loss + 0 * logit_bias.sum()  # it keeps a gradient, which DDP waits for
+        return {"contrastive_loss": loss} if output_dict else loss
+
+    def _global(self, image: Tensor, text: Tensor, logit_scale: float | Tensor) -> Tensor:
+        check_embeddings(image_features=image, text_features=text)
+        group = self.process_group
+        known = (dist.get_rank(group), world_size(group)) if dist.is_initialized() else (0, 1)
+        if (self.rank, self.world_size) != known:
+            raise ValueError(
+                f"ClipLoss was made for rank {self.rank} of {self.world_size}, but "
+                f"torch.distributed says rank {known[0]} of {known[1]}"
+            )
+        scale = as_scale(logit_scale, image)
+        lse_image, lse_text, positive, factor = global_clip_rows(image, text, scale, group)
+        rows = info_nce_from_logits(lse_image, positive) + info_nce_from_logits(lse_text, positive)
+        local = factor * rows.sum() / 2
+        if self.local_loss:
+            return local
+        total = local.detach().clone()
+        dist.all_reduce(total, group=group)
+        return local + (total / self.world_size - local.detach())

@@ -1,0 +1,17 @@
+"""Evaluation of frozen encoders: features, kNN, linear probe, a map of the embeddings, plots."""
+
+from sslfast.eval.features import Features, extract, raw_pixels
+from sslfast.eval.knn import knn_accuracy, knn_predict
+from sslfast.eval.linear import ProbeResult, linear_probe
+from sslfast.eval.map2d import embed_2d
+
+__all__ = [
+    "Features",
+    "ProbeResult",
+    "embed_2d",
+    "extract",
+    "knn_accuracy",
+    "knn_predict",
+    "linear_probe",
+    "raw_pixels",
+]

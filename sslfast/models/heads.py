@@ -1,0 +1,78 @@
+"""The MLP heads (projectors, expanders, predictors) between an encoder and its loss."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+from torch import nn
+
+
+class ProjectionHead(nn.Sequential):
+    """An MLP: (linear, [batch norm], ReLU) for every hidden layer, then linear, [batch norm].
+
+    One class makes the heads of the common methods (d = the encoder's ``num_features``):
+
+    ==============================  ==========================================================
+    SimCLR, arXiv:2002.05709        ``ProjectionHead(d, [d], 128, last_batch_norm=True)``
+    SimCLR v2, arXiv:2006.10029     ``ProjectionHead(d, [d, d], 128, last_batch_norm=True)``
+    MoCo v2, arXiv:2003.04297       ``ProjectionHead(d, [2048], 128, batch_norm=False)``
+    MoCo v3, arXiv:2104.02057       ``ProjectionHead(d, [4096], 256, last_batch_norm=True,
+                                    last_affine=False, last_bias=False)`` ([4096, 4096] for ViT)
+    BYOL, arXiv:2006.07733          ``ProjectionHead(d, [4096], 256, last_bias=False)``; predictor
+                                    the same with d = 256
+    SimSiam, arXiv:2011.10566       ``ProjectionHead(d, [2048, 2048], 2048, last_batch_norm=True,
+                                    last_affine=False)``; predictor
+                                    ``ProjectionHead(2048, [512], 2048)``
+    Barlow Twins, arXiv:2103.03230  ``ProjectionHead(d, [8192, 8192], 8192, last_bias=False)``
+    VICReg, arXiv:2105.04906        ``ProjectionHead(d, [8192, 8192], 8192, bias=True,
+                                    last_bias=False)``
+    ==============================  ==========================================================
+
+    These follow the authors' code, but for biases that a batch norm would remove again.
+
+    Args:
+        in_dim: width of the input [B, in_dim].
+        hidden_dims: widths of the hidden layers, in order; empty makes a linear head.
+        out_dim: width of the output [B, out_dim].
+        batch_norm: batch norm after every hidden linear layer.
+        last_batch_norm: batch norm after the last linear layer.
+        last_affine: whether that last norm has a learned scale and shift.
+        bias: bias of the hidden linear layers; None: only where no batch norm follows, which would
+            remove it again.
+        last_bias: bias of the last linear layer; None: as for ``bias``.
+
+    Attributes:
+        out_dim: width of the output.
+
+    Raises:
+        ValueError: a width below 1.
+    """
+
+    def __init__(
+        self,
+        in_dim: int,
+        hidden_dims: Sequence[int] = (2048,),
+        out_dim: int = 128,
+        *,
+        batch_norm: bool = True,
+        last_batch_norm: bool = False,
+        last_affine: bool = True,
+        bias: bool | None = None,
+        last_bias: bool | None = None,
+    ) -> None:
+        widths = [in_dim, *hidden_dims, out_dim]
+        if min(widths) < 1:
+            raise ValueError(f"the widths of a head must be at least 1, got {widths}")
+        bias = not batch_norm if bias is None else bias
+        last_bias = not last_batch_norm if last_bias is None else last_bias
+
+        layers: list[nn.Module] = []
+        for fan_in, width in pairwise(widths[:-1]):
+            layers.append(nn.Linear(fan_in, width, bias=bias))
+            if batch_norm:
+                layers.append(nn.BatchNorm1d(width))
+            layers.append(nn.ReLU(inplace=True))
+        layers.append(nn.Linear(widths[-2], out_dim, bias=last_bias))
+        if last_batch_norm:
+            layers.append(nn.BatchNorm1d(out_dim, affine=last_affine))
+        super().__init__(*layers)
+        self.out_dim: int = out_dim

@@ -1,0 +1,190 @@
+"""The linear probe: its optimum, its draw of labels, its choice of regularisation."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from sslfast.eval import Features, linear, linear_probe
+from sslfast.eval.linear import draw_labels
+
+
+def blobs(n_per_class, classes=4, width=10, distance=6.0, seed=0):
+    """Gaussian classes; at a distance of 6 deviations they are separable."""
+    generator = torch.Generator().manual_seed(seed)
+    centres = torch.nn.functional.normalize(
+        torch.randn(classes, width, generator=torch.Generator().manual_seed(99)), dim=1
+    )
+    labels = torch.arange(classes).repeat(n_per_class)
+    noise = torch.randn(len(labels), width, generator=generator)
+    return Features(distance * centres[labels] + noise, labels, torch.arange(len(labels)))
+
+
+def test_separable_classes():
+    result = linear_probe(blobs(50), blobs(50, seed=1))
+    assert result.accuracy > 0.97
+    assert result.train_accuracy > 0.97
+    assert result.n_labels == 200
+    assert result.n_classes == 4
+    assert result.n_test == 200
+    assert result.regularisation in linear.REGULARISATIONS
+
+
+def test_random_labels_give_chance():
+    train, test = blobs(100), blobs(250, seed=1)
+    generator = torch.Generator().manual_seed(2)
+    train, test = (
+        Features(f.features, torch.randint(4, (len(f),), generator=generator), f.sample_ids)
+        for f in (train, test)
+    )
+    assert linear_probe(train, test).accuracy == pytest.approx(0.25, abs=0.06)
+
+
+def test_same_seed_same_result_and_input_order_does_not_matter():
+    train, test = blobs(40, distance=1.5), blobs(40, distance=1.5, seed=1)
+    first = linear_probe(train, test, labels_per_class=10, seed=3)
+    assert linear_probe(train, test, labels_per_class=10, seed=3) == first
+    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))
+    shuffled = train.select(order)
+    drawn = train.sample_ids[draw_labels(train, 10, seed=3)]
+    assert torch.equal(shuffled.sample_ids[draw_labels(shuffled, 10, seed=3)], drawn)
+    again = linear_probe(shuffled, test, labels_per_class=10, seed=3)
+    assert again.accuracy == pytest.approx(first.accuracy, abs=1e-12)
+
+
+@pytest.mark.parametrize(("n_per_class", "width"), [(30, 6), (8, 60)], ids=["tall", "wide"])
+@pytest.mark.parametrize("regularisation", [1.0, 1e-3])
+def test_fit_reaches_the_optimum(n_per_class, width, regularisation):
+    """At the optimum of the objective, as documented, its gradient vanishes."""
+    data = blobs(n_per_class, width=width, distance=2.0)
+    x = torch.cat([data.features, data.features[:, :1]], dim=1).double()  # a repeated column
+    basis = linear._Basis.of(x)
+    classifier = linear._Classifier.fit(basis, x, data.labels, regularisation)
+    weight, bias = (part.requires_grad_() for part in (classifier.weight, classifier.bias))
+    loss = F.cross_entropy(x @ weight + bias, data.labels)
+    (loss + regularisation / 2 * weight.square().sum()).backward()
+    assert weight.grad.abs().max() < 3e-3
+    assert bias.grad.abs().max() < 1e-3
+
+
+def test_fit_agrees_with_scikit_learn():
+    from sklearn.linear_model import LogisticRegression
+
+    train, test = blobs(40, distance=2.0), blobs(100, distance=2.0, seed=1)
+    x, x_test = linear._standardise(train.features, test.features)
+    classifier = linear._Classifier.fit(linear._Basis.of(x), x, train.labels, 1e-2)
+    peer = LogisticRegression(C=1 / (1e-2 * len(x)), tol=1e-8, max_iter=5000)
+    peer.fit(x.numpy(), train.labels.numpy())
+    expected = torch.from_numpy(peer.predict_proba(x_test.numpy()))
+    actual = classifier.logits(x_test).softmax(dim=1)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=2e-3)
+
+
+def test_standardisation_uses_train_statistics_and_silences_constant_columns():
+    generator = torch.Generator().manual_seed(0)
+    train = torch.randn(50, 3, generator=generator) * 5 + 2
+    train[:, 1] = 0.1
+    test = torch.randn(20, 3, generator=generator)
+    x, x_test = linear._standardise(train, test)
+    torch.testing.assert_close(x[:, [0, 2]].mean(0), torch.zeros(2).double(), rtol=0, atol=1e-12)
+    torch.testing.assert_close(x[:, [0, 2]].std(0, correction=0), torch.ones(2).double())
+    assert torch.equal(x[:, 1], torch.zeros(50).double())
+    assert torch.equal(x_test[:, 1], torch.zeros(20).double())
+    wanted = (test.double() - train.double().mean(0)) / train.double().std(0, correction=0)
+    torch.testing.assert_close(x_test[:, [0, 2]], wanted[:, [0, 2]])
+
+
+def test_choice_of_regularisation_looks_at_no_test_label():
+    train, test = blobs(30, distance=1.5), blobs(30, distance=1.5, seed=1)
+    wrong = Features(test.features, test.labels.flip(0), test.sample_ids)
+    right, other = linear_probe(train, test), linear_probe(train, wrong)
+    assert right.regularisation == other.regularisation
+    assert right.validation_accuracy == other.validation_accuracy
+    assert right.accuracy != other.accuracy
+
+
+def test_held_out_part_is_a_fifth_of_each_class():
+    labels = torch.tensor([0] * 10 + [1] * 3 + [2])
+    held_out = linear._held_out(labels)
+    assert labels[held_out].tolist() == [0, 0, 1]
+
+
+def test_one_label_per_class_uses_the_default_regularisation():
+    result = linear_probe(blobs(20), blobs(50, seed=1), labels_per_class=1)
+    assert result.validation_accuracy is None
+    assert result.regularisation == linear.DEFAULT_REGULARISATION
+    assert result.n_labels == 4
+    assert result.accuracy > 0.6
+
+
+def test_collapsed_features_give_chance_without_a_warning():
+    train, test = blobs(20), blobs(20, seed=1)
+    train, test = (
+        Features(torch.full_like(f.features, 0.3), f.labels, f.sample_ids) for f in (train, test)
+    )
+    assert linear_probe(train, test).accuracy == 0.25
+
+
+def test_test_classes_unseen_in_training_count_as_errors():
+    train, test = blobs(50), blobs(50, seed=1)
+    result = linear_probe(train.select(train.labels < 3), test)
+    assert result.n_classes == 3
+    assert 0.7 < result.accuracy <= 0.75
+
+
+def test_labels_keep_their_own_numbers():
+    numbers = torch.tensor([7, -1, 100, 3])
+    train, test = (
+        Features(f.features, numbers[f.labels], f.sample_ids)
+        for f in (blobs(50), blobs(50, seed=1))
+    )
+    assert linear_probe(train, test).accuracy > 0.97
+
+
+@pytest.mark.parametrize("count", [1, 3, 20])
+def test_draw_takes_exactly_that_many_of_each_class(count):
+    features = blobs(20)
+    drawn = draw_labels(features, labels_per_class=count)
+    assert len(drawn.unique()) == len(drawn)
+    assert torch.bincount(features.labels[drawn]).tolist() == [count] * 4
+
+
+def test_draws_are_nested_and_seeded():
+    features = blobs(30)
+    small, large, other = (
+        set(draw_labels(features, count, seed=seed).tolist())
+        for count, seed in ((5, 0), (12, 0), (12, 1))
+    )
+    assert small < large
+    assert large != other
+    assert set(draw_labels(features, seed=5).tolist()) == set(range(len(features)))
+
+
+def test_fraction_is_per_class_and_at_least_one():
+    features = blobs(20).select(torch.arange(80)[: 80 - 3])
+    counts = torch.bincount(features.labels)
+    drawn = draw_labels(features, label_fraction=0.25)
+    expected = [max(1, round(0.25 * n)) for n in counts.tolist()]
+    assert torch.bincount(features.labels[drawn]).tolist() == expected
+    assert len(draw_labels(features, label_fraction=0.001)) == 4
+    assert len(draw_labels(features, label_fraction=1.0)) == len(features)
+
+
+def test_too_few_labels_name_the_class_and_the_count():
+    features = blobs(20)
+    features = features.select((features.labels != 2) | (features.sample_ids < 40))
+    with pytest.raises(ValueError, match=r"class 2 has 10 train labels, fewer than .*=11"):
+        linear_probe(features, features, labels_per_class=11)
+
+
+def test_arguments_are_checked():
+    features = blobs(5)
+    with pytest.raises(ValueError, match="not both"):
+        linear_probe(features, features, labels_per_class=1, label_fraction=0.5)
+    with pytest.raises(ValueError, match="labels_per_class must be at least 1"):
+        linear_probe(features, features, labels_per_class=0)
+    for fraction in (0.0, 1.5, float("nan")):
+        with pytest.raises(ValueError, match="label_fraction must be in"):
+            linear_probe(features, features, label_fraction=fraction)
+    single = features.select(features.labels == 0)
+    with pytest.raises(ValueError, match="at least two classes"):
+        linear_probe(single, features)

@@ -1,0 +1,313 @@
+"""The command line: ``sslfast train | eval | report | embed | preview | doctor``.
+
+Nothing heavy is imported before a command runs, so that --help answers at once.
+"""
+
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from sslfast import __version__
+from sslfast._extras import MissingExtra, require
+from sslfast._suggest import did_you_mean
+from sslfast.training.config import (
+    SCHEMA_VERSION,
+    ConfigError,
+    TrainConfig,
+    known_keys,
+    read_yaml,
+)
+
+logger = logging.getLogger("sslfast")
+
+TRACEBACK_VARIABLE = "SSLFAST_TRACEBACK"
+
+Parser = Any  # jsonargparse.ArgumentParser, which is optional
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: the words after ``sslfast``; None: those of this process.
+
+    Returns:
+        The exit code: 0; 1 for a failed run, 2 for a wrong command or setting, 128 + the signal's
+        number for an interrupted run.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if words[:1] == ["doctor"] and len(words) == 1:  # must work where packages are missing
+            return _doctor()
+        parser, commands = _parsers()
+        if not words:
+            parser.print_help()
+            return 2
+        words = _normalised(words, commands)
+        options = parser.parse_args(words)
+        _set_up_logging()
+        return _COMMANDS[options.subcommand][1](options[options.subcommand])
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:
+        if os.environ.get(TRACEBACK_VARIABLE, "0") not in ("", "0"):
+            raise
+        code = _exit_code(error)
+        if code is None:
+            raise
+        print(f"sslfast: {' '.join(str(error).split())}", file=sys.stderr)
+        return code
+
+
+def _exit_code(error: Exception) -> int | None:
+    """The code for an error whose message is for users; None for a bug, which needs a traceback."""
+    from argparse import ArgumentError
+
+    if isinstance(error, (ConfigError, ArgumentError)):
+        return 2
+    if isinstance(error, (OSError, ValueError, MissingExtra)):
+        return 1
+    # Only modules that are loaded can have raised: none is imported to find out.
+    for module, name in _USER_ERRORS:
+        known = getattr(sys.modules.get(module), name, None)
+        if known is not None and isinstance(error, known):
+            return 128 + error.signal if name == "TrainingStopped" else 1
+    return None
+
+
+_USER_ERRORS = (
+    ("sslfast.training.checkpoint", "CheckpointError"),
+    ("sslfast.training.monitors", "NonFiniteError"),
+    ("sslfast.training.run_folder", "RunFolderError"),
+    ("sslfast.training.signals", "TrainingStopped"),
+    ("sslfast.kernels.registry", "BackendError"),
+    ("torch", "OutOfMemoryError"),
+)
+
+
+def _set_up_logging() -> None:
+    """Log to the terminal beside the progress bar, or plain lines where there is no terminal."""
+    console = require("rich", extra="train", purpose="the command line").get_console()
+    handler: logging.Handler = logging.StreamHandler()
+    if console.is_terminal:
+        handler = require("rich.logging", extra="train", purpose="the command line").RichHandler(
+            show_time=False, show_level=False, show_path=False
+        )
+    main_rank = os.environ.get("RANK", "0") == "0"
+    level = logging.INFO if main_rank else logging.ERROR
+    logging.basicConfig(level=level, format="%(message)s", handlers=[handler])
+
+
+# Parsing
+
+
+def _parsers() -> tuple[Parser, dict[str, Parser]]:
+    jsonargparse = require("jsonargparse", extra="train", purpose="the command line")
+    parser = jsonargparse.ArgumentParser(
+        prog="sslfast",
+        description="Self-supervised pre-training, accelerated by its own kernels.",
+        exit_on_error=False,
+    )
+    parser.add_argument("--version", action="version", version=f"sslfast {__version__}")
+    subcommands = parser.add_subcommands(title="commands", metavar="COMMAND")
+    commands = {}
+    for name, (purpose, _, add_arguments) in _COMMANDS.items():
+        command = jsonargparse.ArgumentParser(description=purpose, exit_on_error=False)
+        add_arguments(command)
+        subcommands.add_subcommand(name, command, help=purpose)
+        commands[name] = command
+    return parser, commands
+
+
+def _normalised(words: list[str], commands: dict[str, Parser]) -> list[str]:
+    """Underscores in flags' names, values for bare switches; unknown flags and keys raise.
+
+    Raises:
+        ConfigError: with the nearest known name.
+    """
+    name = next((word for word in words if not word.startswith("-")), None)
+    if name is None:
+        return words
+    if name not in commands:
+        raise ConfigError(
+            f"unknown command '{name}'.{did_you_mean(name, commands)} Known: {', '.join(commands)}"
+        )
+    actions = commands[name]._actions
+    known = [flag for action in actions for flag in action.option_strings]
+    switches = ["--compile"] if name == "train" else []
+    result: list[str] = []
+    for position, word in enumerate(words):
+        if not word.startswith("--"):
+            result.append(word)
+            continue
+        flag, equals, value = word.partition("=")
+        flag = flag.replace("-", "_").replace("__", "--", 1)
+        top, dot, rest = flag.partition(".")
+        if top not in known and top != "--version":
+            wrong, _, _ = word.partition("=")
+            raise ConfigError(
+                f"unknown option {wrong} of 'sslfast {name}'.{did_you_mean(top, known)} "
+                f"(sslfast {name} --help lists all)"
+            )
+        following = words[position + 1 : position + 2]
+        if flag in switches and not equals and (not following or following[0].startswith("--")):
+            equals, value = "=", "true"
+        result.append(top + dot + rest + equals + value)
+        if top == "--config" and (value or following):
+            read_yaml(value or following[0])
+    return result
+
+
+def _add_settings(parser: Parser) -> None:
+    """All settings of a run as flags, and --config for a YAML file of them."""
+    from argparse import SUPPRESS
+
+    parser.add_argument("--config", action="config", help="YAML file of settings; flags win")
+    parser.add_class_arguments(TrainConfig, skip={"schema_version"})
+    parser.add_argument("--schema_version", type=int, default=SCHEMA_VERSION, help=SUPPRESS)
+
+
+def _add_preview(parser: Parser) -> None:
+    _add_settings(parser)
+    parser.add_argument("--png", default="preview.png", help="the picture to write")
+    parser.add_argument("--samples", type=int, default=16, help="how many images")
+
+
+def _add_run(parser: Parser) -> None:
+    parser.add_argument("--run", required=True, help="folder of a finished run")
+    parser.add_argument(
+        "--device", type=Literal["auto", "cpu", "cuda"], default="auto", help="where to compute"
+    )
+    parser.add_argument("--threads", type=int, help="CPU threads for loading data")
+
+
+def _add_eval(parser: Parser) -> None:
+    parser.add_argument("protocol", type=Literal["knn", "linear"], help="knn or linear")
+    _add_run(parser)
+    parser.add_argument("--data", help="labelled, with train and test; default: the run's own")
+    parser.add_argument("--k", type=int, default=20, help="neighbours of knn")
+    parser.add_argument("--labels_per_class", type=int, help="train labels for linear")
+    parser.add_argument("--label_fraction", type=float, help="or: a part of them all")
+    parser.add_argument("--seed", type=int, default=0, help="draws the labels of linear")
+
+
+def _add_report(parser: Parser) -> None:
+    _add_run(parser)
+    parser.add_argument(
+        "--labels_per_class",
+        type=int,
+        help="labels of the linear probe; default: 100, or as many as the rarest class has",
+    )
+    parser.add_argument("--k", type=int, default=20, help="neighbours of the kNN")
+
+
+def _add_embed(parser: Parser) -> None:
+    _add_run(parser)
+    parser.add_argument("--data", help="images; default: the run's own")
+    parser.add_argument("--split", type=Literal["train", "test", "val"], default="train")
+    parser.add_argument("--out", help="the .npz to write; default: RUN/features_SPLIT.npz")
+
+
+# Commands
+
+
+def _train(options: Any) -> int:
+    from sslfast.training import train
+
+    run = train(_settings(options))
+    if os.environ.get("RANK", "0") == "0":
+        logger.info("next: sslfast report --run %s", run)
+    return 0
+
+
+def _settings(options: Any) -> TrainConfig:
+    return TrainConfig(**{name: options[name] for name in known_keys()})
+
+
+def _preview(options: Any) -> int:
+    from sslfast.training.report import preview
+
+    config = _settings(options)
+    if not config.data:
+        raise ConfigError("'data' is missing: set --data")
+    print(preview(config, Path(options.png), options.samples))
+    return 0
+
+
+def _eval(options: Any) -> int:
+    from sslfast.training.evaluation import FinishedRun, evaluate
+
+    run = FinishedRun.open(options.run, options.device, options.threads)
+    found = evaluate(
+        run,
+        options.protocol,
+        options.data,
+        k=options.k,
+        labels_per_class=options.labels_per_class,
+        label_fraction=options.label_fraction,
+        seed=options.seed,
+    )
+    rows = [[name, f"{x:.4f}" if isinstance(x, float) else str(x)] for name, x in found.items()]
+    _print_table(f"{options.protocol} of {options.run}", ["", ""], rows)
+    return 0
+
+
+def _report(options: Any) -> int:
+    from sslfast.training.evaluation import FinishedRun
+    from sslfast.training.report import report
+
+    run = FinishedRun.open(options.run, options.device, options.threads)
+    found = report(run, options.labels_per_class, options.k)
+    if found.scores:
+        head = ["features", f"kNN (k = {found.k})"]
+        head.append(f"linear probe ({found.labels_per_class} labels a class)")
+        rows = [[s.features, f"{s.knn:.1%}", f"{s.linear:.1%}"] for s in found.scores]
+        _print_table(f"Accuracy on the test images of {found.data}", head, rows)
+    else:
+        print("no accuracies: the data has no labels, or no test images")
+    print(f"figures and page: {run.folder.path / 'report.html'}")
+    return 0
+
+
+def _embed(options: Any) -> int:
+    from sslfast.training.evaluation import FinishedRun, embed
+
+    run = FinishedRun.open(options.run, options.device, options.threads)
+    print(embed(run, options.data, options.split, options.out))
+    return 0
+
+
+def _doctor(options: Any = None) -> int:
+    from sslfast.training.doctor import diagnose
+
+    print(diagnose())
+    return 0
+
+
+def _print_table(title: str, head: list[str], rows: list[list[str]]) -> None:
+    console = require("rich", extra="train", purpose="the command line").get_console()
+    table = require("rich.table", extra="train", purpose="the command line").Table(
+        title=title, show_header=any(head)
+    )
+    for position, name in enumerate(head):
+        table.add_column(name, justify="right" if position else "left")
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+
+
+_COMMANDS: dict[str, tuple[str, Callable[[Any], int], Callable[[Parser], None]]] = {
+    "train": ("pre-train an encoder on images without labels", _train, _add_settings),
+    "eval": ("kNN or linear probe of a run's encoder on labelled images", _eval, _add_eval),
+    "report": ("table, figures and page of a run, against two baselines", _report, _add_report),
+    "embed": ("features of images, as an .npz file", _embed, _add_embed),
+    "preview": ("a picture of augmented views, before training", _preview, _add_preview),
+    "doctor": ("what works here, what does not and why", _doctor, lambda parser: None),
+}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,103 @@
+"""What a self-supervised method is to the trainer, and what the trainer tells it."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from sslfast.data.batch import Batch
+
+
+@dataclass(frozen=True)
+class Context:
+    """Where the training stands; one for every optimiser step.
+
+    Attributes:
+        step: steps done so far (0 during the first).
+        epoch: passes over the data set done so far.
+        total_steps: steps of the whole training.
+        seed: the run's seed; with ``step`` and the batch's sample ids it keys all randomness.
+        schedules: the values of ``Method.schedules`` now, as 0-dim float32 tensors on the training
+            device, so that using one costs no synchronisation and no recompilation.
+    """
+
+    step: int
+    epoch: int
+    total_steps: int
+    seed: int = 0
+    schedules: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Where a method comes from.
+
+    Attributes:
+        paper: authors, year and arXiv number.
+        hyperparameters: the settings of the paper's main experiment, for people.
+    """
+
+    paper: str
+    hyperparameters: Mapping[str, Any]
+
+
+class Method(nn.Module, ABC):
+    """A self-supervised objective around an encoder.
+
+    A subclass takes the encoder first and its hyperparameters as keywords with defaults, and sets
+    the class attributes below. ``encode`` and ``loss`` are apart so that they can run apart
+    (a two-pass loss over cached embeddings, activation checkpointing, evaluation).
+
+    Class attributes:
+        recipe: name of the augmentation recipe that makes its views (``sslfast.data.recipe``).
+        modalities: the kinds of data that it accepts.
+        reference: the paper and its settings.
+
+    Attributes:
+        encoder: the module that is kept at the end of the training.
+    """
+
+    recipe: ClassVar[str]
+    modalities: ClassVar[tuple[str, ...]] = ("image",)
+    reference: ClassVar[Reference]
+
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    @abstractmethod
+    def encode(self, batch: Batch, ctx: Context) -> Any:
+        """The batch's outputs that the loss compares: any nest of tensors."""
+
+    @abstractmethod
+    def loss(self, outputs: Any, ctx: Context) -> dict[str, Tensor]:
+        """Compare the outputs of ``encode``.
+
+        Returns:
+            ``"loss"``, the 0-dim tensor to minimise, and any 0-dim metrics to log beside it, all
+            on the training device (only the trainer reads them, at its log interval).
+        """
+
+    def forward(self, batch: Batch, ctx: Context) -> dict[str, Tensor]:
+        """``loss(encode(batch))``: one call, as DistributedDataParallel and compile need it."""
+        return self.loss(self.encode(batch, ctx), ctx)
+
+    def schedules(self, progress: float) -> dict[str, float]:
+        """Hyperparameters that change over training, by name, at ``progress`` in [0, 1]."""
+        del progress
+        return {}
+
+    def param_groups(self) -> list[dict[str, Any]]:
+        """Parameter groups for the optimiser: biases, norms and scalars take no weight decay."""
+        parameters = [p for p in self.parameters() if p.requires_grad]
+        groups: list[dict[str, Any]] = [
+            {"params": [p for p in parameters if p.ndim > 1]},
+            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+        return [group for group in groups if group["params"]]
+
+    def after_step(self, ctx: Context) -> None:
+        """Run after every optimiser step (EMA teachers, queues, prototype norms)."""
+        del ctx

@@ -1,0 +1,22 @@
+"""Pre-training: configuration, the loop, checkpoints, the run's folder and its encoder."""
+
+from typing import TYPE_CHECKING, Any
+
+from sslfast.training.config import TrainConfig
+
+if TYPE_CHECKING:
+    from sslfast.training.encoder import load_encoder
+    from sslfast.training.trainer import train
+
+__all__ = ["TrainConfig", "load_encoder", "train"]
+
+_LAZY = {"load_encoder": "encoder", "train": "trainer"}
+
+
+def __getattr__(name: str) -> Any:
+    # Importing torch takes seconds; the command line's --help reads the configuration only.
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)

@@ -1,0 +1,217 @@
+"""The configuration of a run: one dataclass, read from YAML, flags or Python alike."""
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from sslfast._extras import require
+from sslfast._suggest import did_you_mean
+from sslfast.training.storage import write_atomically
+
+SCHEMA_VERSION = 1
+
+
+class ConfigError(ValueError):
+    """A setting that cannot work; the message says which, and what to write instead."""
+
+
+@dataclass
+class TrainConfig:
+    """Settings of one pre-training run.
+
+    Args:
+        method: the self-supervised method; ``sslfast doctor`` lists them.
+        data: a folder of images (in sub-folders or not), or builtin:mnist, builtin:photos.
+        out: the run's folder: settings, metrics, checkpoints and the encoder.
+        method_args: the method's hyperparameters, such as temperature.
+        model: the encoder; ``sslfast doctor`` lists them.
+        model_args: keywords of the encoder, such as cifar_stem.
+        init: start from these weights: a run's folder, or a .safetensors or .pt file.
+        recipe: the augmentations; null: those of the method.
+        recipe_args: changed fields of the recipe, such as crop_scale.
+        image_size: side of the square views in pixels; null: that of the recipe.
+        epochs: passes over the data. Exactly one of epochs and steps must be given.
+        steps: optimiser steps. Exactly one of epochs and steps must be given.
+        batch_size: images per optimiser step, over all ranks and accumulated micro-batches.
+        accumulate: micro-batches per step. A contrastive loss sees one at a time: negatives and
+            batch norm are those of a micro-batch, not of the whole batch.
+        optimizer: adamw or sgd.
+        lr: the peak learning rate, as it is (not scaled by the batch size).
+        weight_decay: of weights; biases and norms take none.
+        momentum: of sgd.
+        warmup_epochs: the learning rate rises linearly over these, then falls as a cosine.
+        seed: of the weights, the order of the data and the augmentations.
+        device: auto takes a GPU where there is one.
+        precision: fp32, or automatic mixed precision in bf16, or in fp16 (GPU only).
+        compile: compile the model and the loss with torch.compile.
+        threads: CPU threads for loading data, for each rank; null: chosen by the loader.
+        on_bad_image: skip leaves out unreadable images and names them in the log; raise stops.
+        checkpoint_every: steps between checkpoints; the end of the run always saves one.
+        keep_checkpoints: how many of the newest checkpoints stay.
+        resume: auto goes on where the same out stopped; never starts anew, in an empty folder;
+            or the path of a checkpoint to go on from.
+        log_every: steps between two entries of metrics.jsonl. Numbers are read off the device,
+            and non-finite losses found, at this interval only.
+        schema_version: of this file; written by sslfast.
+    """
+
+    method: str = "simclr"
+    data: str = ""
+    out: str = ""
+    method_args: dict[str, Any] = field(default_factory=dict)
+    model: str = "convnet_small"
+    model_args: dict[str, Any] = field(default_factory=dict)
+    init: str | None = None
+    recipe: str | None = None
+    recipe_args: dict[str, Any] = field(default_factory=dict)
+    image_size: int | None = None
+    epochs: int | None = None
+    steps: int | None = None
+    batch_size: int = 256
+    accumulate: int = 1
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    lr: float = 1e-3
+    weight_decay: float = 1e-4
+    momentum: float = 0.9
+    warmup_epochs: float = 0.0
+    seed: int = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    compile: bool = False
+    threads: int | None = None
+    on_bad_image: Literal["skip", "raise"] = "skip"
+    checkpoint_every: int = 1000
+    keep_checkpoints: int = 3
+    resume: str = "auto"
+    log_every: int = 50
+    schema_version: int = SCHEMA_VERSION
+
+    def validate(self) -> None:
+        """Check every setting that can be checked without data, models or devices.
+
+        Raises:
+            ConfigError: a value of the wrong type or out of range, or a needed one is missing.
+        """
+        check_version(self.schema_version, "the configuration")
+        for item in dataclasses.fields(self):
+            check_type(item.name, getattr(self, item.name), item.type)
+        for name in ("data", "out"):
+            if not getattr(self, name):
+                raise ConfigError(f"'{name}' is missing: set --{name}, or '{name}:' in the YAML")
+        if (self.epochs is None) == (self.steps is None):
+            raise ConfigError("set exactly one of epochs and steps")
+        for name in _POSITIVE:
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} must be at least 1, got {value}")
+        for name in ("lr", "weight_decay", "momentum", "warmup_epochs", "seed"):
+            # Written so that NaN is refused too.
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ConfigError(f"{name} must be 0 or more, got {getattr(self, name)}")
+        if self.batch_size % self.accumulate:
+            raise ConfigError(
+                f"batch_size {self.batch_size} must be a multiple of accumulate {self.accumulate}"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """All settings as plain values."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, settings: Mapping[str, Any], source: str = "the settings") -> "TrainConfig":
+        """Build from a mapping, and validate.
+
+        Raises:
+            ConfigError: an unknown key (the message suggests the nearest), or a bad value.
+        """
+        check_keys(settings, source)
+        config = cls(**settings)
+        config.validate()
+        return config
+
+    @classmethod
+    def read(cls, path: Path | str) -> "TrainConfig":
+        """Read a YAML file, and validate.
+
+        Raises:
+            ConfigError: the file is missing, no YAML mapping, of a newer version, has an unknown
+                key, or a bad value.
+        """
+        return cls.from_dict(read_yaml(path), source=str(path))
+
+    def write(self, path: Path | str) -> None:
+        """Write as YAML."""
+        yaml = require("yaml", extra="train", purpose="writing config.yaml")
+        text = yaml.safe_dump(self.to_dict(), sort_keys=False)
+        write_atomically(Path(path), lambda file: file.write(text.encode()))
+
+
+_POSITIVE = (
+    *("epochs", "steps", "batch_size", "accumulate", "image_size", "threads"),
+    *("checkpoint_every", "keep_checkpoints", "log_every"),
+)
+
+
+def known_keys() -> list[str]:
+    """The names of all settings."""
+    return [item.name for item in dataclasses.fields(TrainConfig)]
+
+
+def check_version(version: Any, source: str) -> None:
+    """Raise ConfigError where ``version`` is not one that this sslfast reads."""
+    if not isinstance(version, int) or version < 1:
+        raise ConfigError(f"{source} has schema_version {version!r}, which is not a version")
+    if version > SCHEMA_VERSION:
+        raise ConfigError(
+            f"{source} has schema_version {version}, but this sslfast reads {SCHEMA_VERSION} at "
+            "most: it was written by a newer one. Upgrade with: pip install --upgrade sslfast"
+        )
+
+
+def check_keys(keys: Iterable[str], source: str) -> None:
+    """Raise ConfigError at the first unknown key, with the nearest known one."""
+    known = known_keys()
+    for key in keys:
+        if key not in known:
+            raise ConfigError(
+                f"unknown setting '{key}' in {source}.{did_you_mean(str(key), known)} "
+                "(sslfast train --help lists all)"
+            )
+
+
+def check_type(name: str, value: Any, annotation: Any) -> None:
+    """Raise ConfigError where a value is not of its annotated type (an int passes as a float)."""
+    options = getattr(annotation, "__args__", ())
+    if getattr(annotation, "__origin__", None) is Literal:
+        if value not in options:
+            raise ConfigError(f"{name} must be one of {', '.join(options)}, got {value!r}")
+        return
+    origin = getattr(annotation, "__origin__", None)
+    types = (origin,) if origin else (options or (annotation,))  # dict[...], X | None, or plain
+    if float in types:
+        types = (*types, int)
+    if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
+        expected = " or ".join("null" if t is type(None) else t.__name__ for t in types)
+        hint = ""
+        if float in types and isinstance(value, str):
+            hint = " (YAML reads 1e-3 as text: write 1.0e-3)"
+        raise ConfigError(f"{name} must be {expected}, got {value!r}{hint}")
+
+
+def read_yaml(path: Path | str) -> dict[str, Any]:
+    """The mapping in a YAML file, with its keys and version checked."""
+    yaml = require("yaml", extra="train", purpose="reading a YAML configuration")
+    try:
+        settings = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from None
+    if not isinstance(settings, dict):
+        raise ConfigError(f"{path} must hold 'name: value' lines, such as 'method: simclr'")
+    # The version first: a newer file's unknown keys are no spelling mistakes.
+    check_version(settings.get("schema_version", SCHEMA_VERSION), str(path))
+    check_keys(settings, str(path))
+    return settings

@@ -1,0 +1,169 @@
+"""Evaluation of a run: which images, seen how, by which encoder."""
+
+import json
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+from sslfast import data
+from sslfast.data import ImageDataset, Loader
+from sslfast.eval import Features, extract, knn_accuracy, linear_probe, raw_pixels
+from sslfast.training.config import read_yaml
+from sslfast.training.distributed import resolve_device
+from sslfast.training.encoder import build_encoder, load_encoder, read_description
+from sslfast.training.run_folder import RunFolder, RunFolderError
+from sslfast.training.storage import explain_full_disk
+
+_BATCH = 256
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A run with its encoder, ready to look at labelled images.
+
+    Attributes:
+        folder: its files.
+        description: what encoder.safetensors says: model, model_args, image_size, mean, std ...
+        settings: what config.yaml says.
+        device: where to compute.
+        threads: CPU threads for loading data; None: chosen by the loader.
+    """
+
+    folder: RunFolder
+    description: dict[str, Any]
+    settings: dict[str, Any]
+    device: torch.device
+    threads: int | None = None
+
+    @classmethod
+    def open(
+        cls, path: Path | str, device: str = "auto", threads: int | None = None
+    ) -> "FinishedRun":
+        """Open a run's folder.
+
+        Raises:
+            RunFolderError: it holds no finished run.
+        """
+        folder = RunFolder(path)
+        for file in (folder.config, folder.encoder):
+            if not file.is_file():
+                raise RunFolderError(f"{path} holds no finished run: there is no {file.name}")
+        description, settings = read_description(folder.encoder), read_yaml(folder.config)
+        return cls(folder, description, settings, resolve_device(device), threads)
+
+    def encoder(self) -> nn.Module:
+        """The pre-trained encoder, on the device."""
+        return self._placed(load_encoder(self.folder.encoder))
+
+    def random_encoder(self) -> nn.Module:
+        """The encoder as it was before its training (or before --init), on the device."""
+        model, keywords = self.description["model"], self.description["model_args"]
+        return self._placed(build_encoder(model, keywords, self.settings["seed"]))
+
+    def _placed(self, encoder: nn.Module) -> nn.Module:
+        encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return encoder.to(self.device)
+
+    def features(self, encoder: nn.Module | None, images: ImageDataset) -> Features:
+        """The features of all images, in their order; without an encoder, the pixels."""
+        with self._loader(images) as loader:
+            if encoder is None:
+                return raw_pixels(loader)
+            return extract(encoder, loader, self.device)
+
+    @contextmanager
+    def _loader(self, images: ImageDataset) -> Iterator[Loader]:
+        view = {key: tuple(self.description[key]) for key in ("mean", "std")}
+        recipe = data.recipe("eval", size=self.description["image_size"], **view)
+        loader = data.make_loader(
+            images, recipe, batch_size=_BATCH, device=self.device, threads=self.threads, train=False
+        )
+        with closing(loader):
+            yield loader
+
+
+def has_test_split(spec: str) -> bool:
+    """Whether a data set comes with images to test on."""
+    if spec.startswith("builtin:"):
+        return True
+    root = Path(spec).expanduser()
+    return (root / "train").is_dir() and any((root / name).is_dir() for name in ("test", "val"))
+
+
+def evaluate(
+    run: FinishedRun,
+    protocol: Literal["knn", "linear"],
+    spec: str | None = None,
+    *,
+    k: int = 20,
+    labels_per_class: int | None = None,
+    label_fraction: float | None = None,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Evaluate the frozen encoder by one protocol and write RUN/eval_PROTOCOL.json.
+
+    Args:
+        run: a finished run.
+        protocol: "knn" or "linear".
+        spec: labelled data with a train and a test split; None: the run's own.
+        k: neighbours of "knn".
+        labels_per_class: train labels a class of "linear"; None: no such limit.
+        label_fraction: the part of the train labels that "linear" uses; None: all.
+        seed: draws the labels of "linear".
+
+    Returns:
+        What is written: "accuracy", in [0, 1], and how it came about.
+
+    Raises:
+        ValueError: no labels, no test split, or limits that the data cannot meet.
+    """
+    spec = spec or run.settings["data"]
+    encoder = run.encoder()
+    train, test = (
+        run.features(encoder, data.open_dataset(spec, split)) for split in ("train", "test")
+    )
+    found: dict[str, Any] = {"protocol": protocol, "data": spec}
+    if protocol == "knn":
+        found |= {"accuracy": knn_accuracy(train, test, k=k, device=run.device), "k": k}
+        found |= {"n_train": len(train), "n_test": len(test)}
+    else:
+        found |= asdict(linear_probe(train, test, labels_per_class, label_fraction, seed))
+    path = run.folder.path / f"eval_{protocol}.json"
+    path.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    return found
+
+
+def embed(
+    run: FinishedRun, spec: str | None = None, split: str = "train", out: str | None = None
+) -> Path:
+    """Write the features of images as an .npz file.
+
+    The file holds ``features`` float32 [N, F], ``sample_ids`` int64 [N], ``paths`` [N] and, where
+    there are labels, ``labels`` int64 [N] and ``classes``.
+
+    Args:
+        run: a finished run.
+        spec: the images; None: the run's own.
+        split: which of them.
+        out: the file to write; None: features_SPLIT.npz in the run's folder.
+    """
+    images = data.open_dataset(spec or run.settings["data"], split)
+    features = run.features(run.encoder(), images)
+    ids = features.sample_ids.numpy()
+    arrays: dict[str, Any] = {
+        "features": features.features.numpy(),
+        "sample_ids": ids,
+        "paths": np.array([images.paths[i] for i in ids]),
+    }
+    if features.labels is not None and images.classes is not None:
+        arrays |= {"labels": features.labels.numpy(), "classes": np.array(images.classes)}
+    path = Path(out) if out else run.folder.path / f"features_{split}.npz"
+    with explain_full_disk(path), open(path, "wb") as file:
+        np.savez(file, **arrays)
+    return path

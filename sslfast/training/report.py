@@ -1,0 +1,151 @@
+"""What a run achieved: a table against two baselines, figures, and one page with all of it."""
+
+import base64
+import html
+import json
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sslfast import data, methods
+from sslfast.eval import Features, embed_2d, knn_accuracy, linear_probe
+from sslfast.eval.plots import plot_loss_curve, plot_map, plot_views
+from sslfast.training.config import TrainConfig
+from sslfast.training.evaluation import FinishedRun, has_test_split
+from sslfast.training.pipeline import build_recipe
+
+LABELS_PER_CLASS = 100
+K = 20
+_MAP_POINTS = 2000
+
+
+@dataclass(frozen=True)
+class Score:
+    """One row of the table: accuracies on the test split, in [0, 1]."""
+
+    features: str
+    knn: float
+    linear: float
+
+
+@dataclass(frozen=True)
+class Report:
+    """What ``report`` found; also written as report.json.
+
+    Attributes:
+        data: the data set.
+        scores: random initialisation, pre-trained, raw pixels; empty without labels to test on.
+        labels_per_class: of the linear probe.
+        k: neighbours of the kNN.
+        figures: file names of the figures, in the run's folder.
+    """
+
+    data: str
+    scores: list[Score]
+    labels_per_class: int
+    k: int
+    figures: list[str]
+
+
+def report(run: FinishedRun, labels_per_class: int | None = None, k: int = K) -> Report:
+    """Evaluate a run and write report.json, loss.png, views.png, map.png and report.html.
+
+    Args:
+        run: a finished one.
+        labels_per_class: for the linear probe; None: 100, or as many as the rarest class has.
+        k: neighbours of the kNN.
+
+    Raises:
+        ValueError: a class has fewer labels than asked for.
+    """
+    config = TrainConfig(**run.settings)
+    folder = run.folder.path
+    train = data.open_dataset(config.data, "train")
+    test = data.open_dataset(config.data, "test") if has_test_split(config.data) else train
+
+    encoder = run.encoder()
+    test_features = run.features(encoder, test)
+    _draw_loss(run.folder.metrics, folder / "loss.png")
+    preview(config, folder / "views.png")
+    _draw_map(test_features, test.classes, folder / "map.png")
+
+    scores: list[Score] = []
+    labels = labels_per_class or LABELS_PER_CLASS
+    if test is not train and train.labels is not None and test.labels is not None:
+        if labels_per_class is None:
+            labels = min(labels, *(train.labels.count(label) for label in set(train.labels)))
+        features = {
+            "random initialisation": (run.random_encoder(), None),
+            "pre-trained": (encoder, test_features),
+            "raw pixels": (None, None),
+        }
+        for name, (model, known) in features.items():
+            pair = run.features(model, train), known or run.features(model, test)
+            probe = linear_probe(*pair, labels_per_class=labels)
+            scores.append(Score(name, knn_accuracy(*pair, k=k), probe.accuracy))
+
+    found = Report(config.data, scores, labels, k, ["loss.png", "views.png", "map.png"])
+    (folder / "report.json").write_text(json.dumps(asdict(found), indent=2) + "\n")
+    (folder / "report.html").write_text(_page(found, run.settings, folder), encoding="utf-8")
+    return found
+
+
+def preview(config: TrainConfig, path: Path, samples: int = 16) -> Path:
+    """Draw augmented views of the training images, as the method would see them.
+
+    Args:
+        config: data, method, recipe and seed are looked at.
+        path: the PNG to write.
+        samples: how many images.
+    """
+    images = data.open_dataset(config.data, "train")
+    recipe = build_recipe(config, methods.get(config.method).recipe)
+    samples = min(samples, len(images))
+    loader = data.make_loader(images, recipe, batch_size=samples, seed=config.seed, threads=1)
+    with closing(loader):
+        batch = next(iter(loader))
+    view = recipe.views[0]
+    return plot_views(batch, path, mean=view.mean, std=view.std, samples=samples)
+
+
+def _draw_loss(metrics: Path, path: Path) -> Path:
+    lines = metrics.read_text(encoding="utf-8").splitlines()
+    return plot_loss_curve([json.loads(line) for line in lines], path)
+
+
+def _draw_map(features: Features, classes: list[str] | None, path: Path) -> Path:
+    # Evenly spaced, so that every class of a sorted data set is on the map.
+    every = -(-len(features) // _MAP_POINTS)
+    chosen = features.select(torch.arange(0, len(features), every))
+    return plot_map(embed_2d(chosen), chosen.labels, classes, path)
+
+
+_STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; color: #333 }
+table { border-collapse: collapse } td, th { padding: .3rem 1.5rem .3rem 0; text-align: left }
+th { border-bottom: 1px solid #999 } img { max-width: 100% } pre { background: #f4f4f4 }
+"""
+
+
+def _page(found: Report, settings: dict[str, Any], folder: Path) -> str:
+    """One HTML page with everything in it: it can be sent on its own."""
+    title = html.escape(f"{settings['method']} on {found.data}")
+    parts = [f"<!doctype html><meta charset=utf-8><title>{title}</title><style>{_STYLE}</style>"]
+    parts.append(f"<h1>{title}</h1>")
+    if found.scores:
+        head = (
+            f"<th>features<th>kNN, k = {found.k}<th>linear, {found.labels_per_class} labels/class"
+        )
+        rows = "".join(
+            f"<tr><td>{s.features}<td>{s.knn:.1%}<td>{s.linear:.1%}" for s in found.scores
+        )
+        parts.append(f"<table><tr>{head}{rows}</table>")
+    for name in found.figures:
+        encoded = base64.b64encode((folder / name).read_bytes()).decode()
+        parts.append(f'<p><img src="data:image/png;base64,{encoded}" alt="{name}">')
+    listed = "\n".join(f"{key}: {json.dumps(value)}" for key, value in settings.items())
+    parts.append(f"<h2>Settings</h2><pre>{html.escape(listed)}</pre>")
+    return "\n".join(parts) + "\n"

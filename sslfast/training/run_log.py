@@ -1,0 +1,94 @@
+"""What a run writes while it trains: metrics.jsonl, TensorBoard events, the progress bar."""
+
+import json
+import logging
+import math
+from pathlib import Path
+from types import TracebackType
+
+from sslfast._extras import require
+
+logger = logging.getLogger("sslfast")
+
+
+class RunLog:
+    """metrics.jsonl, TensorBoard events and the progress bar (or log lines without a terminal).
+
+    Args:
+        metrics: metrics.jsonl; the events go to the folder that holds it.
+        step: where the run goes on; what an interrupted run logged after it is dropped.
+        total_steps: where it ends.
+        steps_per_epoch: for the display.
+    """
+
+    def __init__(self, metrics: Path, step: int, total_steps: int, steps_per_epoch: float) -> None:
+        require("tensorboard", extra="train", purpose="writing TensorBoard events")
+        from torch.utils.tensorboard import SummaryWriter
+
+        progress = require("rich.progress", extra="train", purpose="the progress bar")
+        _drop_after(metrics, step)
+        self._file = open(metrics, "a", encoding="utf-8")  # noqa: SIM115
+        self._events = SummaryWriter(str(metrics.parent), purge_step=step + 1)
+        self._steps_per_epoch = steps_per_epoch
+        self._total_steps = total_steps
+        self._bar = progress.Progress(
+            progress.TextColumn("{task.description}"),
+            progress.BarColumn(),
+            progress.MofNCompleteColumn(),
+            progress.TextColumn("{task.fields[figures]}"),
+            progress.TimeRemainingColumn(),
+        )
+        self._task = self._bar.add_task("", completed=step, total=total_steps, figures="")
+
+    def __enter__(self) -> "RunLog":
+        if self._bar.console.is_terminal:
+            self._bar.start()
+        return self
+
+    def advance(self, step: int) -> None:
+        """Move the bar."""
+        self._bar.update(self._task, completed=step)
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Write one entry; it is on its way to the disk when this returns."""
+        entry = {"step": step, "epoch": round(step / self._steps_per_epoch, 4), **values}
+        # JSON has no infinity, which an overflowing fp16 gradient may have for a norm.
+        finite = {k: v if math.isfinite(v) else None for k, v in entry.items()}
+        self._file.write(json.dumps(finite) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            self._events.add_scalar(name, value, step)
+        where = f"epoch {entry['epoch']:.1f}/{self._total_steps / self._steps_per_epoch:.0f}"
+        figures = (
+            f"loss {values['loss']:.4f}  {values['images_per_second']:.0f} images/s  "
+            f"waiting for data {values['data_wait']:.0%}"
+        )
+        self._bar.update(self._task, description=where, figures=figures)
+        if not self._bar.console.is_terminal:
+            logger.info("step %d/%d  %s  %s", step, self._total_steps, where, figures)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._bar.console.is_terminal:
+            self._bar.stop()
+        self._file.close()
+        self._events.close()
+
+
+def _drop_after(metrics: Path, step: int) -> None:
+    if not metrics.exists():
+        return
+    kept = []
+    for line in metrics.read_text(encoding="utf-8").splitlines():
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError:
+            break  # the last line, cut off by a kill
+        if entry["step"] > step:
+            break
+        kept.append(line + "\n")
+    metrics.write_text("".join(kept), encoding="utf-8")

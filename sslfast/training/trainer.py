@@ -1,0 +1,269 @@
+"""The training loop, whole, in one file."""
+
+import logging
+import random
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from sslfast import __version__, methods
+from sslfast.data import Batch, Loader
+from sslfast.data.batch import map_tensors
+from sslfast.methods.base import Context, Method
+from sslfast.training import checkpoint, distributed
+from sslfast.training.config import ConfigError, TrainConfig
+from sslfast.training.distributed import Ranks
+from sslfast.training.encoder import build_encoder, load_weights, save_encoder
+from sslfast.training.monitors import NEVER, Clock, Meter, NonFiniteError
+from sslfast.training.pipeline import build_loader, build_recipe
+from sslfast.training.run_folder import RunFolder
+from sslfast.training.run_log import RunLog
+from sslfast.training.schedule import warmup_cosine
+from sslfast.training.signals import TrainingStopped, catch_signals
+from sslfast.training.state import TrainState
+from sslfast.training.storage import explain_full_disk
+
+logger = logging.getLogger("sslfast")
+
+AMP_DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def train(config: TrainConfig) -> Path:
+    """Pre-train an encoder without labels, or go on with a run that was interrupted.
+
+    Seeds the global random generators of Python, numpy and torch.
+
+    Args:
+        config: the settings; ``config.out`` becomes the run's folder.
+
+    Returns:
+        The run's folder: config.yaml, metrics.jsonl, TensorBoard events, checkpoints/ and
+        encoder.safetensors (see ``load_encoder``).
+
+    Raises:
+        ConfigError: a setting that cannot work.
+        RunFolderError: ``config.out`` cannot be used.
+        CheckpointError: the run's checkpoints cannot be used.
+        NonFiniteError: the loss became NaN or infinite.
+        StorageError: the disk is full.
+        TrainingStopped: SIGINT or SIGTERM arrived.
+    """
+    config.validate()
+    run = RunFolder(config.out)
+    with ExitStack() as stack:
+        ranks = stack.enter_context(distributed.ranks(config.device))
+        stack.enter_context(explain_full_disk(run.path))
+        method = build_method(config, ranks.device)
+        loader = stack.enter_context(closing(build_loader(config, method.recipe, ranks)))
+        # Up to here nothing is written: a wrong setting leaves no folder behind.
+        saved = None
+        if ranks.is_main:
+            stack.enter_context(run.locked())
+            saved = run.resume_state(config)
+        # The other ranks read the checkpoint that rank 0 found to be whole.
+        path = ranks.share(saved and saved["path"])
+        if path and not saved:
+            saved = checkpoint.load(Path(path))
+        if config.init and not saved:
+            extra = load_weights(method.encoder, config.init)
+            if extra and ranks.is_main:
+                logger.warning("init: %s has more than the model: %s", config.init, extra)
+        trained = fit(config, method, loader, run, ranks, saved)
+        if saved and not trained:
+            method.load_state_dict(saved["model"])
+            logger.info("%s holds a finished run: there is nothing left to do", run.path)
+        if ranks.is_main and (trained or not run.encoder.exists()):
+            save_encoder(run.encoder, method.encoder, describe(config, method))
+            logger.info("the encoder is in %s", run.encoder)
+        ranks.barrier()
+    return run.path
+
+
+def fit(
+    config: TrainConfig,
+    method: Method,
+    loader: Loader,
+    run: RunFolder,
+    ranks: Ranks,
+    saved: dict[str, Any] | None = None,
+) -> bool:
+    """Train ``method`` to the end of the run: the loop.
+
+    Args:
+        config: the settings.
+        method: on ``ranks.device``.
+        loader: yields micro-batches of batch_size / (world_size * accumulate) samples.
+        run: takes metrics and checkpoints (from rank 0).
+        ranks: this process and its peers.
+        saved: a checkpoint to go on from.
+
+    Returns:
+        Whether any step was left to do; if not, nothing is touched.
+    """
+    device, single = ranks.device, ranks.world_size == 1
+    steps_per_epoch = loader.steps_per_epoch / config.accumulate
+    total_steps = config.steps or max(1, int((config.epochs or 0) * steps_per_epoch))
+    warmup = int(config.warmup_epochs * steps_per_epoch)
+
+    step = saved["step"] if saved is not None else 0
+    if step >= total_steps:
+        return False
+
+    optimizer = build_optimizer(config, method)
+    scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
+    meter, clock = Meter(device), Clock()
+    state = TrainState(method, optimizer, scaler, loader, meter, ranks)
+    model: Any = ranks.parallel(method)
+    if config.compile:
+        model = torch.compile(model)
+    amp = torch.autocast(device.type, AMP_DTYPES[config.precision], config.precision != "fp32")
+    weights = [p for p in method.parameters() if p.requires_grad]
+    batches = endless(loader)
+    method.train()
+
+    with ExitStack() as stack:
+        log = None
+        if ranks.is_main:
+            config.write(run.config)
+            log = stack.enter_context(RunLog(run.metrics, step, total_steps, steps_per_epoch))
+        stop = stack.enter_context(catch_signals())
+        # As late as possible: importing some packages draws random numbers.
+        seed_all(config.seed + ranks.rank)
+        if saved is not None:
+            state.restore(saved)
+            logger.info("going on after step %d of %d", step, total_steps)
+        while step < total_steps:
+            lr = warmup_cosine(step, peak=config.lr, warmup=warmup, total=total_steps)
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            scheduled = method.schedules(step / total_steps)
+            ctx = Context(
+                step=step,
+                epoch=int(step / steps_per_epoch),
+                total_steps=total_steps,
+                seed=config.seed,
+                schedules={k: torch.full((), v, device=device) for k, v in scheduled.items()},
+            )
+
+            for micro in range(config.accumulate):
+                with clock.waiting():
+                    batch = to_device(next(batches), device)
+                meter.saw(step + 1, batch.sample_ids)
+                clock.count(len(batch) * ranks.world_size)
+                # Ranks exchange gradients once a step, with the last micro-batch.
+                alone = single or micro + 1 == config.accumulate
+                with nullcontext() if alone else model.no_sync():
+                    with amp:
+                        values = model(batch, ctx)
+                    scaler.scale(values["loss"] / config.accumulate).backward()
+                meter.add(step + 1, values)
+
+            scaler.unscale_(optimizer)
+            norm = torch.nn.utils.get_total_norm([p.grad for p in weights if p.grad is not None])
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad(set_to_none=True)
+            method.after_step(ctx)
+            step += 1
+            if not scaler.is_enabled():  # whose gradients overflow now and then, and are skipped
+                meter.watch(step, norm)
+            if log is not None:
+                log.advance(step)
+
+            log_due = step % config.log_every == 0 or step == total_steps
+            save_due = step % config.checkpoint_every == 0 or step == total_steps
+            if not (log_due or save_due or (single and stop.signal)):
+                continue
+            # From here on numbers are read off the device, for the only time.
+            bad_step, stop_signal = ranks.agree(meter.bad_step, stop.signal)
+            if bad_step != NEVER:
+                what = "the loss or its gradient"
+                raise NonFiniteError(what, bad_step, meter.samples_of(bad_step), run.last_good())
+            if log_due:
+                numbers = {**meter.read(), "lr": lr, "grad_norm": float(norm), **clock.read()}
+                if log is not None:
+                    log.write(step, numbers)
+            if save_due or stop_signal:
+                if not state.is_finite():
+                    raise NonFiniteError("a weight", step, meter.samples_of(step), run.last_good())
+                captured = state.capture()
+                if ranks.is_main:
+                    stamp = {"sslfast": __version__, "config": config.to_dict(), "epoch": ctx.epoch}
+                    checkpoint.save(
+                        run.checkpoints, step, {**stamp, **captured}, config.keep_checkpoints
+                    )
+            meter.forget_samples()
+            if stop_signal and step < total_steps:
+                raise TrainingStopped(stop_signal, step, run.path)
+    return True
+
+
+def build_method(config: TrainConfig, device: torch.device) -> Method:
+    """The method around its encoder, on the device: the same weights on every rank.
+
+    Raises:
+        ConfigError: an unknown name or keyword, or a precision that the device lacks.
+    """
+    if config.precision == "fp16" and device.type == "cpu":
+        raise ConfigError("precision fp16 needs a GPU: use bf16 or fp32 on the CPU")
+    encoder = build_encoder(config.model, config.model_args, config.seed)
+    seed_all(config.seed)
+    try:
+        method = methods.create(config.method, encoder, **config.method_args)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"method: {error}") from error
+    method.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return method.to(device)
+
+
+def build_optimizer(config: TrainConfig, method: Method) -> torch.optim.Optimizer:
+    """AdamW or SGD over the method's parameter groups."""
+    groups = method.param_groups()
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(
+            groups, config.lr, momentum=config.momentum, weight_decay=config.weight_decay
+        )
+    return torch.optim.AdamW(groups, config.lr, weight_decay=config.weight_decay)
+
+
+def endless(loader: Loader) -> Iterator[Batch]:
+    """Epoch after epoch, beginning with the rest of a restored one."""
+    while True:
+        yield from loader
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch on the device, images in channels-last order (which convolutions prefer)."""
+
+    def place(tensor: torch.Tensor) -> torch.Tensor:
+        order = torch.channels_last if tensor.dim() == 4 else torch.preserve_format
+        return tensor.to(device, memory_format=order, non_blocking=True)
+
+    batch = batch.to(device)
+    return replace(batch, views=map_tensors(batch.views, place))
+
+
+def describe(config: TrainConfig, method: Method) -> dict[str, Any]:
+    """What the encoder's file says of it: how to rebuild it, and what images it expects."""
+    view = build_recipe(config, method.recipe).views[0]
+    return {
+        "model": config.model,
+        "model_args": config.model_args,
+        "method": config.method,
+        "image_size": view.size,
+        "mean": view.mean,
+        "std": view.std,
+        "sslfast": __version__,
+    }
+
+
+def seed_all(seed: int) -> None:
+    """Seed every global generator that a method or model may draw from."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)

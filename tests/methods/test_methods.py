@@ -1,0 +1,120 @@
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from sslfast import methods, models
+from sslfast.data.batch import Batch
+from sslfast.losses import NTXentLoss
+from sslfast.methods.base import Context, Method, Reference
+from sslfast.methods.registry import _discover
+
+
+def pairs(count: int = 16) -> Batch:
+    views = torch.randn(count, 3, 16, 16), torch.randn(count, 3, 16, 16)
+    return Batch(views, torch.arange(count))
+
+
+@pytest.mark.parametrize("name", methods.names())
+def test_every_method_learns_on_a_fixed_batch(name: str) -> None:
+    torch.manual_seed(0)
+    method = methods.create(name, models.create("convnet_small", width=8, depth=2))
+    optimizer = torch.optim.AdamW(method.param_groups(), 3e-3)
+    batch, ctx, losses = pairs(), Context(0, 0, 30), []
+    for _ in range(30):
+        values = method(batch, ctx)
+        assert all(v.shape == () for v in values.values())
+        losses.append(values["loss"].item())
+        optimizer.zero_grad()
+        values["loss"].backward()
+        optimizer.step()
+        method.after_step(ctx)
+    assert losses[-1] < losses[0] - 0.1
+
+
+@pytest.mark.parametrize("name", methods.names())
+def test_every_method_states_its_contract(name: str) -> None:
+    method = methods.get(name)
+    assert "arXiv" in method.reference.paper
+    assert method.reference.hyperparameters
+    assert method.modalities
+    source = Path(sys.modules[method.__module__].__file__ or "").read_text()
+    assert source.count("\n") < 100
+
+
+def test_simclr_is_ntxent_of_projected_views() -> None:
+    torch.manual_seed(0)
+    method = methods.create("simclr", models.create("convnet_small"), temperature=0.3, out_dim=24)
+    batch, ctx = pairs(), Context(0, 0, 1)
+    z0, z1 = method.encode(batch, ctx)
+    assert z0.shape == z1.shape == (16, 24)
+
+    z = method.projector(method.encoder(torch.cat(batch.views)))
+    torch.testing.assert_close(torch.cat([z0, z1]), z)
+    values = method.loss((z0, z1), ctx)
+    torch.testing.assert_close(values["loss"], NTXentLoss(0.3)(z0, z1))
+    cosine = torch.nn.functional.cosine_similarity(z0, z1).mean()
+    torch.testing.assert_close(values["positive_similarity"], cosine)
+    assert not values["positive_similarity"].requires_grad
+
+
+def test_no_weight_decay_on_norms_and_biases() -> None:
+    method = methods.create("simclr", models.create("resnet18", cifar_stem=True))
+    decayed, free = method.param_groups()
+    assert "weight_decay" not in decayed
+    assert free["weight_decay"] == 0.0
+    assert {p.ndim for p in decayed["params"]} == {2, 4}
+    assert {p.ndim for p in free["params"]} == {1}
+    both = decayed["params"] + free["params"]
+    assert {id(p) for p in both} == {id(p) for p in method.parameters()}
+
+
+def test_frozen_parameters_are_left_out() -> None:
+    method = methods.create("simclr", models.create("convnet_small"))
+    method.encoder.requires_grad_(False)
+    kept = {id(p) for group in method.param_groups() for p in group["params"]}
+    assert kept == {id(p) for p in method.projector.parameters()}
+
+
+def test_unknown_names_suggest_the_nearest() -> None:
+    encoder = models.create("convnet_small")
+    with pytest.raises(ValueError, match=r"unknown method 'simcrl'. Did you mean 'simclr'"):
+        methods.create("simcrl", encoder)
+    with pytest.raises(TypeError, match=r"no hyperparameter 'temprature'. Did you mean 'temperatu"):
+        methods.create("simclr", encoder, temprature=0.2)
+    with pytest.raises(ValueError, match="temperature"):
+        methods.create("simclr", encoder, temperature=0.0)
+    with pytest.raises(ValueError, match="widths of a head"):
+        methods.create("simclr", encoder, hidden_dim=-1)
+
+
+def test_a_new_file_is_a_new_method(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "dropped_in.py").write_text(
+        "from sslfast.methods.registry import register\n"
+        "from sslfast.methods.simclr import SimCLR\n"
+        "@register('dropped_in')\n"
+        "class DroppedIn(SimCLR):\n"
+        "    '''A file beside simclr.py.'''\n"
+    )
+    monkeypatch.setattr(methods, "__path__", [*methods.__path__, str(tmp_path)])
+    monkeypatch.setattr(methods.registry, "_METHODS", dict(methods.registry._METHODS))
+    _discover.cache_clear()
+    assert "dropped_in" in methods.names()
+    assert isinstance(methods.create("dropped_in", models.create("convnet_small")), Method)
+
+
+def test_a_name_is_taken_once() -> None:
+    methods.names()
+    with pytest.raises(ValueError, match="'simclr' is already registered"):
+        methods.register("simclr")(methods.get("simclr"))
+
+
+def test_a_method_must_say_how_it_encodes_and_what_it_minimises() -> None:
+    class Half(Method):
+        recipe = "simclr"
+        reference = Reference("nobody", {})
+
+    with pytest.raises(TypeError, match=r"abstract.*encode.*loss"):
+        Half(nn.Identity())  # type: ignore[abstract]

@@ -1,0 +1,214 @@
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sslfast.cli import main
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """JPEG files of two classes with a train and a test split, and a broken one."""
+    root = tmp_path_factory.mktemp("images")
+    random = np.random.default_rng(0)
+    for split, count in (("train", 30), ("test", 8)):
+        for name, colour in (("blue", [60, 90, 200]), ("red", [200, 90, 60])):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                pixels = random.normal(colour, 40, (20, 24, 3)).clip(0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(folder / f"{i:03d}.jpg")
+    (root / "train" / "red" / "broken.jpg").write_bytes(b"\xff\xd8 not much of a picture")
+    return root
+
+
+@pytest.fixture(scope="module")
+def run(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run, from the command line: a file of settings, and flags over it."""
+    folder = tmp_path_factory.mktemp("runs")
+    (folder / "run.yaml").write_text(
+        f"method: simclr\ndata: {images}\nrecipe: simclr_small\nimage_size: 16\n"
+        "model_args: {width: 8, depth: 2}\nsteps: 6\nbatch_size: 12\nlr: 1e-2\nthreads: 1\n"
+    )
+    words = ["train", "--config", str(folder / "run.yaml"), "--out", str(folder / "x")]
+    words += ["--batch-size", "16", "--log-every=2", "--method-args.temperature", "0.3"]
+    assert main([*words, "--device", "cpu"]) == 0
+    return folder / "x"
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SSLFAST_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("COLUMNS", "100")
+
+
+def test_train_takes_file_and_flags(run: Path) -> None:
+    text = (run / "config.yaml").read_text()
+    for line in ("batch_size: 16", "lr: 0.01", "log_every: 2", "  temperature: 0.3", "steps: 6"):
+        assert line in text.splitlines()
+    assert (run / "encoder.safetensors").is_file()
+    assert len((run / "metrics.jsonl").read_text().splitlines()) == 3
+
+
+def test_a_written_config_runs_again(run: Path, tmp_path: Path) -> None:
+    words = ["train", "--config", str(run / "config.yaml"), "--out", str(tmp_path / "y")]
+    assert main(words) == 0
+    first, second = (path / "encoder.safetensors" for path in (run, tmp_path / "y"))
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_eval_knn(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["eval", "knn", "--run", str(run), "--k", "5", "--threads", "1"]) == 0
+    found = json.loads((run / "eval_knn.json").read_text())
+    assert found["k"] == 5
+    assert (found["n_train"], found["n_test"]) == (60, 16)
+    assert found["accuracy"] > 0.9  # blue or red
+    assert f"{found['accuracy']:.4f}" in capsys.readouterr().out
+
+
+def test_eval_linear(run: Path, images: Path) -> None:
+    words = ["eval", "linear", "--run", str(run), "--data", str(images), "--threads", "1"]
+    assert main([*words, "--labels-per-class", "10"]) == 0
+    found = json.loads((run / "eval_linear.json").read_text())
+    assert found["n_labels"] == 20
+    assert found["accuracy"] > 0.9
+    assert main([*words, "--label-fraction", "0.5"]) == 0
+    assert json.loads((run / "eval_linear.json").read_text())["n_labels"] == 30
+
+
+def test_report(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", "--run", str(run), "--threads", "1"]) == 0
+    found = json.loads((run / "report.json").read_text())
+    names = [score["features"] for score in found["scores"]]
+    assert names == ["random initialisation", "pre-trained", "raw pixels"]
+    assert found["labels_per_class"] == 30  # as many as there are
+    printed = capsys.readouterr().out
+    for score in found["scores"]:
+        assert re.search(
+            rf"{score['features']}.*{score['knn']:.1%}.*{score['linear']:.1%}", printed
+        )
+    for name in ("loss.png", "views.png", "map.png"):
+        with Image.open(run / name) as figure:
+            assert min(figure.size) > 100
+    page = (run / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == 3
+    assert "raw pixels" in page
+    assert "http" not in page  # nothing is loaded from elsewhere
+
+
+def test_report_without_labels(run: Path, tmp_path: Path, images: Path) -> None:
+    words = ["train", "--config", str(run / "config.yaml"), "--out", str(tmp_path / "y")]
+    assert main([*words, "--data", str(images / "train" / "blue")]) == 0
+    assert main(["report", "--run", str(tmp_path / "y"), "--threads", "1"]) == 0
+    assert json.loads((tmp_path / "y" / "report.json").read_text())["scores"] == []
+    assert (tmp_path / "y" / "report.html").is_file()
+
+
+def test_embed(run: Path) -> None:
+    assert main(["embed", "--run", str(run), "--split", "test", "--threads", "1"]) == 0
+    with np.load(run / "features_test.npz") as found:
+        assert found["features"].shape == (16, 16)
+        assert found["features"].dtype == np.float32
+        assert found["labels"].tolist() == [0] * 8 + [1] * 8
+        assert found["classes"].tolist() == ["blue", "red"]
+        assert found["paths"][0].endswith("test/blue/000.jpg")
+
+
+def test_preview(images: Path, tmp_path: Path) -> None:
+    png = tmp_path / "views.png"
+    words = ["preview", "--data", str(images), "--recipe", "simclr_small", "--samples", "4"]
+    assert main([*words, "--png", str(png)]) == 0
+    with Image.open(png) as figure:
+        assert min(figure.size) > 100
+
+
+def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor"]) == 0
+    printed = capsys.readouterr().out
+    for expected in ("similarity_softmax", "reference", "torch", "DALI", "cores", "GPU", "simclr"):
+        assert expected in printed
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        ("trian", 2, "unknown command 'trian'. Did you mean 'train'?"),
+        ("train --batchsize 3", 2, "unknown option --batchsize of 'sslfast train'. Did you mean "),
+        ("train --method-arg.x 3", 2, "Did you mean '--method_args'?"),
+        ("train --batch-size 3.5", 2, "batch_size"),
+        ("train --precision fp8", 2, "precision"),
+        ("train --lr", 2, "--lr"),
+        ("train --steps 3", 2, "'data' is missing"),
+        ("train --data x --out {tmp}/y", 2, "exactly one of epochs and steps"),
+        ("train --config {tmp}/none.yaml", 2, "cannot read the configuration"),
+        ("train --config {tmp}/typo.yaml", 2, "unknown setting 'epoch' in {tmp}/typo.yaml. Did"),
+        ("train --config={tmp}/newer.yaml", 2, "was written by a newer one"),
+        ("train --data {tmp}/none --out {tmp}/y --steps 1", 1, "no such folder"),
+        ("train --data {tmp} --out {tmp}/y --steps 1", 1, "no images in"),
+        ("train --data x --out {tmp}/y --steps 1 --method simcrl", 2, "Did you mean 'simclr'?"),
+        ("eval knm --run x", 2, "protocol"),
+        ("eval knn --run {tmp}", 1, "holds no finished run"),
+        ("report", 2, "run"),
+    ],
+)
+def test_errors_are_one_line(
+    words: str, code: int, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "typo.yaml").write_text("epoch: 3\n")
+    (tmp_path / "newer.yaml").write_text("schema_version: 7\nwarp: 1\n")
+    assert main(words.format(tmp=tmp_path).split()) == code
+    printed = capsys.readouterr().err
+    assert printed.startswith("sslfast: ")
+    assert printed.count("\n") == 1
+    assert message.format(tmp=tmp_path) in printed
+
+
+def test_a_traceback_can_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SSLFAST_TRACEBACK", "1")
+    with pytest.raises(ValueError, match="unknown command"):
+        main(["trian"])
+
+
+def sslfast(*words: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-m", "sslfast.cli", *words],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+    )
+
+
+def test_help_answers_without_importing_torch() -> None:
+    script = "import sys, sslfast.cli; sslfast.cli._parsers(); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script]).returncode == 0
+    done = sslfast("--help")
+    assert done.returncode == 0
+    for command in ("train", "eval", "report", "embed", "preview", "doctor"):
+        assert re.search(rf"^ +{command} ", done.stdout, re.M)
+
+
+FULL = """
+import resource, sys
+from sslfast.cli import main
+resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_a_full_disk_is_one_line_too(run: Path, tmp_path: Path) -> None:
+    words = ["train", "--config", str(run / "config.yaml"), "--out", str(tmp_path / "y")]
+    done = subprocess.run([sys.executable, "-c", FULL, *words], capture_output=True, text=True)
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("sslfast: ")
+    assert "Make room" in last
+    assert "Traceback" not in done.stderr
+    assert not list((tmp_path / "y" / "checkpoints").iterdir())
+    assert main(words) == 0  # the same command goes on once there is room
+    assert (tmp_path / "y" / "encoder.safetensors").is_file()

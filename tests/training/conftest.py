@@ -1,0 +1,22 @@
+"""Images on disk for tests that go all the way through the loader."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+
+@pytest.fixture(scope="session")
+def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """JPEG files of 24 x 24 pixels, noise in two colours: train (32 + 32) and test (8 + 8)."""
+    root = tmp_path_factory.mktemp("images")
+    random = np.random.default_rng(0)
+    for split, count in (("train", 32), ("test", 8)):
+        for name, colour in (("blue", [60, 90, 200]), ("red", [200, 90, 60])):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                pixels = random.normal(colour, 40, (24, 24, 3)).clip(0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(folder / f"{i:03d}.jpg")
+    return root

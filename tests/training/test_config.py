@@ -1,0 +1,79 @@
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sslfast.training.config import ConfigError, TrainConfig, read_yaml
+
+
+def settings(**changes: Any) -> dict[str, Any]:
+    return {"data": "photos", "out": "runs/x", "epochs": 3, **changes}
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    config = TrainConfig.from_dict(
+        settings(method_args={"temperature": 0.2}, recipe_args={"crop_scale": [0.2, 1.0]}, lr=0.5)
+    )
+    config.write(tmp_path / "config.yaml")
+    assert TrainConfig.read(tmp_path / "config.yaml") == config
+    assert read_yaml(tmp_path / "config.yaml")["schema_version"] == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batchsize": 3}, "unknown setting 'batchsize' in .*Did you mean 'batch_size'"),
+        ({"batch-size": 3}, "Did you mean 'batch_size'"),
+        ({"qqqq": 3}, "unknown setting 'qqqq' in the settings. .sslfast train --help"),
+        ({"data": ""}, "'data' is missing"),
+        ({"out": ""}, "'out' is missing"),
+        ({"steps": 5}, "exactly one of epochs and steps"),
+        ({"epochs": None}, "exactly one of epochs and steps"),
+        ({"epochs": 0}, "epochs must be at least 1"),
+        ({"batch_size": 0}, "batch_size must be at least 1"),
+        ({"batch_size": 10, "accumulate": 4}, "multiple of accumulate"),
+        ({"lr": -1.0}, "lr must be 0 or more"),
+        ({"lr": float("nan")}, "lr must be 0 or more"),
+        ({"lr": "1e-3"}, "lr must be float or int, got '1e-3' .YAML reads 1e-3 as text"),
+        ({"seed": 1.5}, "seed must be int"),
+        ({"seed": True}, "seed must be int"),
+        ({"compile": 1}, "compile must be bool"),
+        ({"optimizer": "adam"}, "optimizer must be one of adamw, sgd"),
+        ({"method_args": 3}, "method_args must be dict"),
+        ({"image_size": "32"}, "image_size must be int or null"),
+        ({"schema_version": 2}, "newer one. Upgrade"),
+        ({"schema_version": "new"}, "not a version"),
+    ],
+)
+def test_bad_settings_are_explained(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        TrainConfig.from_dict(settings(**changes))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("epoch: 3\n", "unknown setting 'epoch' in .*Did you mean 'epochs'"),
+        ("- a\n- b\n", "must hold 'name: value' lines"),
+        ("method: [simclr\n", "not valid YAML"),
+        # A newer file's unknown settings are no spelling mistakes.
+        ("schema_version: 9\nwarp_drive: true\n", "schema_version 9.*newer"),
+    ],
+)
+def test_bad_files_are_explained(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        TrainConfig.read(path)
+
+
+def test_a_missing_file_is_explained(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"cannot read the configuration .*none.yaml: No such"):
+        TrainConfig.read(tmp_path / "none.yaml")
+
+
+def test_every_setting_is_documented() -> None:
+    documented = (TrainConfig.__doc__ or "").split("Args:")[1]
+    for item in dataclasses.fields(TrainConfig):
+        assert f"        {item.name}: " in documented

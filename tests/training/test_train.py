@@ -1,0 +1,213 @@
+"""Whole runs through the real loader, in this process and in others."""
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from toys import entries
+
+import sslfast
+from sslfast.data.batch import map_tensors
+from sslfast.training import TrainConfig, checkpoint
+from sslfast.training.checkpoint import CheckpointError
+from sslfast.training.config import ConfigError
+from sslfast.training.run_folder import RunFolder
+
+
+@pytest.fixture
+def settings(image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    monkeypatch.setenv("SSLFAST_CACHE", str(tmp_path / "cache"))
+    return {
+        **{"data": str(image_folder), "recipe": "simclr_small", "image_size": 16},
+        **{"model_args": {"width": 8, "depth": 2}, "method_args": {"temperature": 0.3}},
+        **{"steps": 10, "batch_size": 16, "lr": 0.003, "device": "cpu", "threads": 1},
+        **{"log_every": 2, "checkpoint_every": 4},
+    }
+
+
+def train(settings: dict[str, Any], out: Path, **changes: Any) -> RunFolder:
+    config = TrainConfig.from_dict({**settings, "out": str(out), **changes})
+    return RunFolder(sslfast.train(config))
+
+
+def final_state(run: RunFolder) -> dict[str, Any]:
+    state = checkpoint.load_newest(run.checkpoints)
+    assert state is not None
+    return state
+
+
+def bits(state: dict[str, Any]) -> dict[str, Any]:
+    """Everything in a checkpoint but its place, as plain values."""
+    kept = {key: value for key, value in state.items() if key not in ("path", "config")}
+    return map_tensors(kept, Tensor.tolist)
+
+
+def test_a_run_leaves_what_it_promises(settings: dict[str, Any], tmp_path: Path) -> None:
+    run = train(settings, tmp_path / "run", warmup_epochs=0.5)
+    logged = entries(run)
+    assert [entry["step"] for entry in logged] == [2, 4, 6, 8, 10]
+    assert set(logged[0]) >= {"epoch", "loss", "positive_similarity", "lr", "grad_norm"}
+    raw = json.loads(run.metrics.read_text().splitlines()[-1])
+    assert raw["images_per_second"] > 0
+    assert 0 <= raw["data_wait"] <= 1
+
+    encoder = sslfast.load_encoder(run.path)
+    assert encoder(torch.randn(2, 3, 16, 16)).shape == (2, encoder.num_features)
+    for name, tensor in final_state(run)["model"].items():
+        if name.startswith("encoder."):
+            assert torch.equal(encoder.state_dict()[name.removeprefix("encoder.")], tensor)
+
+
+def test_a_finished_run_says_so(
+    settings: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = train(settings, tmp_path / "run")
+    before = run.encoder.read_bytes(), run.metrics.read_bytes()
+    with caplog.at_level(logging.INFO, "sslfast"):
+        train(settings, tmp_path / "run")
+    assert "nothing left to do" in caplog.text
+    assert (run.encoder.read_bytes(), run.metrics.read_bytes()) == before
+    run.encoder.unlink()  # as if killed between the last checkpoint and the end
+    train(settings, tmp_path / "run")
+    assert run.encoder.read_bytes() == before[0]
+
+
+def test_init_starts_from_another_run(settings: dict[str, Any], tmp_path: Path) -> None:
+    first = train(settings, tmp_path / "a")
+    tuned = train(settings, tmp_path / "b", init=str(first.path), steps=1, lr=0.0)
+    weights = sslfast.load_encoder(first.path).state_dict()
+    for name, tensor in sslfast.load_encoder(tuned.path).state_dict().items():
+        if "running" not in name and "tracked" not in name:
+            assert torch.equal(tensor, weights[name])
+
+
+def test_wrong_settings_leave_no_folder(settings: dict[str, Any], tmp_path: Path) -> None:
+    wrong = [
+        ({"method": "simcrl"}, ConfigError, "Did you mean 'simclr'"),
+        ({"method_args": {"tau": 1}}, ConfigError, "no hyperparameter 'tau'"),
+        ({"recipe": "simclrr"}, ConfigError, "Did you mean 'simclr'"),
+        ({"recipe_args": {"crop": [0.1, 1]}}, ConfigError, "no field 'crop'"),
+        ({"data": str(tmp_path / "none")}, FileNotFoundError, "no such folder"),
+        ({"batch_size": 512}, ValueError, "fewer than one global batch"),
+    ]
+    for changes, error, message in wrong:
+        with pytest.raises(error, match=message):
+            train(settings, tmp_path / "run", **changes)
+        assert not (tmp_path / "run").exists()
+
+
+KILLED = """
+import json, os, signal, sys
+from sslfast.methods.simclr import SimCLR
+from sslfast.training import TrainConfig, train
+
+def after_step(self, ctx):
+    if ctx.step == 6:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+SimCLR.after_step = after_step
+train(TrainConfig.from_dict(json.loads(sys.argv[1])))
+"""
+
+
+def test_a_killed_run_resumes_to_the_same_bits(settings: dict[str, Any], tmp_path: Path) -> None:
+    # Four steps an epoch: killed in step 7, resumed from the end of the first epoch.
+    undisturbed = train(settings, tmp_path / "a")
+    line = json.dumps({**settings, "out": str(tmp_path / "b")})
+    killed = subprocess.run([sys.executable, "-c", KILLED, line], capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert not (tmp_path / "b" / "encoder.safetensors").exists()
+
+    resumed = train(settings, tmp_path / "b")
+    assert entries(resumed) == entries(undisturbed)
+    assert bits(final_state(resumed)) == bits(final_state(undisturbed))
+    assert resumed.encoder.read_bytes() == undisturbed.encoder.read_bytes()
+
+
+RANKS = """
+import json, sys
+import torch, torch.distributed as dist
+from sslfast.methods.simclr import SimCLR
+from sslfast.training import TrainConfig, train
+
+settings = json.loads(sys.argv[1])
+out = settings.pop("out")
+last, seen, stop_at = {}, [], None
+encode = SimCLR.encode
+
+def recording(self, batch, ctx):
+    seen.append(batch.sample_ids)
+    return encode(self, batch, ctx)
+
+def after_step(self, ctx):
+    last.update({k: v.detach().clone() for k, v in self.state_dict().items()})
+    if ctx.step + 1 == stop_at:
+        raise KeyboardInterrupt
+
+SimCLR.encode, SimCLR.after_step = recording, after_step
+
+def run(name):
+    train(TrainConfig.from_dict({**settings, "out": f"{out}/{name}"}))
+    return dict(last)
+
+plain = run("plain")  # joins torchrun's group, and leaves it
+assert not dist.is_initialized()
+
+again = run("again")  # and once more
+assert all(torch.equal(plain[name], again[name]) for name in plain)
+dist.init_process_group("gloo")  # one of the caller's own
+rank = dist.get_rank()
+everyone = [None, None]
+dist.all_gather_object(everyone, (plain, torch.cat(seen).tolist()))
+(weights, ids), (other_weights, other_ids) = everyone
+for name in weights:
+    if "running" not in name:
+        assert torch.equal(weights[name], other_weights[name]), name
+assert not torch.equal(
+    weights["encoder.stages.0.1.running_mean"], other_weights["encoder.stages.0.1.running_mean"]
+)
+epoch = settings["batch_size"] // 2 * 4
+assert sorted(ids[:epoch] + other_ids[:epoch]) == list(range(64))
+
+stop_at = 7
+try:
+    run("resumed")
+except KeyboardInterrupt:
+    stop_at = None
+resumed = run("resumed")
+assert dist.is_initialized()
+for name in plain:
+    assert torch.equal(plain[name], resumed[name]), (rank, name)
+dist.destroy_process_group()
+print(f"rank {rank} done")
+"""
+
+
+def test_two_ranks_train_resume_and_agree(settings: dict[str, Any], tmp_path: Path) -> None:
+    script = tmp_path / "ranks.py"
+    script.write_text(RANKS)
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    line = json.dumps({**settings, "out": str(tmp_path)})
+    done = subprocess.run(
+        [sys.executable, *launch, str(script), line],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert {"rank 0 done", "rank 1 done"} <= set(done.stdout.splitlines())
+    assert "Warning" not in done.stderr
+    plain, resumed = RunFolder(tmp_path / "plain"), RunFolder(tmp_path / "resumed")
+    assert entries(plain) == entries(resumed)
+    assert plain.encoder.read_bytes() == resumed.encoder.read_bytes()
+    with pytest.raises(CheckpointError, match=r"is of 2 rank\(s\), this run has 1"):
+        train(settings, plain.path, steps=20)

@@ -23,6 +23,14 @@ def extension() -> ModuleType | None:
         return None
 
 
+def loaded() -> ModuleType:
+    """sslfast._C, for backends that the registry has found available."""
+    module = extension()
+    if module is None:
+        raise ImportError(f"this backend {NOT_BUILT}")
+    return module
+
+
 def cpu_unavailable() -> str | None:
     """Why the compiled CPU kernels cannot run, or None."""
     return NOT_BUILT if extension() is None else None

@@ -166,7 +166,7 @@ def _pick(op: str, problem: Problem, forced: str) -> Backend:
                 raise BackendError(f"backend {forced!r} of {op} was forced, but {reason}")
             return named[0]
         _tell_once(f"{op} has no backend {forced!r}: choosing among {[b.name for b in found]}")
-    refusals = []
+    refusals: list[tuple[str, str]] = []
     for backend in found:
         reason = backend.refusal(problem)
         if reason is None:

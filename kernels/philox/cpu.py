@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .._extension import cpu_unavailable, extension
+from .._extension import cpu_unavailable, loaded
 from . import Problem
 
 DEVICE = "cpu"
@@ -21,7 +21,7 @@ def random_bits(sample_ids: Tensor, step: Tensor, seed: int, stream: int, count:
     """Random words; see the package."""
     sample_ids = sample_ids.contiguous()
     out = torch.empty(len(sample_ids), count, dtype=torch.int64)
-    extension().philox_random_bits_cpu(
+    loaded().philox_random_bits_cpu(
         sample_ids.data_ptr(),
         len(sample_ids),
         int(step),

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .._extension import cuda_unavailable, extension
+from .._extension import cuda_unavailable, loaded
 from . import Problem
 
 DEVICE = "cuda"
@@ -22,7 +22,7 @@ def random_bits(sample_ids: Tensor, step: Tensor, seed: int, stream: int, count:
     sample_ids = sample_ids.contiguous()
     out = torch.empty(len(sample_ids), count, dtype=torch.int64, device=sample_ids.device)
     with torch.cuda.device(sample_ids.device):
-        extension().philox_random_bits_cuda(
+        loaded().philox_random_bits_cuda(
             sample_ids.data_ptr(),
             len(sample_ids),
             step.data_ptr(),

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._extension import cpu_unavailable, extension
+from .._extension import cpu_unavailable, loaded
 from . import Pairing, Problem
 
 DEVICE = "cpu"
@@ -43,7 +43,7 @@ def forward(
     rows, columns = rows.float(), None if columns is None else columns.float()
     lse, positive = rows.new_empty(len(rows)), rows.new_full((len(rows),), -torch.inf)
     lse_columns = rows.new_empty(len(rows if columns is None else columns) if column_lse else 0)
-    extension().similarity_forward_cpu(
+    loaded().similarity_forward_cpu(
         *_describe(rows, columns, scale, pairing),
         lse.data_ptr(),
         positive.data_ptr(),
@@ -91,7 +91,7 @@ def _backward(
     # A list keeps contiguous copies alive until the call has returned.
     sides = [side or (None, None) for side in (row, column)]
     statistics = [None if t is None else t.contiguous() for side in sides for t in side]
-    extension().similarity_backward_cpu(
+    loaded().similarity_backward_cpu(
         *_describe(rows, columns, scale, pairing),
         *(_address(t) for t in statistics),
         d_rows.data_ptr(),

@@ -132,12 +132,13 @@ def similarity_softmax_backward(
     y, y_norms = (None, None) if columns is None else _prepare(columns, normalize)
     backend = registry.pick(OP, kernels.problem(x, y, pairing))
     with torch.autocast(rows.device.type, enabled=False):
+        row: tuple[Tensor, Tensor] = (lse, d_lse)
+        column: tuple[Tensor, Tensor] | None
         if y is None:
             # Row i is also a column: with that role come its share of G and its positive.
             row = column = (lse, d_lse if d_column_lse is None else d_lse + d_column_lse)
             d_positive = d_positive + d_positive.roll(pairing.shift)
         else:
-            row = (lse, d_lse)
             column = None if d_column_lse is None else (lse_columns, d_column_lse)
         dy = None
         if y is not None and columns_gradient:
@@ -188,7 +189,8 @@ def _(
     normalize: bool,
     columns_gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    dy = torch.empty_like(columns) if columns_gradient else rows.new_empty(0)
+    n = columns.shape[0] if columns is not None and columns_gradient else None
+    dy = rows.new_empty(0) if n is None else rows.new_empty(n, rows.shape[1])
     return torch.empty_like(rows), dy, torch.empty_like(scale)
 
 

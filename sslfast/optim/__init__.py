@@ -1,1 +1,1 @@
-"""Placeholder."""
+"""Optimisers of our own go here; the trainer uses those of torch until there is one."""

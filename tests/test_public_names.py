@@ -1,0 +1,38 @@
+"""Public names are a contract: what others import stays, with its signature.
+
+After a deliberate change: python tests/test_public_names.py > tests/public_names.txt
+"""
+
+import importlib
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+
+SNAPSHOT = Path(__file__).with_name("public_names.txt")
+MODULES = ("", ".data", ".eval", ".functional", ".losses", ".methods", ".models", ".training")
+
+
+def parameters(value: Callable[..., object]) -> str:
+    """Names and defaults; how annotations are printed differs between versions of Python."""
+    empty = inspect.Parameter.empty
+    found = inspect.signature(value).parameters.values()
+    return str(inspect.Signature([p.replace(annotation=empty) for p in found]))
+
+
+def public_names() -> list[str]:
+    lines = []
+    for name in MODULES:
+        module = importlib.import_module(f"sslfast{name}")
+        for attribute in module.__all__:
+            value = getattr(module, attribute)
+            if attribute != "__version__":
+                lines.append(f"sslfast{name}.{attribute}{parameters(value)}")
+    return sorted(lines)
+
+
+def test_public_names() -> None:
+    assert public_names() == SNAPSHOT.read_text().splitlines()
+
+
+if __name__ == "__main__":
+    print("\n".join(public_names()))

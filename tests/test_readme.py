@@ -25,7 +25,7 @@ def run(command: list[str], folder: Path) -> str:
         check=False,
     )
     assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
-    return done.stdout
+    return done.stdout + done.stderr
 
 
 @pytest.mark.slow

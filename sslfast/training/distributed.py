@@ -90,7 +90,9 @@ class Ranks:
         # The keyword's name since torch 2.13; until then, the older one.
         names = inspect.signature(DistributedDataParallel).parameters
         renamed = "forward_sync_buffers" in names
-        keyword = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
+        keyword: dict[str, Any] = {
+            "forward_sync_buffers" if renamed else "broadcast_buffers": False
+        }
         return DistributedDataParallel(model, **keyword)
 
 

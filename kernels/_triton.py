@@ -1,0 +1,70 @@
+"""What the Triton backends share: where they run, and how their kernels are described for tests."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+import triton
+
+# Triton decides when a kernel is decorated, so this is fixed at import too.
+INTERPRETED: bool = triton.knobs.runtime.interpret
+
+DEVICE = "any" if INTERPRETED else "cuda"
+
+
+def unavailable() -> str | None:
+    """Why Triton kernels can never run here, or None."""
+    if INTERPRETED:
+        return None
+    if not torch.cuda.is_available():
+        return "needs an NVIDIA GPU that torch can use (TRITON_INTERPRET=1 emulates one, slowly)"
+    if torch.version.hip is not None:
+        return "was built and checked for NVIDIA GPUs only"
+    if capability(torch.device("cuda")) < 80:
+        return "needs a GPU of compute capability 8.0 or later"
+    return None
+
+
+@cache
+def _capability(index: int) -> int:
+    major, minor = torch.cuda.get_device_capability(index)
+    return 10 * major + minor
+
+
+def capability(device: torch.device) -> int:
+    """Compute capability of a device, 90 for 9.0; that of the A100 where kernels are emulated."""
+    if INTERPRETED:
+        return 80
+    return _capability(torch.cuda.current_device() if device.index is None else device.index)
+
+
+@dataclass(frozen=True)
+class Compilation:
+    """One specialisation of a kernel, for compiling it without a GPU.
+
+    Attributes:
+        name: For people.
+        kernel: The ``triton.jit`` function.
+        signature: Type of every argument, as in ``triton.compiler.ASTSource``.
+        constants: The constexpr arguments.
+        options: Compiler options, the same as at launch.
+        matrix: Whether it must use the matrix units.
+    """
+
+    name: str
+    kernel: Any
+    signature: Mapping[str, str]
+    constants: Mapping[str, Any]
+    options: Mapping[str, Any]
+    matrix: bool = False
+
+
+def signature(kernel: Any, constants: Mapping[str, Any], **types: str) -> dict[str, str]:
+    """Types of all arguments: ``types``, else float32 pointers (p_*) and 32-bit integers."""
+    given = dict.fromkeys(constants, "constexpr") | types
+    return {
+        name: given.get(name, "*fp32" if name.startswith("p_") else "i32")
+        for name in kernel.arg_names
+    }

@@ -1,0 +1,80 @@
+"""Every Triton kernel compiles for every supported architecture, well: no GPU needed.
+
+Well means: nothing spilled, shared memory within the limit, matrix units in use, and on Hopper no
+wgmma that ptxas makes wait for the one before. Compilations are cached by Triton in the user's
+cache. ``compile_ahead_of_time.py`` has a process of its own, for another version of Triton.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("triton")
+
+# Shared memory of a block, KB. The table for sm_80 also serves GPUs that have less than the 163 of
+# an A100.
+SHARED = {80: 99, 90: 227, 100: 227}
+
+# The most used of each kind.
+QUICK = {
+    80: r"(both|forward) (bf16|fp32) D=128|^[^=]*$",
+    90: r"(both|forward) bf16|D=128|^[^=]*$",
+    100: r"(both|forward) (bf16|fp32) D=128|^[^=]*$",
+}
+OLDEST = r"(both|forward) (bf16|fp32) D=128|^[^=]*$"
+
+
+def compile_all(architecture: int, pattern: str, path: str = "") -> list[dict[str, Any]]:
+    script = Path(__file__).with_name("compile_ahead_of_time.py")
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    if path:
+        known = environment.get("PYTHONPATH")
+        environment["PYTHONPATH"] = os.pathsep.join([path, known] if known else [path])
+    command = [sys.executable, script, str(architecture), pattern]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def check(kernels: list[dict[str, Any]]) -> None:
+    assert kernels
+    for k in kernels:
+        architecture = k["architecture"]
+        assert k["spilled"] == 0, k
+        assert k["shared"] <= SHARED[architecture] * 1024, k
+        assert k["serialised"] == [], k
+        assert 2 * k["arrive"] <= k["wgmma"], k
+        if k["matrix"]:
+            assert k[{80: "mma", 90: "wgmma", 100: "tcgen05"}[architecture]], k
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("architecture", SHARED)
+def test_kernels_compile_well(architecture: int) -> None:
+    check(compile_all(architecture, QUICK[architecture]))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.skipif("SSLFAST_TEST_ALL" not in os.environ, reason="twenty minutes: SSLFAST_TEST_ALL")
+@pytest.mark.parametrize("architecture", SHARED)
+def test_all_kernels_compile_well(architecture: int) -> None:
+    check(compile_all(architecture, ""))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("architecture", SHARED)
+def test_kernels_compile_well_with_the_oldest_triton(architecture: int) -> None:
+    path = os.environ.get("SSLFAST_TRITON_36")
+    if not path:
+        pytest.skip("SSLFAST_TRITON_36 names no folder: pip install --target FOLDER triton==3.6.0")
+    kernels = compile_all(architecture, OLDEST, path)
+    assert {k["triton"] for k in kernels} == {"3.6.0"}
+    check(kernels)

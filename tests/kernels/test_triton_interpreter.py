@@ -1,0 +1,29 @@
+"""Runs the Triton kernels on this machine, through Triton's interpreter: no GPU needed.
+
+Triton decides at import whether it interprets, so ``interpreted_kernels.py`` has its own process.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_kernels_in_the_interpreter() -> None:
+    file = Path(__file__).with_name("interpreted_kernels.py")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", file]
+    done = subprocess.run(
+        command,
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        cwd=file.parent,  # not the root, where the sources would hide an installed package
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout

@@ -6,6 +6,7 @@ import json
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from sslfast.training.evaluation import FinishedRun, has_test_split
 from sslfast.training.pipeline import build_recipe
 
 LABELS_PER_CLASS = 100
+LABEL_DRAWS = 5  # one draw of 100 labels moves the accuracy by some points
 K = 20
 _MAP_POINTS = 2000
 
@@ -38,7 +40,7 @@ class Report:
     Attributes:
         data: the data set.
         scores: random initialisation, pre-trained, raw pixels; empty without labels to test on.
-        labels_per_class: of the linear probe.
+        labels_per_class: of the linear probe, whose accuracy is the mean of five draws of them.
         k: neighbours of the kNN.
         figures: file names of the figures, in the run's folder.
     """
@@ -55,7 +57,8 @@ def report(run: FinishedRun, labels_per_class: int | None = None, k: int = K) ->
 
     Args:
         run: a finished one.
-        labels_per_class: for the linear probe; None: 100, or as many as the rarest class has.
+        labels_per_class: for the linear probe (the mean of five draws); None: 100, or as many as
+            the rarest class has.
         k: neighbours of the kNN.
 
     Raises:
@@ -84,8 +87,11 @@ def report(run: FinishedRun, labels_per_class: int | None = None, k: int = K) ->
         }
         for name, (model, known) in features.items():
             pair = run.features(model, train), known or run.features(model, test)
-            probe = linear_probe(*pair, labels_per_class=labels)
-            scores.append(Score(name, knn_accuracy(*pair, k=k), probe.accuracy))
+            probes = [
+                linear_probe(*pair, labels_per_class=labels, seed=seed).accuracy
+                for seed in range(LABEL_DRAWS)
+            ]
+            scores.append(Score(name, knn_accuracy(*pair, k=k), fmean(probes)))
 
     found = Report(config.data, scores, labels, k, ["loss.png", "views.png", "map.png"])
     (folder / "report.json").write_text(json.dumps(asdict(found), indent=2) + "\n")

@@ -1,7 +1,7 @@
 """DALI executes the geometry of a recipe: read, decode, crop, resize, blur, flip, lay out as CHW.
 
 Random parameters are fed in (see sslfast.data.draws), so the graph holds no random state. An image
-is decoded once for all its views: on a CPU one full decode is cheaper than a cropped one a view.
+is decoded once for all its views (measured about as fast as a cropped decode for each view).
 Colours follow outside (sslfast.data.colour): DALI's color_twist takes ten times as long on a CPU,
 and knows contrast only about mid-grey, not about the image's mean. The blur therefore comes before
 the colours; both are linear, so but for the clipping of colours they commute.

@@ -79,15 +79,17 @@ def headline(results: dict[str, Any]) -> str:
 
 
 def demo(results: dict[str, Any]) -> str:
-    """What `make demo` prints."""
-    lines = ["| features | kNN | linear probe |", "|---|---|---|"]
-    for row in results["table"]:
-        lines.append(f"| {row['features']} | {row['knn']:.3f} | {row['linear']:.3f} |")
+    """What `make demo` prints: its report.json."""
+    probe = f"linear probe, {results['labels_per_class']} labels a class"
+    lines = [f"| features | kNN, k = {results['k']} | {probe} |", "|---|---|---|"]
+    for row in results["scores"]:
+        lines.append(f"| {row['features']} | {row['knn']:.1%} | {row['linear']:.1%} |")
     return "\n".join(lines) + "\n"
 
 
 TABLES = {
     "headline": (headline, "similarity_softmax-cpu"),
+    "demo": (demo, "demo"),
     "similarity-softmax-cpu": (similarity_softmax, "similarity_softmax-cpu"),
 }
 

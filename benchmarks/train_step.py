@@ -99,7 +99,7 @@ def main() -> None:
     torch.manual_seed(args.seed)
     torch.set_num_threads(args.threads or torch.get_num_threads())
     device = torch.device(args.device)
-    turns, steps = 5 if args.quick else 40, SKIPPED + TIMED + 1
+    turns, steps = 5 if args.quick else 20, SKIPPED + TIMED + 1
     loader = Memory(256, device)
     seconds: dict[str, list[float]] = {BARE: [], TRAINER: []}
     with tempfile.TemporaryDirectory() as folder:

@@ -15,6 +15,8 @@ from sslfast.models import ProjectionHead
 class SimCLR(Method):
     """SimCLR (arXiv:2002.05709): NT-Xent (equation 1) on a two-layer projection of the features.
 
+    Over several ranks the negatives are the images of all of them.
+
     Args:
         encoder: maps a view [B, C, H, W] to features [B, F].
         temperature: of the softmax; the paper takes 0.1 for ImageNet and 0.5 for CIFAR-10.
@@ -54,7 +56,7 @@ class SimCLR(Method):
         self.projector = ProjectionHead(
             features, [hidden_dim or features], out_dim, last_batch_norm=True
         )
-        self.criterion = NTXentLoss(temperature=temperature)
+        self.criterion = NTXentLoss(temperature=temperature, gather_distributed=True)
 
     def encode(self, batch: Batch, ctx: Context) -> tuple[Tensor, Tensor]:
         """Views 2 x [B, C, H, W] -> embeddings 2 x [B, out_dim].

@@ -2,8 +2,8 @@
 
 ``torchrun --nproc-per-node 4 --no-python sslfast train ...`` runs the line of a single process on
 four ranks. Every rank draws its own part of each batch, and DistributedDataParallel averages the
-gradients. A loss is that of the rank's own samples: a contrastive loss draws its negatives from
-them alone, unless it gathers embeddings across ranks itself.
+gradients. Contrastive losses gather embeddings themselves, so that negatives come from the batch of
+all ranks (sslfast.losses.distributed).
 """
 
 import inspect

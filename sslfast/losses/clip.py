@@ -5,7 +5,8 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from sslfast.functional import as_scale, check_embeddings, clip, info_nce_from_logits
+from sslfast.functional import clip
+from sslfast.functional._common import as_scale, check_embeddings, info_nce_from_logits
 from sslfast.losses.distributed import global_clip_rows, world_size
 
 

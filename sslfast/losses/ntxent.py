@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sslfast.functional import check_embeddings, info_nce_from_logits, ntxent, scale_of
+from sslfast.functional import ntxent
+from sslfast.functional._common import check_embeddings, info_nce_from_logits, scale_of
 from sslfast.losses.distributed import gather_rows, global_ntxent_rows, row_counts, world_size
 from sslfast.losses.memory_bank import MemoryBank
 from sslfast.ops.similarity_softmax import similarity_softmax

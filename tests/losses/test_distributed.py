@@ -59,7 +59,7 @@ def test_gradient_is_that_of_one_process(sizes: list[int]) -> None:
 
 
 def learned_temperature(rank: int, size: int) -> None:
-    from sslfast.functional import info_nce_from_logits
+    from sslfast.functional._common import info_nce_from_logits
     from sslfast.losses.distributed import global_ntxent_rows
 
     sizes = [4, 3]

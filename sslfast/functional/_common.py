@@ -1,0 +1,96 @@
+"""What the losses share: checks of their inputs, scales, reductions."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sslfast.kernels.similarity_softmax import accumulation_dtype
+
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def check_embeddings(same_rows: bool = True, **tensors: Tensor) -> None:
+    """Raise unless all are non-empty [N, D] matrices of one shape, floating dtype and device.
+
+    Args:
+        same_rows: whether N must be the same, and not only D.
+        tensors: by the names that messages use.
+
+    Raises:
+        TypeError: not a tensor, or not of a floating dtype.
+        ValueError: wrong or different shapes, empty, or different dtypes or devices.
+    """
+    first_name, first = next(iter(tensors.items()))
+    what = "shape" if same_rows else "dimension"
+    for name, x in tensors.items():
+        if not isinstance(x, Tensor):
+            raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
+        if x.dtype not in FLOATS:
+            raise TypeError(f"{name} must hold floating-point embeddings, got {x.dtype}")
+        if x.dim() != 2:
+            raise ValueError(f"{name} must have shape [N, D], got {list(x.shape)}")
+        if x.numel() == 0:
+            raise ValueError(f"{name} is empty: shape {list(x.shape)}")
+        if x.shape[1] != first.shape[1] or (same_rows and len(x) != len(first)):
+            raise ValueError(
+                f"{first_name} and {name} must have the same {what}, "
+                f"got {list(first.shape)} and {list(x.shape)}"
+            )
+        if x.dtype != first.dtype:
+            raise ValueError(f"{first_name} is {first.dtype}, but {name} is {x.dtype}")
+        if x.device != first.device:
+            raise ValueError(f"{first_name} is on {first.device}, but {name} is on {x.device}")
+
+
+def scale_of(temperature: float | Tensor, like: Tensor) -> Tensor:
+    """1 / temperature as the 0-d tensor that the op takes; gradients reach a tensor temperature.
+
+    Raises:
+        ValueError: a temperature of 0 (or not a number), or a tensor of more than one element.
+    """
+    if isinstance(temperature, Tensor):
+        if temperature.numel() != 1:
+            raise ValueError(f"temperature must be one number, got {list(temperature.shape)}")
+        return as_scale(temperature, like).reciprocal()
+    if not abs(temperature) > 0:
+        raise ValueError(f"temperature must be a number other than 0, got {temperature}")
+    return as_scale(1.0 / temperature, like)
+
+
+def as_scale(logit_scale: float | Tensor, like: Tensor) -> Tensor:
+    """A scale as the 0-d tensor that the op takes; gradients reach a tensor.
+
+    Raises:
+        ValueError: a tensor of more than one element.
+    """
+    dtype = accumulation_dtype(like.dtype)
+    if not isinstance(logit_scale, Tensor):
+        return torch.full((), logit_scale, dtype=dtype, device=like.device)
+    if logit_scale.numel() != 1:
+        raise ValueError(f"the scale must be one number, got {list(logit_scale.shape)}")
+    return logit_scale.reshape(()).to(device=like.device, dtype=dtype)
+
+
+def reduce(loss: Tensor, reduction: str) -> Tensor:
+    """Apply "none", "mean" or "sum" to per-row losses.
+
+    Raises:
+        ValueError: another reduction.
+    """
+    if reduction == "mean":
+        return loss.mean()
+    if reduction == "sum":
+        return loss.sum()
+    if reduction == "none":
+        return loss
+    raise ValueError(f"reduction must be 'none', 'mean' or 'sum', got {reduction!r}")
+
+
+def info_nce_from_logits(lse: Tensor, positive: Tensor) -> Tensor:
+    """-log(exp(positive) / (exp(positive) + exp(lse))) per row, exact when pairs have converged.
+
+    ``lse`` is over the negatives alone, so that the loss is softplus(lse - positive) and no two
+    large numbers are subtracted where the result is small.
+    """
+    # Beyond 40, log1p(exp(-x)) is below the resolution of float64: softplus(x) is x.
+    return F.softplus(lse - positive, threshold=40.0)

@@ -1,0 +1,65 @@
+"""InfoNCE with given keys."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sslfast.ops.similarity_softmax import similarity_softmax
+
+from ._common import check_embeddings, info_nce_from_logits, reduce, scale_of
+
+
+def info_nce(
+    query: Tensor,
+    positive_key: Tensor,
+    negative_keys: Tensor | None = None,
+    temperature: float | Tensor = 0.1,
+    reduction: str = "mean",
+    negative_mode: str = "unpaired",
+) -> Tensor:
+    """InfoNCE (van den Oord et al. 2018, arXiv:1807.03748, equation 4) on cosine similarities.
+
+    Args:
+        query: [N, D].
+        positive_key: the key of each query [N, D].
+        negative_keys: None: the other queries' keys; "unpaired": [K, D], shared by all queries;
+            "paired": [N, K, D], each query's own.
+        temperature: a number, or a 0-d tensor, which may need a gradient.
+        reduction: "mean", "sum" or "none" (losses [N]).
+        negative_mode: "unpaired" or "paired".
+
+    Returns:
+        The loss in float32 (float64 for float64 inputs).
+
+    Raises:
+        TypeError: embeddings that are no floating-point tensors.
+        ValueError: shapes, dtypes or devices that do not fit, a temperature of 0, another mode.
+    """
+    check_embeddings(query=query, positive_key=positive_key)
+    if negative_mode not in ("unpaired", "paired"):
+        raise ValueError(f"negative_mode must be 'unpaired' or 'paired', got {negative_mode!r}")
+    scale = scale_of(temperature, query)
+    if negative_keys is None:
+        lse, positive, _ = similarity_softmax(
+            query, positive_key, scale, 0, 0, False, True, column_lse=False
+        )
+        return reduce(info_nce_from_logits(lse, positive), reduction)
+    q, k = (F.normalize(x.to(scale.dtype), dim=1) for x in (query, positive_key))
+    positive = scale * (q * k).sum(1)
+    if negative_mode == "unpaired":
+        check_embeddings(False, query=query, negative_keys=negative_keys)
+        # No column is a positive: they are all negatives.
+        lse, _, _ = similarity_softmax(
+            query, negative_keys, scale, -1, 0, False, True, column_lse=False
+        )
+    else:
+        n, d = query.shape
+        if negative_keys.dim() != 3 or negative_keys.shape[::2] != (n, d):
+            raise ValueError(
+                f"paired negative_keys must have shape [{n}, K, {d}], got "
+                f"{list(negative_keys.shape)}"
+            )
+        # Each query has keys of its own: N K logits are no larger than the keys themselves.
+        keys = F.normalize(negative_keys.to(scale.dtype), dim=2)
+        lse = (scale * torch.einsum("nd,nkd->nk", q, keys)).logsumexp(1)
+    return reduce(info_nce_from_logits(lse, positive), reduction)

@@ -1,0 +1,66 @@
+"""The supervised contrastive loss."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sslfast.ops.similarity_softmax import similarity_softmax
+
+from ._common import check_embeddings, reduce, scale_of
+
+
+def supcon(
+    features: Tensor,
+    labels: Tensor,
+    temperature: float | Tensor = 0.1,
+    *,
+    reduction: str = "mean",
+) -> Tensor:
+    """Supervised contrastive loss (Khosla et al. 2020, arXiv:2004.11362, L_out of equation 2).
+
+    l_i = -1/|P(i)| sum_{p in P(i)} log(exp(t_ip) / sum_{a != i} exp(t_ia)), P(i) the other rows
+    with the label of i, t cosine similarities over the temperature. A row without any is left out.
+
+    Args:
+        features: [M, D].
+        labels: int64 [M].
+        temperature: a number, or a 0-d tensor, which may need a gradient.
+        reduction: "mean" (over rows that have a positive), "sum" or "none" (losses [M], 0 for a
+            row without a positive).
+
+    Returns:
+        The loss in float32 (float64 for float64 inputs); 0 where no row has a positive.
+
+    Raises:
+        TypeError: features that are no floating-point tensor, labels that are no integers.
+        ValueError: shapes or devices that do not fit, a temperature of 0.
+    """
+    check_embeddings(features=features)
+    m = len(features)
+    if labels.dtype not in (torch.int64, torch.int32):
+        raise TypeError(f"labels must be integers, got {labels.dtype}")
+    if labels.shape != (m,) or labels.device != features.device:
+        raise ValueError(
+            f"labels must have shape [{m}] on {features.device}, got {list(labels.shape)} "
+            f"on {labels.device}"
+        )
+    scale = scale_of(temperature, features)
+    z = F.normalize(features.to(scale.dtype), dim=1)
+    # Shift 0 makes a row its own positive, which the sum leaves out: all others remain.
+    lse, _, _ = similarity_softmax(
+        z.to(features.dtype), None, scale, 0, 0, True, normalize=False, column_lse=False
+    )
+    # Sum of a class's rows without a host read: classes are numbered by sorting.
+    order = labels.argsort(stable=True)
+    first = torch.ones_like(labels, dtype=torch.bool)
+    first[1:] = labels[order[1:]] != labels[order[:-1]]
+    group = torch.empty_like(order).index_copy_(0, order, first.cumsum(0) - 1)
+    sums = torch.zeros_like(z).index_add(0, group, z)
+    others = torch.zeros(m, dtype=z.dtype, device=z.device)
+    others = others.index_add(0, group, torch.ones_like(others))[group] - 1
+    positives = scale * ((z * sums[group]).sum(1) - (z * z).sum(1))
+    has = others > 0
+    loss = torch.where(has, lse - positives / others.clamp_min(1), 0)
+    if reduction == "mean":
+        return loss.sum() / has.sum().clamp_min(1)
+    return reduce(loss, reduction)

@@ -11,6 +11,8 @@ PYBIND11_MODULE(_C, module) {
     module.attr("CUDA_ARCHITECTURES") = "";
 #endif
     module.def("instruction_set", &sslfast::cpu::instruction_set);
+    sslfast::bindings::linear_cross_entropy(module);
     sslfast::bindings::philox(module);
+    sslfast::bindings::sigmoid_contrast(module);
     sslfast::bindings::similarity_softmax(module);
 }

@@ -20,7 +20,9 @@ T* pointer(Address address) {
 using Release = py::call_guard<py::gil_scoped_release>;
 
 // One for every file of this folder; bindings.cpp calls them all.
+void linear_cross_entropy(py::module_& module);
 void philox(py::module_& module);
+void sigmoid_contrast(py::module_& module);
 void similarity_softmax(py::module_& module);
 
 }  // namespace sslfast::bindings

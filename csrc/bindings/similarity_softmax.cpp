@@ -1,25 +1,8 @@
 // Similarity softmax.
-#include "bind.h"
-
-#include <tuple>
-
-#include <pybind11/stl.h>
-
-#include <sslfast/cpu.h>
+#include "similarities.h"
 
 namespace sslfast::bindings {
 namespace {
-
-// (rows, m, columns, n, dim, scale, (length, shift, row_base, column_base, leave_out_self), threads)
-using PairingFields = std::tuple<std::int64_t, std::int64_t, std::int64_t, std::int64_t, bool>;
-
-sslfast::cpu::Similarities similarities(Address rows, std::int64_t m, Address columns,
-                                        std::int64_t n, int dim, float scale, PairingFields pairing,
-                                        int threads) {
-    const auto [length, shift, row_base, column_base, leave_out_self] = pairing;
-    return {pointer<const float>(rows), m,   pointer<const float>(columns), n, dim, scale,
-            {length, shift, row_base, column_base, leave_out_self},         threads};
-}
 
 sslfast::cpu::Statistics statistics(Address lse, Address g) {
     return {pointer<const float>(lse), pointer<const float>(g)};

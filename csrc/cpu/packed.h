@@ -1,6 +1,7 @@
 // The right operands of all products, in the panels that the tile kernels read.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 
@@ -36,18 +37,32 @@ class PackedTransposed {
     std::unique_ptr<float[]> data_;
 };
 
+// Writes rows of X [m, dim] as panels of `width` columns, each [m, width] and zero beyond dim.
+inline void pack_values(const float* x, std::int64_t m, int dim, int width, std::int64_t first,
+                        std::int64_t last, float* panels) {
+    for (std::int64_t row = first; row < last; ++row)
+        for (int d = 0; d < dim; d += width) {
+            float* out = panels + (d / width * m + row) * width;
+            const int count = dim - d < width ? dim - d : width;
+            std::copy_n(x + row * dim + d, count, out);
+            std::fill_n(out + count, width - count, 0.0f);
+        }
+}
+
+constexpr std::size_t packed_values_size(std::int64_t m, int dim, int width) {
+    return (dim + width - 1) / width * width * static_cast<std::size_t>(m);
+}
+
 // Panels of X [m, dim] itself: the values that weights are multiplied with.
 class PackedValues {
   public:
     PackedValues(const float* x, std::int64_t m, int dim, int width, int threads)
         : m_(m),
           width_(width),
-          data_(new float[(dim + width - 1) / width * width * static_cast<std::size_t>(m)]) {
-        const int panels = (dim + width - 1) / width;
+          data_(new float[packed_values_size(m, dim, width)]) {
 #pragma omp parallel for num_threads(threads) schedule(static)
-        for (std::int64_t row = 0; row < m; ++row)
-            for (int d = 0; d < panels * width; ++d)
-                data_[(d / width * m + row) * width + d % width] = d < dim ? x[row * dim + d] : 0;
+        for (std::int64_t first = 0; first < m; first += largest_tile)
+            pack_values(x, m, dim, width, first, std::min(first + largest_tile, m), data_.get());
     }
     // [block, dim]
     Panels of(Block block) const {

@@ -8,20 +8,14 @@
 
 #include <cmath>
 #include <limits>
-#include <memory>
 #include <optional>
 #include <vector>
 
-#include <omp.h>
-
-#include "packed.h"
-#include "schedule.h"
-#include "tile.h"
+#include "plan.h"
 
 namespace sslfast::cpu {
 namespace {
 
-constexpr float log2_e = 1.44269504088896340736f, ln_2 = 0.69314718055994530942f;
 constexpr float lowest = -1e30f;  // a maximum of nothing, finite so that -inf - it is -inf
 constexpr float left_out = -std::numeric_limits<float>::infinity();
 
@@ -35,87 +29,11 @@ struct RunningSums {
     }
 };
 
-// A tile of memory for every thread.
-class Tiles {
-  public:
-    explicit Tiles(int threads) : memory_(new float[size * threads]) {}
-    float* mine() { return memory_.get() + size * omp_get_thread_num(); }
-
-  private:
-    static constexpr std::size_t size = largest_tile * largest_tile;
-    std::unique_ptr<float[]> memory_;
-};
-
-constexpr std::ptrdiff_t ld = largest_tile;  // of every tile
-
-// Calls visit(i, j, whether it is a positive) for the elements of a tile that the pairing names.
-template <typename Visit>
-void for_each_named(const Pairing& p, Block row, Block column, Visit visit) {
-    const auto diagonal = [&](std::int64_t r, std::int64_t c, std::int64_t n, bool positive) {
-        const std::int64_t first = std::max({row.first - r, column.first - c, std::int64_t{0}});
-        const std::int64_t last =
-            std::min({row.first + row.size - r, column.first + column.size - c, n});
-        for (std::int64_t a = first; a < last; ++a)
-            visit(static_cast<int>(r + a - row.first), static_cast<int>(c + a - column.first),
-                  positive);
-    };
-    const std::int64_t wrap = p.length - p.shift;
-    diagonal(p.row_base, p.column_base + p.shift, wrap, true);
-    diagonal(p.row_base + wrap, p.column_base, p.shift, true);
-    if (p.leave_out_self) diagonal(p.row_base, p.column_base, p.length, false);
-}
-
 std::vector<float> base_2(const float* lse, std::int64_t n) {
     std::vector<float> scaled(lse == nullptr ? 0 : n);
     for (std::size_t i = 0; i < scaled.size(); ++i) scaled[i] = lse[i] * log2_e;
     return scaled;
 }
-
-const float* at(const float* data, Block block) {
-    return data == nullptr ? nullptr : data + block.first;
-}
-
-// A problem cut into blocks and packed.
-class Plan {
-  public:
-    const bool symmetric;
-    const Similarities p;
-    const TileKernels& kernels;
-
-    explicit Plan(const Similarities& problem)
-        : symmetric(problem.columns == nullptr),
-          p(problem),
-          kernels(tile_kernels()),
-          columns_(symmetric ? p.rows : p.columns),
-          row_side_(p.m),
-          column_side_(symmetric ? p.m : p.n),
-          transposed_(columns_, column_side_.length, p.dim, p.scale * log2_e, kernels.width,
-                      p.threads) {}
-
-    // The tile of logits of two blocks.
-    void logits(Block row, Block column, float* tile) const {
-        kernels.multiply(row.size, column.size, p.dim, {p.rows + row.first * p.dim, p.dim, 1},
-                         transposed_.of(column), false, tile, ld);
-    }
-    PackedValues pack_columns() const {
-        return PackedValues(columns_, column_side_.length, p.dim, kernels.width, p.threads);
-    }
-    PackedValues pack_rows() const {
-        return PackedValues(p.rows, p.m, p.dim, kernels.width, p.threads);
-    }
-    template <typename Play>
-    void play(Play play) const {
-        if (symmetric)
-            play_all(Tournament(row_side_), p.threads, play);
-        else
-            play_all(Rotation(row_side_, column_side_), p.threads, play);
-    }
-
-  private:
-    const float* columns_;
-    Side row_side_, column_side_;
-    PackedTransposed transposed_;
-};
 
 }  // namespace
 

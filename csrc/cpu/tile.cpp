@@ -162,6 +162,61 @@ void merge(const float* tile, std::ptrdiff_t ld, int rows, int columns, float* r
     }
 }
 
+void column_sums(const float* tile, std::ptrdiff_t ld, int rows, int columns, float* maximum,
+                 float* sum) {
+    for (int j = 0; j < columns; ++j) maximum[j] = -1e30f, sum[j] = 0.0f;
+    for (int i = 0; i < rows; ++i) {
+        const float* t = tile + i * ld;
+#pragma omp simd
+        for (int j = 0; j < columns; ++j) maximum[j] = t[j] > maximum[j] ? t[j] : maximum[j];
+    }
+    for (int i = 0; i < rows; ++i) {
+        const float* t = tile + i * ld;
+#pragma omp simd
+        for (int j = 0; j < columns; ++j) sum[j] += exp2_fast(t[j] - maximum[j]);
+    }
+}
+
+// log(1 + u) for 0 <= u <= 1 with a relative error of about 1 ulp, also for tiny u: twice the series of
+// atanh in u / (2 + u) <= 1/3.
+SSLFAST_INLINE float log1p_fast(float u) {
+    const float s = u / (2.0f + u), q = s * s;
+    float p = 1.0f / 15.0f;
+    p = p * q + 1.0f / 13.0f;
+    p = p * q + 1.0f / 11.0f;
+    p = p * q + 1.0f / 9.0f;
+    p = p * q + 1.0f / 7.0f;
+    p = p * q + 1.0f / 5.0f;
+    p = p * q + 1.0f / 3.0f;
+    return 2.0f * (s + s * q * p);
+}
+
+void sigmoid(float* tile, std::ptrdiff_t ld, int rows, int columns, const float* row_weight,
+             float* row_loss) {
+    constexpr float log2_e = 1.44269504088896340736f;
+    for (int i = 0; i < rows; ++i) {
+        float* t = tile + i * ld;
+        float sum = 0.0f;
+        if (row_weight == nullptr) {
+#pragma omp simd reduction(+ : sum)
+            for (int j = 0; j < columns; ++j) {
+                const float x = t[j];
+                sum += (x > 0.0f ? x : 0.0f) + log2_e * log1p_fast(exp2_fast(x > 0.0f ? -x : x));
+            }
+        } else {
+            const float weight = row_weight[i];
+#pragma omp simd reduction(+ : sum)
+            for (int j = 0; j < columns; ++j) {
+                const float x = t[j];
+                const float u = exp2_fast(x > 0.0f ? -x : x);
+                sum += (x > 0.0f ? x : 0.0f) + log2_e * log1p_fast(u);
+                t[j] = weight * (x > 0.0f ? 1.0f : u) / (1.0f + u);
+            }
+        }
+        row_loss[i] += sum;
+    }
+}
+
 void weigh(float* tile, std::ptrdiff_t ld, int rows, int columns, const float* row_lse,
            const float* row_g, const float* column_lse, const float* column_g) {
     for (int i = 0; i < rows; ++i) {
@@ -186,6 +241,6 @@ void weigh(float* tile, std::ptrdiff_t ld, int rows, int columns, const float* r
 
 extern const TileKernels SSLFAST_JOIN(tile_kernels_, SSLFAST_LEVEL);
 const TileKernels SSLFAST_JOIN(tile_kernels_, SSLFAST_LEVEL) = {
-    SSLFAST_STRING(SSLFAST_LEVEL), width, multiply, merge, weigh};
+    SSLFAST_STRING(SSLFAST_LEVEL), width, multiply, merge, column_sums, sigmoid, weigh};
 
 }  // namespace sslfast::cpu

@@ -32,6 +32,15 @@ struct TileKernels {
     void (*merge)(const float* tile, std::ptrdiff_t ld, int rows, int columns, float* row_maximum,
                   float* row_sum, float* column_maximum, float* column_sum, float* scratch);
 
+    // Maximum of every column of a tile of base-2 logits, and its sum of 2^(t - maximum).
+    void (*column_sums)(const float* tile, std::ptrdiff_t ld, int rows, int columns,
+                        float* maximum, float* sum);
+
+    // The sigmoid loss of negatives with base-2 logits t: row_loss_i += sum_j log2(1 + 2^t_ij).
+    // Unless row_weight is null, t_ij <- row_weight_i 2^t_ij / (1 + 2^t_ij).
+    void (*sigmoid)(float* tile, std::ptrdiff_t ld, int rows, int columns, const float* row_weight,
+                    float* row_loss);
+
     // t_ij <- row_g_i 2^(t_ij - row_lse_i) + column_g_j 2^(t_ij - column_lse_j); a null side adds
     // nothing.
     void (*weigh)(float* tile, std::ptrdiff_t ld, int rows, int columns, const float* row_lse,

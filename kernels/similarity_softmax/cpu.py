@@ -22,18 +22,19 @@ def supports(problem: Problem) -> str | None:
     return None
 
 
-def _address(tensor: Tensor | None) -> int:
+def address(tensor: Tensor | None) -> int:
+    """Where a tensor lies, 0 for None."""
     return 0 if tensor is None else tensor.data_ptr()
 
 
-def _describe(
+def describe(
     rows: Tensor, columns: Tensor | None, scale: Tensor, pairing: Pairing
 ) -> tuple[Any, ...]:
     """The problem as the extension takes it; pairing fields are in the order of its class."""
     m, dim = rows.shape
     n = m if columns is None else len(columns)
     fields, threads = astuple(pairing), torch.get_num_threads()
-    return rows.data_ptr(), m, _address(columns), n, dim, scale.item(), fields, threads
+    return rows.data_ptr(), m, address(columns), n, dim, scale.item(), fields, threads
 
 
 def forward(
@@ -44,7 +45,7 @@ def forward(
     lse, positive = rows.new_empty(len(rows)), rows.new_full((len(rows),), -torch.inf)
     lse_columns = rows.new_empty(len(rows if columns is None else columns) if column_lse else 0)
     loaded().similarity_forward_cpu(
-        *_describe(rows, columns, scale, pairing),
+        *describe(rows, columns, scale, pairing),
         lse.data_ptr(),
         positive.data_ptr(),
         lse_columns.data_ptr() if column_lse else 0,
@@ -92,8 +93,8 @@ def _backward(
     sides = [side or (None, None) for side in (row, column)]
     statistics = [None if t is None else t.contiguous() for side in sides for t in side]
     loaded().similarity_backward_cpu(
-        *_describe(rows, columns, scale, pairing),
-        *(_address(t) for t in statistics),
+        *describe(rows, columns, scale, pairing),
+        *(address(t) for t in statistics),
         d_rows.data_ptr(),
         d_columns.data_ptr() if both else 0,
     )

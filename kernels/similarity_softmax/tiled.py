@@ -23,7 +23,7 @@ def supports(problem: Problem) -> str | None:
     return None
 
 
-def _tiles(m: int, n: int, symmetric: bool) -> Iterator[tuple[int, int, int, int]]:
+def tiles(m: int, n: int, symmetric: bool) -> Iterator[tuple[int, int, int, int]]:
     """Bounds (i0, i1, j0, j1) of the tiles; a symmetric strip starts with its square."""
     width = max(TILE_ELEMENTS // TILE_ROWS, 1)
     for i0 in range(0, m, TILE_ROWS):
@@ -36,7 +36,7 @@ def _tiles(m: int, n: int, symmetric: bool) -> Iterator[tuple[int, int, int, int
             yield i0, i1, j0, min(j0 + width, n)
 
 
-def _segments(
+def segments(
     tile: Tensor, i0: int, j0: int, diagonals: list[tuple[int, int, int]]
 ) -> Iterator[tuple[int, int, Tensor]]:
     """Rows (first, last) and view of what the tile holds of (row, column, length) diagonals."""
@@ -48,7 +48,8 @@ def _segments(
             yield r + first, r + last, inside
 
 
-def _positives(p: Pairing) -> list[tuple[int, int, int]]:
+def positives(p: Pairing) -> list[tuple[int, int, int]]:
+    """The diagonals (row, column, length) that hold the positives."""
     wrap = p.length - p.shift
     return [
         (p.row_base, p.column_base + p.shift, wrap),
@@ -58,7 +59,7 @@ def _positives(p: Pairing) -> list[tuple[int, int, int]]:
 
 def _left_out(p: Pairing) -> list[tuple[int, int, int]]:
     self_ = [(p.row_base, p.column_base, p.length)] if p.leave_out_self else []
-    return _positives(p) + self_
+    return positives(p) + self_
 
 
 def forward(
@@ -71,11 +72,11 @@ def forward(
     lse = scale.new_full((len(rows),), -torch.inf)
     lse_columns = scale.new_full((len(y) if column_lse else 0,), -torch.inf)
     positive = lse.clone()
-    for i0, i1, j0, j1 in _tiles(len(rows), len(y), symmetric):
+    for i0, i1, j0, j1 in tiles(len(rows), len(y), symmetric):
         tile = (rows[i0:i1].to(dtype) @ y[j0:j1].to(dtype).T).mul_(scale)
-        for first, last, values in _segments(tile, i0, j0, _positives(pairing)):
+        for first, last, values in segments(tile, i0, j0, positives(pairing)):
             positive[first:last] = values
-        for _, _, values in _segments(tile, i0, j0, _left_out(pairing)):
+        for _, _, values in segments(tile, i0, j0, _left_out(pairing)):
             values.fill_(-torch.inf)
         lse[i0:i1] = torch.logaddexp(lse[i0:i1], tile.logsumexp(1))
         if symmetric and j0 != i0:
@@ -102,7 +103,7 @@ def backward(
     y = rows if columns is None else columns
     dtype = accumulation_dtype(rows.dtype)
     gradient = torch.zeros_like(rows, dtype=dtype)
-    for i0, i1, j0, j1 in _tiles(len(rows), len(y), symmetric):
+    for i0, i1, j0, j1 in tiles(len(rows), len(y), symmetric):
         x, z = rows[i0:i1].to(dtype), y[j0:j1].to(dtype)
         logits = (x @ z.T).mul_(scale)
         weight = torch.zeros_like(logits)
@@ -112,7 +113,7 @@ def backward(
         if column is not None:
             lse, h = (t[j0:j1] for t in column)
             weight.add_(logits.sub_(lse).exp_().mul_(h))
-        for _, _, values in _segments(weight, i0, j0, _left_out(pairing)):
+        for _, _, values in segments(weight, i0, j0, _left_out(pairing)):
             values.zero_()
         gradient[i0:i1].addmm_(weight, z)
         if symmetric and j0 != i0:

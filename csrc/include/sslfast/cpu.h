@@ -46,6 +46,37 @@ void similarity_forward(const Similarities& problem, float* lse, float* positive
 void similarity_backward(const Similarities& problem, Statistics row, Statistics column,
                          float* d_rows, float* d_columns);
 
+// Logits <hidden_i, weight_j> + bias_j; bias may be null. targets[i] in [0, v).
+struct LinearClassifier {
+    const float* hidden;
+    std::int64_t n;
+    const float* weight;
+    std::int64_t v;
+    int dim;
+    const float* bias;
+    const std::int64_t* targets;
+    int threads;
+};
+
+// Of sum_i row_weight_i loss_i with loss_i = log(1 + exp(lse_i - t_i)) + smoothing (t_i - mean_j t_ij),
+// t_i the target's logit; any of d_hidden [n, dim], d_weight [v, dim], d_bias [v] may be null.
+struct LinearGradients {
+    const float* row_weight;
+    float smoothing;
+    float *d_hidden, *d_weight, *d_bias;
+};
+
+// lse [n], over all classes but the target, and target_logit [n]; gradients unless null.
+void linear_cross_entropy(const LinearClassifier& problem, float* lse, float* target_logit,
+                          const LinearGradients* gradients);
+
+// With t_ij = scale <rows_i, columns_j> + bias and z_ij = 1 for the pairing's positives, else -1:
+// loss_i = sum_j log(1 + exp(-z_ij t_ij)), loss [m]. Unless row_weight [m] is null, with
+// G_ij = -row_weight_i z_ij / (1 + exp(z_ij t_ij)): d_rows [m, dim] = sum_j G_ij columns_j,
+// d_columns [n, dim] = sum_i G_ij rows_i and d_bias [m] = sum_j G_ij.
+void sigmoid_contrast(const Similarities& problem, float bias, const float* row_weight, float* loss,
+                      float* d_rows, float* d_columns, float* d_bias);
+
 // The level of the instruction set in use: "v4", "v3" (x86-64) or "baseline".
 const char* instruction_set();
 

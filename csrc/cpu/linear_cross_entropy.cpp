@@ -1,0 +1,197 @@
+// Cross-entropy over the classes of a linear layer, with its gradients, row block by row block.
+//
+// A block of rows meets all classes: their logits, transposed [v, rows] and to base 2, are the only
+// large thing in memory. Once a block's log-sum-exps are known, its logits turn into weights in place
+// and go into the gradients: 6 n v dim FLOP for value and gradients, 2 n v dim for the value alone
+// (which keeps a tile a thread and no block). The weight matrix is read as it lies and packed a tile
+// at a time; nothing of its size is copied.
+#include <sslfast/cpu.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <memory>
+#include <vector>
+
+#include <omp.h>
+
+#include "packed.h"
+#include "schedule.h"
+#include "tile.h"
+
+namespace sslfast::cpu {
+namespace {
+
+constexpr float log2_e = 1.44269504088896340736f, ln_2 = 0.69314718055994530942f;
+constexpr int row_block = 512;
+constexpr int class_block = 256;
+// Parts of the classes with sums of their own for d_hidden, added in order: results do not depend
+// on the number of threads up to this many.
+constexpr std::int64_t least_spans = 16;
+
+std::unique_ptr<float[]> floats(std::size_t n) { return std::unique_ptr<float[]>(new float[n]); }
+
+class Work {
+  public:
+    Work(const LinearClassifier& problem, const LinearGradients* gradients)
+        : p_(problem),
+          g_(gradients),
+          kernels_(tile_kernels()),
+          blocks_((p_.v + class_block - 1) / class_block),
+          spans_(std::min<std::int64_t>(blocks_, std::max<std::int64_t>(least_spans, p_.threads))),
+          height_(static_cast<int>(std::min<std::int64_t>(row_block, p_.n))),
+          logits_(floats(g_ == nullptr ? 1 : static_cast<std::size_t>(p_.v) * height_)),
+          maxima_(floats(blocks_ * height_)),
+          sums_(floats(blocks_ * height_)),
+          lse_(height_),
+          weight_(height_) {
+        if (g_ == nullptr) {
+            tiles_ = floats(static_cast<std::size_t>(class_block) * height_ * p_.threads);
+            return;
+        }
+        if (g_->d_hidden != nullptr) {
+            partial_ = floats(static_cast<std::size_t>(spans_) * height_ * p_.dim);
+            panels_ = floats(panels_size() * p_.threads);
+        }
+        if (g_->d_weight != nullptr) std::fill_n(g_->d_weight, p_.v * p_.dim, 0.0f);
+        if (g_->d_bias != nullptr) std::fill_n(g_->d_bias, p_.v, 0.0f);
+    }
+
+    void rows(std::int64_t first, float* lse, float* target_logit) {
+        first_ = first;
+        count_ = static_cast<int>(std::min<std::int64_t>(height_, p_.n - first));
+        const float* x = p_.hidden + first * p_.dim;
+        const PackedTransposed columns(x, count_, p_.dim, log2_e, kernels_.width, p_.threads);
+#pragma omp parallel for num_threads(p_.threads) schedule(dynamic)
+        for (std::int64_t b = 0; b < blocks_; ++b)
+            forward(block(b), b, columns.of({0, count_}), target_logit);
+#pragma omp parallel for num_threads(p_.threads) schedule(static)
+        for (int r = 0; r < count_; ++r) finish_row(r, lse, target_logit);
+        if (g_ == nullptr) return;
+        const bool weights = g_->d_weight != nullptr;
+        const PackedValues values(x, weights ? count_ : 0, p_.dim, kernels_.width, p_.threads);
+#pragma omp parallel for num_threads(p_.threads) schedule(dynamic)
+        for (std::int64_t s = 0; s < spans_; ++s) {
+            const std::int64_t begin = blocks_ * s / spans_, end = blocks_ * (s + 1) / spans_;
+            for (std::int64_t b = begin; b < end; ++b)
+                backward(block(b), s, b == begin, values.of({0, count_}), lse, target_logit);
+        }
+        if (g_->d_hidden != nullptr) add_partial();
+    }
+
+  private:
+    Block block(std::int64_t b) const {
+        const std::int64_t first = b * class_block;
+        return {first, static_cast<int>(std::min<std::int64_t>(class_block, p_.v - first))};
+    }
+    std::size_t panels_size() const {
+        return packed_values_size(class_block, p_.dim, kernels_.width);
+    }
+    // Calls visit(row, class within the block) for the rows whose target is in a block.
+    template <typename Visit>
+    void for_targets(Block classes, Visit visit) const {
+        for (int r = 0; r < count_; ++r) {
+            const std::int64_t j = p_.targets[first_ + r] - classes.first;
+            if (0 <= j && j < classes.size) visit(r, j);
+        }
+    }
+
+    void forward(Block classes, std::int64_t b, Panels columns, float* target_logit) {
+        float* tile = g_ == nullptr
+                          ? tiles_.get() + static_cast<std::size_t>(class_block) * height_ *
+                                               omp_get_thread_num()
+                          : logits_.get() + classes.first * height_;
+        kernels_.multiply(classes.size, count_, p_.dim,
+                          {p_.weight + classes.first * p_.dim, p_.dim, 1}, columns, false, tile,
+                          height_);
+        for (int j = 0; p_.bias != nullptr && j < classes.size; ++j) {
+            const float bias = p_.bias[classes.first + j] * log2_e;
+            for (int r = 0; r < count_; ++r) tile[j * height_ + r] += bias;
+        }
+        for_targets(classes, [&](int r, std::int64_t j) {
+            target_logit[first_ + r] = tile[j * height_ + r] * ln_2;
+            tile[j * height_ + r] = -std::numeric_limits<float>::infinity();
+        });
+        kernels_.column_sums(tile, height_, classes.size, count_, maxima_.get() + b * height_,
+                             sums_.get() + b * height_);
+    }
+
+    void finish_row(int r, float* lse, const float* target_logit) {
+        float maximum = -1e30f, sum = 0.0f;
+        for (std::int64_t b = 0; b < blocks_; ++b)
+            maximum = std::max(maximum, maxima_[b * height_ + r]);
+        for (std::int64_t b = 0; b < blocks_; ++b)
+            sum += sums_[b * height_ + r] * std::exp2(maxima_[b * height_ + r] - maximum);
+        const std::int64_t i = first_ + r;
+        lse[i] = (maximum + std::log2(sum)) * ln_2;
+        const float high = std::max(lse[i], target_logit[i]), low = std::min(lse[i], target_logit[i]);
+        lse_[r] = (high + std::log1p(std::exp(low - high))) * log2_e;  // the target included
+        weight_[r] = g_ == nullptr ? 0.0f : g_->row_weight[i];
+    }
+
+    void backward(Block classes, std::int64_t span, bool first_of_span, Panels values,
+                  const float* lse, const float* target_logit) {
+        float* tile = logits_.get() + classes.first * height_;
+        kernels_.weigh(tile, height_, classes.size, count_, nullptr, nullptr, lse_.data(),
+                       weight_.data());
+        const float uniform = g_->smoothing / static_cast<float>(p_.v);
+        for (int j = 0; uniform != 0.0f && j < classes.size; ++j)
+            for (int r = 0; r < count_; ++r) tile[j * height_ + r] -= uniform * weight_[r];
+        for_targets(classes, [&](int r, std::int64_t j) {
+            const std::int64_t i = first_ + r;
+            // 1 - p, not as a difference: p may be close to 1.
+            const float other = 1.0f / (1.0f + std::exp(target_logit[i] - lse[i]));
+            tile[j * height_ + r] = weight_[r] * (g_->smoothing - uniform - other);
+        });
+        if (g_->d_bias != nullptr)
+            for (int j = 0; j < classes.size; ++j) {
+                float sum = 0.0f;
+                for (int r = 0; r < count_; ++r) sum += tile[j * height_ + r];
+                g_->d_bias[classes.first + j] += sum;
+            }
+        const float* weight = p_.weight + classes.first * p_.dim;
+        if (g_->d_weight != nullptr)
+            kernels_.multiply(classes.size, p_.dim, count_, {tile, height_, 1}, values, true,
+                              g_->d_weight + classes.first * p_.dim, p_.dim);
+        if (g_->d_hidden != nullptr) {
+            float* panels = panels_.get() + panels_size() * omp_get_thread_num();
+            pack_values(weight, classes.size, p_.dim, kernels_.width, 0, classes.size, panels);
+            kernels_.multiply(count_, p_.dim, classes.size, {tile, 1, height_},
+                              {panels, static_cast<std::ptrdiff_t>(kernels_.width) * classes.size},
+                              !first_of_span, partial_.get() + span * height_ * p_.dim, p_.dim);
+        }
+    }
+
+    void add_partial() {
+        const std::int64_t size = static_cast<std::int64_t>(height_) * p_.dim;
+#pragma omp parallel for num_threads(p_.threads) schedule(static)
+        for (int r = 0; r < count_; ++r) {
+            float* out = g_->d_hidden + (first_ + r) * p_.dim;
+            const float* from = partial_.get() + static_cast<std::int64_t>(r) * p_.dim;
+            std::copy_n(from, p_.dim, out);
+            for (std::int64_t s = 1; s < spans_; ++s)
+                for (int d = 0; d < p_.dim; ++d) out[d] += from[s * size + d];
+        }
+    }
+
+    const LinearClassifier& p_;
+    const LinearGradients* g_;
+    const TileKernels& kernels_;
+    std::int64_t blocks_, spans_;
+    int height_;  // rows of a full block
+    std::unique_ptr<float[]> logits_, maxima_, sums_, tiles_, partial_, panels_;
+    std::vector<float> lse_, weight_;  // of the rows at hand; lse to base 2
+    std::int64_t first_ = 0;
+    int count_ = 0;
+};
+
+}  // namespace
+
+void linear_cross_entropy(const LinearClassifier& problem, float* lse, float* target_logit,
+                          const LinearGradients* gradients) {
+    Work work(problem, gradients);
+    for (std::int64_t first = 0; first < problem.n; first += row_block)
+        work.rows(first, lse, target_logit);
+}
+
+}  // namespace sslfast::cpu

@@ -1,0 +1,80 @@
+"""C++ on the CPU (csrc/cpu/linear_cross_entropy.cpp): float32, AVX-512 or AVX2 where there."""
+
+import torch
+from torch import Tensor
+
+from .._extension import cpu_unavailable, loaded
+from . import Problem, Wants
+
+DEVICE = "cpu"
+PRIORITY = 30
+
+available = cpu_unavailable
+
+
+def supports(problem: Problem) -> str | None:
+    """Anything in up to float32."""
+    if problem.dtype == torch.float64:
+        return "computes in float32 and takes no float64"
+    return None
+
+
+def forward(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Log-sum-exps over the other classes, and the targets' logits; see the package."""
+    return _run(hidden, weight, bias, targets, None, 0.0, Wants(False, False, False))[:2]
+
+
+def gradients(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    row_weight: Tensor,
+    smoothing: float,
+    wants: Wants,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Statistics and gradients; see the package."""
+    return _run(hidden, weight, bias, targets, row_weight.contiguous(), smoothing, wants)
+
+
+def _run(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    row_weight: Tensor | None,
+    smoothing: float,
+    wants: Wants,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    hidden, weight = hidden.float(), weight.float()
+    bias = None if bias is None else bias.float()
+    n, dim = hidden.shape
+    v = len(weight)
+    lse, target_logit = hidden.new_empty(n), hidden.new_empty(n)
+    d_hidden = hidden.new_empty((n, dim) if wants.hidden else (0,))
+    d_weight = hidden.new_empty((v, dim) if wants.weight else (0,))
+    d_bias = hidden.new_empty(v if wants.bias else 0)
+
+    def address(tensor: Tensor | None, present: bool = True) -> int:
+        return tensor.data_ptr() if present and tensor is not None else 0
+
+    loaded().linear_cross_entropy_cpu(
+        hidden.data_ptr(),
+        n,
+        weight.data_ptr(),
+        v,
+        dim,
+        address(bias),
+        targets.data_ptr(),
+        torch.get_num_threads(),
+        lse.data_ptr(),
+        target_logit.data_ptr(),
+        address(row_weight),
+        smoothing,
+        address(d_hidden, wants.hidden),
+        address(d_weight, wants.weight),
+        address(d_bias, wants.bias),
+    )
+    return lse, target_logit, d_hidden, d_weight, d_bias

@@ -1,0 +1,54 @@
+"""The oracle: the definition, written down with all logits in memory."""
+
+import torch
+from torch import Tensor
+
+from ..similarity_softmax import accumulation_dtype
+from . import Problem, Wants
+
+DEVICE = "any"
+PRIORITY = 0
+
+
+def supports(problem: Problem) -> str | None:
+    """Anything that fits in memory."""
+    return None
+
+
+def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    dtype = accumulation_dtype(hidden.dtype)
+    logits = hidden.to(dtype) @ weight.to(dtype).T
+    return logits if bias is None else logits + bias.to(dtype)
+
+
+def forward(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Log-sum-exps over the other classes, and the targets' logits; see the package."""
+    logits = _logits(hidden, weight, bias)
+    at = targets[:, None]
+    return logits.scatter(1, at, -torch.inf).logsumexp(1), logits.gather(1, at).squeeze(1)
+
+
+def gradients(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    row_weight: Tensor,
+    smoothing: float,
+    wants: Wants,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Statistics and gradients; see the package."""
+    lse, target_logit = forward(hidden, weight, bias, targets)
+    p = _logits(hidden, weight, bias).softmax(1)
+    share = torch.zeros_like(p).scatter(1, targets[:, None], 1.0)
+    g = row_weight[:, None] * (p - share + smoothing * (share - 1 / len(weight)))
+    none = g.new_empty(0)
+    return (
+        lse,
+        target_logit,
+        g @ weight.to(g.dtype) if wants.hidden else none,
+        g.T @ hidden.to(g.dtype) if wants.weight else none,
+        g.sum(0) if wants.bias else none,
+    )

@@ -1,0 +1,97 @@
+"""Torch only, any device: a block of rows meets all classes, and leaves its gradients behind.
+
+6 N V D FLOP with gradients, in three products a block; extra memory: the logits of a block.
+"""
+
+import torch
+from torch import Tensor
+
+from ..similarity_softmax import accumulation_dtype
+from . import Problem, Wants
+
+DEVICE = "any"
+PRIORITY = 10
+
+BLOCK_ELEMENTS = 1 << 24
+
+
+def supports(problem: Problem) -> str | None:
+    """Any problem."""
+    return None
+
+
+def rows_of_a_block(classes: int) -> int:
+    """Rows whose logits are in memory at a time."""
+    return max(BLOCK_ELEMENTS // classes, 1)
+
+
+def _block(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits of a block with -inf for the targets, their log-sum-exps, the targets' logits."""
+    logits = hidden @ weight.T
+    if bias is not None:
+        logits += bias
+    target_logit = logits.gather(1, targets[:, None]).squeeze(1)
+    logits.scatter_(1, targets[:, None], -torch.inf)
+    return logits, logits.logsumexp(1), target_logit
+
+
+def forward(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Log-sum-exps over the other classes, and the targets' logits; see the package."""
+    none = Wants(False, False, False)
+    return _run(hidden, weight, bias, targets, None, 0.0, none)[:2]
+
+
+def gradients(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    row_weight: Tensor,
+    smoothing: float,
+    wants: Wants,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Statistics and gradients; see the package."""
+    return _run(hidden, weight, bias, targets, row_weight, smoothing, wants)
+
+
+def _run(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    row_weight: Tensor | None,
+    smoothing: float,
+    wants: Wants,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    dtype = accumulation_dtype(hidden.dtype)
+    hidden, weight = hidden.to(dtype), weight.to(dtype)
+    bias = None if bias is None else bias.to(dtype)
+    lse, target_logit = hidden.new_empty(len(hidden)), hidden.new_empty(len(hidden))
+    d_hidden = torch.empty_like(hidden) if wants.hidden else hidden.new_empty(0)
+    d_weight = torch.zeros_like(weight) if wants.weight else hidden.new_empty(0)
+    d_bias = hidden.new_zeros(len(weight) if wants.bias else 0)
+    step = rows_of_a_block(len(weight))
+    for i in range(0, len(hidden), step):
+        rows = slice(i, i + step)
+        x, y = hidden[rows], targets[rows]
+        g, lse[rows], target_logit[rows] = _block(x, weight, bias, y)
+        if row_weight is None:
+            continue
+        total = torch.logaddexp(lse[rows], target_logit[rows])
+        uniform = smoothing / len(weight)
+        g.sub_(total[:, None]).exp_().sub_(uniform)
+        # 1 - p, not as a difference: p may be close to 1.
+        others = torch.sigmoid(lse[rows] - target_logit[rows])
+        g.scatter_(1, y[:, None], (smoothing - uniform - others)[:, None])
+        g.mul_(row_weight[rows, None])
+        if wants.hidden:
+            torch.mm(g, weight, out=d_hidden[rows])
+        if wants.weight:
+            d_weight.addmm_(g.T, x)
+        if wants.bias:
+            d_bias += g.sum(0)
+    return lse, target_logit, d_hidden, d_weight, d_bias

@@ -7,7 +7,9 @@ non-finite out.
 
 from ._clip import clip
 from ._info_nce import info_nce
+from ._linear_cross_entropy import linear_cross_entropy
 from ._ntxent import ntxent
+from ._siglip import siglip
 from ._supcon import supcon
 
-__all__ = ["clip", "info_nce", "ntxent", "supcon"]
+__all__ = ["clip", "info_nce", "linear_cross_entropy", "ntxent", "siglip", "supcon"]

@@ -42,6 +42,24 @@ def check_embeddings(same_rows: bool = True, **tensors: Tensor) -> None:
             raise ValueError(f"{first_name} is on {first.device}, but {name} is on {x.device}")
 
 
+def check_labels(features: Tensor, labels: Tensor) -> None:
+    """Raise unless features are embeddings [M, D] and labels integers [M] on the same device.
+
+    Raises:
+        TypeError: features that are no floating-point tensor, labels that are no integers.
+        ValueError: shapes or devices that do not fit.
+    """
+    check_embeddings(features=features)
+    m = len(features)
+    if labels.dtype not in (torch.int64, torch.int32):
+        raise TypeError(f"labels must be integers, got {labels.dtype}")
+    if labels.shape != (m,) or labels.device != features.device:
+        raise ValueError(
+            f"labels must have shape [{m}] on {features.device}, got {list(labels.shape)} "
+            f"on {labels.device}"
+        )
+
+
 def scale_of(temperature: float | Tensor, like: Tensor) -> Tensor:
     """1 / temperature as the 0-d tensor that the op takes; gradients reach a tensor temperature.
 
@@ -71,19 +89,24 @@ def as_scale(logit_scale: float | Tensor, like: Tensor) -> Tensor:
     return logit_scale.reshape(()).to(device=like.device, dtype=dtype)
 
 
+def check_reduction(reduction: str) -> None:
+    """Raise ValueError unless it is "none", "mean" or "sum"."""
+    if reduction not in ("none", "mean", "sum"):
+        raise ValueError(f"reduction must be 'none', 'mean' or 'sum', got {reduction!r}")
+
+
 def reduce(loss: Tensor, reduction: str) -> Tensor:
     """Apply "none", "mean" or "sum" to per-row losses.
 
     Raises:
         ValueError: another reduction.
     """
+    check_reduction(reduction)
     if reduction == "mean":
         return loss.mean()
     if reduction == "sum":
         return loss.sum()
-    if reduction == "none":
-        return loss
-    raise ValueError(f"reduction must be 'none', 'mean' or 'sum', got {reduction!r}")
+    return loss
 
 
 def info_nce_from_logits(lse: Tensor, positive: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from sslfast.ops.similarity_softmax import similarity_softmax
 
-from ._common import check_embeddings, reduce, scale_of
+from ._common import check_labels, reduce, scale_of
 
 
 def supcon(
@@ -35,15 +35,8 @@ def supcon(
         TypeError: features that are no floating-point tensor, labels that are no integers.
         ValueError: shapes or devices that do not fit, a temperature of 0.
     """
-    check_embeddings(features=features)
+    check_labels(features, labels)
     m = len(features)
-    if labels.dtype not in (torch.int64, torch.int32):
-        raise TypeError(f"labels must be integers, got {labels.dtype}")
-    if labels.shape != (m,) or labels.device != features.device:
-        raise ValueError(
-            f"labels must have shape [{m}] on {features.device}, got {list(labels.shape)} "
-            f"on {labels.device}"
-        )
     scale = scale_of(temperature, features)
     z = F.normalize(features.to(scale.dtype), dim=1)
     # Shift 0 makes a row its own positive, which the sum leaves out: all others remain.

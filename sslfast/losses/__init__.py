@@ -2,7 +2,16 @@
 
 from sslfast.losses.clip import ClipLoss
 from sslfast.losses.info_nce import InfoNCE
+from sslfast.losses.linear_cross_entropy import LinearCrossEntropyLoss
 from sslfast.losses.ntxent import NTXentLoss
+from sslfast.losses.siglip import SigLipLoss
 from sslfast.losses.supcon import SupConLoss
 
-__all__ = ["ClipLoss", "InfoNCE", "NTXentLoss", "SupConLoss"]
+__all__ = [
+    "ClipLoss",
+    "InfoNCE",
+    "LinearCrossEntropyLoss",
+    "NTXentLoss",
+    "SigLipLoss",
+    "SupConLoss",
+]

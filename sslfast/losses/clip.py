@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from sslfast.functional import clip
 from sslfast.functional._common import as_scale, check_embeddings, info_nce_from_logits
-from sslfast.losses.distributed import global_clip_rows, world_size
+from sslfast.losses.distributed import global_pair_rows
+from sslfast.losses.exchange import check_exchange, check_rank
 
 
 class ClipLoss(nn.Module):
@@ -28,6 +29,8 @@ class ClipLoss(nn.Module):
         world_size: ranks to gather from; 1: none.
         use_horovod: not supported.
         process_group: the ranks to gather from; None: all.
+        exchange: "gather" brings the features of all ranks here at once; "ring" one rank's at a
+            time, for when they do not fit.
 
     Raises:
         ValueError: Horovod, or a rank or world_size other than torch.distributed's; in forward,
@@ -44,8 +47,10 @@ class ClipLoss(nn.Module):
         world_size: int = 1,
         use_horovod: bool = False,
         process_group: Any = None,
+        exchange: str = "gather",
     ) -> None:
         super().__init__()
+        check_exchange(exchange)
         if use_horovod:
             raise ValueError("Horovod is not supported: start the processes with torchrun")
         self.local_loss = local_loss
@@ -54,6 +59,7 @@ class ClipLoss(nn.Module):
         self.rank = rank
         self.world_size = world_size
         self.process_group = process_group
+        self.exchange = exchange
 
     def forward(
         self,
@@ -78,14 +84,11 @@ class ClipLoss(nn.Module):
     def _global(self, image: Tensor, text: Tensor, logit_scale: float | Tensor) -> Tensor:
         check_embeddings(image_features=image, text_features=text)
         group = self.process_group
-        known = (dist.get_rank(group), world_size(group)) if dist.is_initialized() else (0, 1)
-        if (self.rank, self.world_size) != known:
-            raise ValueError(
-                f"ClipLoss was made for rank {self.rank} of {self.world_size}, but "
-                f"torch.distributed says rank {known[0]} of {known[1]}"
-            )
+        check_rank("ClipLoss", self.rank, self.world_size, group)
         scale = as_scale(logit_scale, image)
-        lse_image, lse_text, positive, factor = global_clip_rows(image, text, scale, group)
+        lse_image, lse_text, positive, factor = global_pair_rows(
+            image, text, scale, group, how=self.exchange
+        )
         rows = info_nce_from_logits(lse_image, positive) + info_nce_from_logits(lse_text, positive)
         local = factor * rows.sum() / 2
         if self.local_loss:

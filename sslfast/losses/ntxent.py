@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from sslfast.functional import ntxent
 from sslfast.functional._common import check_embeddings, info_nce_from_logits, scale_of
-from sslfast.losses.distributed import gather_rows, global_ntxent_rows, row_counts, world_size
+from sslfast.losses.distributed import global_ntxent_rows
+from sslfast.losses.exchange import check_exchange, gather_rows, row_counts, world_size
 from sslfast.losses.memory_bank import MemoryBank
 from sslfast.ops.similarity_softmax import similarity_softmax
 
@@ -28,14 +29,16 @@ class NTXentLoss(nn.Module):
             ``out1`` go into it. Averaging gradients over ranks (DDP, FSDP) gives that of one
             process with the global batch; sslfast.losses.distributed has the loss's factor.
         process_group: the ranks to gather from; None: all.
+        exchange: "gather" brings the embeddings of all ranks here at once; "ring" one rank's at a
+            time, for when they do not fit.
 
     Shapes:
         out0, out1: [N, D] of one floating dtype and device, normalised or not. Returns the mean
         over the 2N rows (N with a bank), in float32 (float64 for float64 inputs).
 
     Raises:
-        ValueError: a temperature below 1e-8 in magnitude, shapes, dtypes or devices that do not
-            fit.
+        ValueError: a temperature below 1e-8 in magnitude, another exchange, shapes, dtypes or
+            devices that do not fit.
         TypeError: embeddings that are no floating-point tensors.
 
     Differences from lightly 1.6: the bank is saved with the state, wraps around where lightly
@@ -48,13 +51,16 @@ class NTXentLoss(nn.Module):
         memory_bank_size: int | Sequence[int] = 0,
         gather_distributed: bool = False,
         process_group: Any = None,
+        exchange: str = "gather",
     ) -> None:
         super().__init__()
+        check_exchange(exchange)
         if not abs(temperature) >= 1e-8:
             raise ValueError(f"temperature must be a number other than 0, got {temperature}")
         self.temperature = temperature
         self.gather_distributed = gather_distributed
         self.process_group = process_group
+        self.exchange = exchange
         size = (memory_bank_size,) if isinstance(memory_bank_size, int) else memory_bank_size
         self.memory_bank = None if tuple(size) == (0,) else MemoryBank(tuple(size))
 
@@ -91,7 +97,7 @@ class NTXentLoss(nn.Module):
         scale = scale_of(self.temperature, out0)
         z = torch.cat((out0, out1))
         z = F.normalize(z.to(scale.dtype), dim=1).to(z.dtype)
-        lse, positive, factor = global_ntxent_rows(z, scale, self.process_group)
+        lse, positive, factor = global_ntxent_rows(z, scale, self.process_group, self.exchange)
         return factor * info_nce_from_logits(lse, positive).sum()
 
 

@@ -1,8 +1,16 @@
 """The supervised contrastive loss."""
 
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sslfast.functional import supcon
+from sslfast.functional._common import check_labels, scale_of
+from sslfast.losses.distributed import global_supcon_rows
+from sslfast.losses.exchange import world_size
 
 
 class SupConLoss(nn.Module):
@@ -10,18 +18,33 @@ class SupConLoss(nn.Module):
 
     Args:
         temperature: divides the cosine similarities; not 0.
+        process_group: ranks whose rows are positives and negatives too; None: this one alone.
+            Gradients averaged over ranks (DDP, FSDP) are those of one process with the global
+            batch.
 
     Shapes:
-        features [M, D], labels int64 [M]; returns the mean over rows that have a positive.
+        features [M, D], labels int64 [M]; returns the mean over rows that have a positive (with a
+        process_group: W over their number on all ranks, times the sum over this rank's).
 
     Raises:
         TypeError, ValueError: as ``sslfast.functional.supcon``.
     """
 
-    def __init__(self, temperature: float = 0.1) -> None:
+    def __init__(self, temperature: float = 0.1, process_group: Any = None) -> None:
         super().__init__()
         self.temperature = temperature
+        self.process_group = process_group
 
     def forward(self, features: Tensor, labels: Tensor) -> Tensor:
         """Return the mean loss."""
-        return supcon(features, labels, self.temperature)
+        if self.process_group is None:
+            return supcon(features, labels, self.temperature)
+        check_labels(features, labels)
+        scale = scale_of(self.temperature, features)
+        z = F.normalize(features.to(scale.dtype), dim=1)
+        lse, means, others = global_supcon_rows(z, labels, scale, self.process_group)
+        has = others > 0
+        count = has.sum()
+        dist.all_reduce(count, group=self.process_group)
+        losses = torch.where(has, lse - means, 0)
+        return losses.sum() * world_size(self.process_group) / count.clamp_min(1)

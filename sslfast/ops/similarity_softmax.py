@@ -14,6 +14,8 @@ from sslfast.kernels import registry
 from sslfast.kernels import similarity_softmax as kernels
 from sslfast.kernels.similarity_softmax import Pairing, accumulation_dtype
 
+from ._double_backward import refuse_double_backward
+
 OP = "similarity_softmax"
 EPS = 1e-12  # of torch.nn.functional.normalize; in the accumulation dtype, so fp16 has no NaN
 
@@ -112,13 +114,13 @@ def _(
 
 @torch.library.custom_op("sslfast::similarity_softmax_backward", mutates_args=())
 def similarity_softmax_backward(
-    d_lse: Tensor,
+    d_lse: Tensor | None,
     d_positive: Tensor,
     d_column_lse: Tensor | None,
     rows: Tensor,
     columns: Tensor | None,
     scale: Tensor,
-    lse: Tensor,
+    lse: Tensor | None,
     lse_columns: Tensor,
     shift: int,
     column_base: int,
@@ -126,15 +128,21 @@ def similarity_softmax_backward(
     normalize: bool,
     columns_gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of rows, columns (empty where not asked for) and scale; recomputes the tiles."""
+    """Gradients of rows, columns (empty where not asked for) and scale; recomputes the tiles.
+
+    lse and d_lse may be None for rows that have only the role of columns, but not in the symmetric
+    form.
+    """
     pairing = _pairing(rows, shift, column_base, leave_out_self)
     x, x_norms = _prepare(rows, normalize)
     y, y_norms = (None, None) if columns is None else _prepare(columns, normalize)
     backend = registry.pick(OP, kernels.problem(x, y, pairing))
     with torch.autocast(rows.device.type, enabled=False):
-        row: tuple[Tensor, Tensor] = (lse, d_lse)
+        row = None if lse is None or d_lse is None else (lse, d_lse)
         column: tuple[Tensor, Tensor] | None
         if y is None:
+            assert lse is not None
+            assert d_lse is not None
             # Row i is also a column: with that role come its share of G and its positive.
             row = column = (lse, d_lse if d_column_lse is None else d_lse + d_column_lse)
             d_positive = d_positive + d_positive.roll(pairing.shift)
@@ -163,7 +171,7 @@ def _both_gradients(
     y: Tensor,
     scale: Tensor,
     pairing: Pairing,
-    row: tuple[Tensor, Tensor],
+    row: tuple[Tensor, Tensor] | None,
     column: tuple[Tensor, Tensor] | None,
 ) -> tuple[Tensor, Tensor]:
     """In one pass where the backend has one, else by the transposed problem."""
@@ -175,13 +183,13 @@ def _both_gradients(
 
 @similarity_softmax_backward.register_fake
 def _(
-    d_lse: Tensor,
+    d_lse: Tensor | None,
     d_positive: Tensor,
     d_column_lse: Tensor | None,
     rows: Tensor,
     columns: Tensor | None,
     scale: Tensor,
-    lse: Tensor,
+    lse: Tensor | None,
     lse_columns: Tensor,
     shift: int,
     column_base: int,
@@ -222,10 +230,7 @@ def _backward(
 
 
 def _no_double_backward(ctx: Any, *gradients: Tensor) -> None:
-    raise RuntimeError(
-        "sslfast: the similarity-softmax loss has no second derivative; "
-        "call backward() without create_graph=True, or use a loss written in plain PyTorch"
-    )
+    refuse_double_backward(gradients)
 
 
 similarity_softmax.register_autograd(_backward, setup_context=_setup_context)

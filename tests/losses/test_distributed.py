@@ -6,8 +6,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from sslfast.functional import clip, ntxent
-from sslfast.losses import ClipLoss, NTXentLoss
+from sslfast.functional import clip, info_nce, ntxent, siglip, supcon
+from sslfast.losses import ClipLoss, InfoNCE, NTXentLoss, SigLipLoss, SupConLoss
 
 
 def batches(sizes: list[int], dtype: torch.dtype) -> list[tuple[Tensor, Tensor]]:
@@ -29,14 +29,15 @@ def one_process(sizes: list[int], weight: Tensor, temperature: Tensor) -> Tensor
     return ntxent(out0, out1, temperature)
 
 
-def compare(rank: int, size: int, sizes: list[int], dtype: torch.dtype) -> None:
+def compare(rank: int, size: int, sizes: list[int], dtype: torch.dtype, exchange: str) -> None:
     torch.manual_seed(0)
     weight = torch.randn(12, 8, dtype=dtype, requires_grad=True)
     truth = one_process(sizes, weight, 0.2)
     (expected,) = torch.autograd.grad(truth, weight)
 
     views = batches(sizes, dtype)[rank]
-    loss = NTXentLoss(0.2, gather_distributed=True)(views[0] @ weight, views[1] @ weight)
+    criterion = NTXentLoss(0.2, gather_distributed=True, exchange=exchange)
+    loss = criterion(views[0] @ weight, views[1] @ weight)
     loss.backward()
     assert weight.grad is not None
     for local in (loss.detach(), weight.grad):
@@ -46,15 +47,20 @@ def compare(rank: int, size: int, sizes: list[int], dtype: torch.dtype) -> None:
     torch.testing.assert_close(weight.grad, expected, rtol=1e-4, atol=1e-6)
 
 
-def both_losses(rank: int, size: int, sizes: list[int], dtype: torch.dtype) -> None:
-    compare(rank, size, sizes, dtype)
-    clip_over_ranks(rank, size, sizes, local_loss=False)
+def all_losses(rank: int, size: int, sizes: list[int], dtype: torch.dtype) -> None:
+    for exchange in ("gather", "ring"):
+        compare(rank, size, sizes, dtype, exchange)
+        clip_over_ranks(rank, size, sizes, local_loss=False, exchange=exchange)
+    for dist_impl in ("gather", "bidir"):
+        siglip_over_ranks(rank, size, sizes, dist_impl)
+    info_nce_over_ranks(rank, size, sizes)
+    supcon_over_ranks(rank, size, sizes)
 
 
 @pytest.mark.parametrize("sizes", [[5, 2], [1, 6, 3], [3, 3, 3, 3]], ids=str)
 def test_gradient_is_that_of_one_process(sizes: list[int]) -> None:
     processes.run(
-        len(sizes), both_losses, sizes, torch.float64 if len(sizes) == 3 else torch.float32
+        len(sizes), all_losses, sizes, torch.float64 if len(sizes) == 3 else torch.float32
     )
 
 
@@ -111,38 +117,91 @@ def shared_bank(rank: int, size: int) -> None:
     torch.testing.assert_close(bank[4 * rank : 4 * rank + 4], own)
 
 
-def clip_over_ranks(rank: int, size: int, sizes: list[int], local_loss: bool) -> None:
-    """Both towers, the scale and the value, against one process."""
-    generator = torch.Generator().manual_seed(3)
-    weights = [
-        torch.randn(12, 8, dtype=torch.float64, generator=generator).requires_grad_() for _ in "it"
-    ]
-    scale = torch.tensor(5.0, dtype=torch.float64, requires_grad=True)
-    bias = torch.zeros(1, dtype=torch.float64, requires_grad=True)
-    inputs = [*weights, scale]
+class Towers:
+    """Two linear towers, their unit features on a rank and of all ranks, and the comparison."""
 
-    def features(*views: Tensor) -> list[Tensor]:
-        pairs = zip(views, weights, strict=True)
+    def __init__(self, rank: int, sizes: list[int]) -> None:
+        generator = torch.Generator().manual_seed(3)
+        self.weights = [
+            torch.randn(12, 8, dtype=torch.float64, generator=generator).requires_grad_()
+            for _ in "it"
+        ]
+        everything = batches(sizes, torch.float64)
+        self.whole = self.features(*(torch.cat(v) for v in zip(*everything, strict=True)))
+        self.own = self.features(*everything[rank])
+
+    def features(self, *views: Tensor) -> list[Tensor]:
+        pairs = zip(views, self.weights, strict=True)
         return [nn.functional.normalize(view @ weight, dim=1) for view, weight in pairs]
 
-    everything = batches(sizes, torch.float64)
-    whole = features(*(torch.cat(v) for v in zip(*everything, strict=True)))
-    truth = clip(*whole, scale)
-    expected = torch.autograd.grad(truth, inputs)
-    criterion = ClipLoss(local_loss=local_loss, rank=rank, world_size=size)
-    loss = criterion(*features(*everything[rank]), scale, bias)
-    gradients = torch.autograd.grad(loss, [*inputs, bias])
-    assert gradients[-1] == 0
-    value = loss.detach()
+    def compare(self, loss: Tensor, truth: Tensor, size: int, *learned: Tensor) -> None:
+        """Values and gradients averaged over ranks, against one process."""
+        inputs = [*self.weights, *learned]
+        expected = torch.autograd.grad(truth, inputs)
+        gradients = torch.autograd.grad(loss, inputs)
+        pairs = zip((loss.detach(), *gradients), (truth.detach(), *expected), strict=True)
+        for ours, theirs in pairs:
+            dist.all_reduce(ours)
+            torch.testing.assert_close(ours / size, theirs)
+
+
+def learnable(value: float) -> Tensor:
+    return torch.tensor(value, dtype=torch.float64, requires_grad=True)
+
+
+def clip_over_ranks(
+    rank: int, size: int, sizes: list[int], local_loss: bool, exchange: str = "gather"
+) -> None:
+    """Both towers, the scale and the value; a bias cancels."""
+    towers, scale, bias = Towers(rank, sizes), learnable(5.0), learnable(0.0)
+    truth = clip(*towers.whole, scale)
+    criterion = ClipLoss(local_loss=local_loss, rank=rank, world_size=size, exchange=exchange)
+    loss = criterion(*towers.own, scale, bias)
+    assert torch.autograd.grad(loss, bias, retain_graph=True)[0] == 0
     if not local_loss:
-        torch.testing.assert_close(value, truth.detach())
-    for ours, theirs in zip((value, *gradients), (truth.detach(), *expected), strict=False):
-        dist.all_reduce(ours)
-        torch.testing.assert_close(ours / size, theirs)
+        torch.testing.assert_close(loss.detach(), truth.detach())
+    towers.compare(loss, truth, size, scale)
+
+
+def siglip_over_ranks(rank: int, size: int, sizes: list[int], dist_impl: str) -> None:
+    towers, scale, bias = Towers(rank, sizes), learnable(5.0), learnable(-2.0)
+    criterion = SigLipLoss(rank=rank, world_size=size, dist_impl=dist_impl)
+    loss = criterion(*towers.own, scale, bias)
+    with torch.no_grad():
+        torch.testing.assert_close(criterion(*towers.own, scale, bias), loss.detach())
+    towers.compare(loss, siglip(*towers.whole, scale, bias), size, scale, bias)
+
+
+def info_nce_over_ranks(rank: int, size: int, sizes: list[int]) -> None:
+    towers = Towers(rank, sizes)
+    loss = InfoNCE(0.3, process_group=dist.group.WORLD)(*towers.own)
+    towers.compare(loss, info_nce(*towers.whole, temperature=0.3), size)
+
+
+def supcon_over_ranks(rank: int, size: int, sizes: list[int]) -> None:
+    towers = Towers(rank, sizes)
+    labels = torch.randint(4, (sum(sizes),), generator=torch.Generator().manual_seed(5))
+    first = sum(sizes[:rank])
+    own = labels[first : first + sizes[rank]]
+    loss = SupConLoss(0.3, process_group=dist.group.WORLD)(towers.own[0] + towers.own[1], own)
+    towers.compare(loss, supcon(towers.whole[0] + towers.whole[1], labels, 0.3), size)
+
+
+def a_group_of_one(rank: int) -> None:
+    """A process group smaller than the world: ranks within it are not those of the world."""
+    groups = [dist.new_group([r]) for r in range(2)]
+    out0, out1 = torch.randn(2, 5, 4)
+    for exchange in ("gather", "ring"):
+        features = Towers(0, [5])
+        loss = ClipLoss(rank=0, world_size=1, process_group=groups[rank], exchange=exchange)
+        torch.testing.assert_close(loss(*features.own, 2.0), clip(*features.own, 2.0))
+    torch.testing.assert_close(
+        InfoNCE(0.2, process_group=groups[rank])(out0, out1), info_nce(out0, out1, None, 0.2)
+    )
 
 
 def two_ranks(rank: int, size: int) -> None:
-    compare(rank, size, [5, 5], torch.float32)
+    compare(rank, size, [5, 5], torch.float32, "gather")
     learned_temperature(rank, size)
     with_ddp(rank, size)
     shared_bank(rank, size)
@@ -150,6 +209,9 @@ def two_ranks(rank: int, size: int) -> None:
         clip_over_ranks(rank, size, [5, 2], local_loss)
     with pytest.raises(ValueError, match="made for rank 1 of 3"):
         ClipLoss(rank=1, world_size=3)(*torch.randn(2, 4, 3), 1.0)
+    with pytest.raises(ValueError, match="leave negative_keys out"):
+        InfoNCE(process_group=dist.group.WORLD)(*torch.randn(3, 4, 3))
+    a_group_of_one(rank)
 
 
 def test_temperature_ddp_memory_bank_and_clip_on_two_ranks() -> None:
@@ -159,3 +221,12 @@ def test_temperature_ddp_memory_bank_and_clip_on_two_ranks() -> None:
 def test_without_a_process_group_nothing_is_gathered() -> None:
     a, b = torch.randn(2, 6, 4).unbind()
     assert torch.equal(NTXentLoss(0.2, gather_distributed=True)(a, b), NTXentLoss(0.2)(a, b))
+
+
+def test_other_arguments_are_refused() -> None:
+    with pytest.raises(ValueError, match="exchange must be 'gather' or 'ring', got 'tree'"):
+        NTXentLoss(exchange="tree")
+    with pytest.raises(ValueError, match="dist_impl must be one of"):
+        SigLipLoss(dist_impl="tree")
+    with pytest.raises(ValueError, match="reduction must be 'mean', got 'sum'"):
+        InfoNCE(reduction="sum", process_group=object())

@@ -1,0 +1,78 @@
+"""The loss of SigLIP, with open_clip's constructor and forward."""
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from sslfast.functional import siglip
+from sslfast.functional._common import as_scale, check_embeddings
+from sslfast.losses.distributed import global_sigmoid
+from sslfast.losses.exchange import check_rank
+
+EXCHANGES = {None: "gather", "gather": "gather", "bidir": "ring", "shift": "ring", "reduce": "ring"}
+
+
+class SigLipLoss(nn.Module):
+    """Pairwise sigmoid loss (Zhai et al. 2023); drop-in for open_clip's class of this name.
+
+    Never holds the matrix of logits. Over several ranks, negatives are the texts of all ranks, and
+    gradients averaged over ranks (DDP, FSDP) are those of one process with the global batch, with
+    batches of different sizes too.
+
+    Args:
+        cache_labels: accepted for compatibility; no labels are made.
+        rank: this process; must be the rank that torch.distributed knows.
+        world_size: ranks to take texts from; 1: none.
+        dist_impl: "gather" (or None) brings the features of all ranks here at once; open_clip's
+            "bidir", "shift" and "reduce" all mean one rank's at a time, around a ring.
+        chunk_size: accepted for compatibility with open_clip 4; memory is linear in N anyway.
+        process_group: the ranks to take texts from; None: all.
+
+    Raises:
+        ValueError: another dist_impl, or a rank or world_size other than torch.distributed's; in
+            forward, shapes, dtypes or devices that do not fit.
+        TypeError: in forward, features that are no floating-point tensors, no logit_bias.
+    """
+
+    def __init__(
+        self,
+        cache_labels: bool = False,
+        rank: int = 0,
+        world_size: int = 1,
+        dist_impl: str | None = None,
+        chunk_size: int = 0,
+        process_group: Any = None,
+    ) -> None:
+        super().__init__()
+        if dist_impl not in EXCHANGES:
+            raise ValueError(f"dist_impl must be one of {tuple(EXCHANGES)}, got {dist_impl!r}")
+        self.cache_labels = cache_labels
+        self.rank = rank
+        self.world_size = world_size
+        self.dist_impl = dist_impl
+        self.chunk_size = chunk_size
+        self.process_group = process_group
+
+    def forward(
+        self,
+        image_features: Tensor,
+        text_features: Tensor,
+        logit_scale: float | Tensor,
+        logit_bias: float | Tensor,
+        output_dict: bool = False,
+    ) -> Tensor | dict[str, Tensor]:
+        """Return the loss of features [N, D], as a dict {"contrastive_loss": ...} where asked."""
+        if self.world_size > 1:
+            check_embeddings(image_features=image_features, text_features=text_features)
+            check_rank("SigLipLoss", self.rank, self.world_size, self.process_group)
+            loss = global_sigmoid(
+                image_features,
+                text_features,
+                as_scale(logit_scale, image_features),
+                as_scale(logit_bias, image_features),
+                self.process_group,
+                EXCHANGES[self.dist_impl],
+            )
+        else:
+            loss = siglip(image_features, text_features, logit_scale, logit_bias)
+        return {"contrastive_loss": loss} if output_dict else loss

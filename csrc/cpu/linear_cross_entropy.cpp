@@ -90,7 +90,7 @@ class Work {
     // Calls visit(row, class within the block) for the rows whose target is in a block.
     template <typename Visit>
     void for_targets(Block classes, Visit visit) const {
-        for (int r = 0; r < count_; ++r) {
+        for (int r = 0; p_.targets != nullptr && r < count_; ++r) {
             const std::int64_t j = p_.targets[first_ + r] - classes.first;
             if (0 <= j && j < classes.size) visit(r, j);
         }

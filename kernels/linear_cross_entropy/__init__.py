@@ -16,7 +16,9 @@ With logits t_ij = <hidden_i, weight_j> + bias_j and targets y, every backend ha
     gradients right after its log-sum-exps, from the same logits.
 
 hidden [N, D], weight [V, D], bias [V] or None: one floating dtype, contiguous. targets: int64 [N],
-in [0, V). All results have the accumulation dtype: float32, or float64 for float64 inputs.
+in [0, V); or the logits of targets that are no class here, as the keys of MoCo's queries are not in
+its queue: floating [N] in the accumulation dtype. Then lse is over all classes and nothing is
+smoothed. All results have the accumulation dtype: float32, or float64 for float64 inputs.
 """
 
 from dataclasses import dataclass

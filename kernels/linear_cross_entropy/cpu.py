@@ -52,7 +52,8 @@ def _run(
     bias = None if bias is None else bias.float()
     n, dim = hidden.shape
     v = len(weight)
-    lse, target_logit = hidden.new_empty(n), hidden.new_empty(n)
+    given = targets.is_floating_point()
+    lse, target_logit = hidden.new_empty(n), targets if given else hidden.new_empty(n)
     d_hidden = hidden.new_empty((n, dim) if wants.hidden else (0,))
     d_weight = hidden.new_empty((v, dim) if wants.weight else (0,))
     d_bias = hidden.new_empty(v if wants.bias else 0)
@@ -67,7 +68,7 @@ def _run(
         v,
         dim,
         address(bias),
-        targets.data_ptr(),
+        address(targets, not given),
         torch.get_num_threads(),
         lse.data_ptr(),
         target_logit.data_ptr(),

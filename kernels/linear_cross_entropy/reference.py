@@ -26,6 +26,8 @@ def forward(
 ) -> tuple[Tensor, Tensor]:
     """Log-sum-exps over the other classes, and the targets' logits; see the package."""
     logits = _logits(hidden, weight, bias)
+    if targets.is_floating_point():
+        return logits.logsumexp(1), targets
     at = targets[:, None]
     return logits.scatter(1, at, -torch.inf).logsumexp(1), logits.gather(1, at).squeeze(1)
 
@@ -41,8 +43,10 @@ def gradients(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Statistics and gradients; see the package."""
     lse, target_logit = forward(hidden, weight, bias, targets)
-    p = _logits(hidden, weight, bias).softmax(1)
-    share = torch.zeros_like(p).scatter(1, targets[:, None], 1.0)
+    p = (_logits(hidden, weight, bias) - torch.logaddexp(lse, target_logit)[:, None]).exp()
+    share = torch.zeros_like(p)
+    if not targets.is_floating_point():
+        share.scatter_(1, targets[:, None], 1.0)
     g = row_weight[:, None] * (p - share + smoothing * (share - 1 / len(weight)))
     none = g.new_empty(0)
     return (

@@ -32,6 +32,8 @@ def _block(
     logits = hidden @ weight.T
     if bias is not None:
         logits += bias
+    if targets.is_floating_point():
+        return logits, logits.logsumexp(1), targets
     target_logit = logits.gather(1, targets[:, None]).squeeze(1)
     logits.scatter_(1, targets[:, None], -torch.inf)
     return logits, logits.logsumexp(1), target_logit
@@ -84,9 +86,9 @@ def _run(
         total = torch.logaddexp(lse[rows], target_logit[rows])
         uniform = smoothing / len(weight)
         g.sub_(total[:, None]).exp_().sub_(uniform)
-        # 1 - p, not as a difference: p may be close to 1.
-        others = torch.sigmoid(lse[rows] - target_logit[rows])
-        g.scatter_(1, y[:, None], (smoothing - uniform - others)[:, None])
+        if not y.is_floating_point():  # 1 - p, not as a difference: p may be close to 1
+            others = torch.sigmoid(lse[rows] - target_logit[rows])
+            g.scatter_(1, y[:, None], (smoothing - uniform - others)[:, None])
         g.mul_(row_weight[rows, None])
         if wants.hidden:
             torch.mm(g, weight, out=d_hidden[rows])

@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sslfast.ops.info_nce import weighted_info_nce
+from sslfast.ops.linear_cross_entropy import weighted_linear_cross_entropy
 from sslfast.ops.similarity_softmax import similarity_softmax
 
 from ._common import check_embeddings, info_nce_from_logits, reduce, scale_of
@@ -39,6 +41,10 @@ def info_nce(
     if negative_mode not in ("unpaired", "paired"):
         raise ValueError(f"negative_mode must be 'unpaired' or 'paired', got {negative_mode!r}")
     scale = scale_of(temperature, query)
+    if reduction in ("mean", "sum") and negative_mode == "unpaired" and torch.is_grad_enabled():
+        if negative_keys is not None:
+            check_embeddings(False, query=query, negative_keys=negative_keys)
+        return _in_forward(query, positive_key, negative_keys, scale, reduction)
     if negative_keys is None:
         lse, positive, _ = similarity_softmax(
             query, positive_key, scale, 0, 0, False, True, column_lse=False
@@ -63,3 +69,40 @@ def info_nce(
         keys = F.normalize(negative_keys.to(scale.dtype), dim=2)
         lse = (scale * torch.einsum("nd,nkd->nk", q, keys)).logsumexp(1)
     return reduce(info_nce_from_logits(lse, positive), reduction)
+
+
+def _in_forward(
+    query: Tensor, positive_key: Tensor, negative_keys: Tensor | None, scale: Tensor, reduction: str
+) -> Tensor:
+    """The same sum or mean, its gradients formed with it: 6 N K D FLOP instead of 8."""
+    q, key = (F.normalize(x.to(scale.dtype), dim=1) for x in (query, positive_key))
+    if negative_keys is not None:
+        negatives = F.normalize(negative_keys.to(scale.dtype), dim=1).to(query.dtype)
+        positive = scale * (q * key).sum(1)
+        return summed_info_nce((scale * q).to(query.dtype), negatives, positive, reduction)
+    rows, keys = (scale * q).to(query.dtype), key.to(query.dtype)
+    n = len(query)
+    weight = row_weights(n, reduction, scale)
+    targets = torch.arange(n, device=query.device)
+    needs = rows.requires_grad, keys.requires_grad, False
+    return weighted_linear_cross_entropy(rows, keys, None, targets, weight, -1, 0.0, *needs)[0]
+
+
+def summed_info_nce(rows: Tensor, negatives: Tensor, positive: Tensor, reduction: str) -> Tensor:
+    """Mean or sum of softplus(lse_i - positive_i), lse over logits <rows_i, negatives_j>.
+
+    Args:
+        rows: unit queries times the scale [N, D].
+        negatives: unit keys [K, D] of the same dtype, which may change before the backward pass.
+        positive: logits of the positives [N] in the accumulation dtype.
+        reduction: "mean" or "sum".
+    """
+    weight = row_weights(len(rows), reduction, positive)
+    needed = negatives.requires_grad
+    return weighted_info_nce(rows, negatives, positive, weight, needed)[0]
+
+
+def row_weights(n: int, reduction: str, like: Tensor) -> Tensor:
+    """What a mean or a sum weighs every row with."""
+    value = 1 / n if reduction == "mean" else 1.0
+    return torch.full((n,), value, dtype=like.dtype, device=like.device)

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from sslfast.functional import ntxent
 from sslfast.functional._common import check_embeddings, info_nce_from_logits, scale_of
+from sslfast.functional._info_nce import summed_info_nce
 from sslfast.losses.distributed import global_ntxent_rows
 from sslfast.losses.exchange import check_exchange, gather_rows, row_counts, world_size
 from sslfast.losses.memory_bank import MemoryBank
-from sslfast.ops.similarity_softmax import similarity_softmax
 
 
 class NTXentLoss(nn.Module):
@@ -84,7 +84,7 @@ class NTXentLoss(nn.Module):
             raise ValueError(
                 f"embeddings have dimension {out0.shape[1]}, the memory bank {bank.shape[1]}"
             )
-        loss = _moco(out0, out1, bank.clone(), self.temperature)
+        loss = _moco(out0, out1, bank, self.temperature)
         if out0.requires_grad:
             keys = F.normalize(out1.detach().to(bank.dtype), dim=1)
             if self._gathers:
@@ -102,18 +102,10 @@ class NTXentLoss(nn.Module):
 
 
 def _moco(query: Tensor, key: Tensor, bank: Tensor, temperature: float) -> Tensor:
-    """InfoNCE of unit queries against their keys and the bank's entries."""
+    """InfoNCE of queries against their keys and the bank's unit entries."""
     scale = scale_of(temperature, query)
     q, k = (F.normalize(x.to(scale.dtype), dim=1) for x in (query, key))
     positive = scale * (q * k).sum(1)
-    lse, _, _ = similarity_softmax(
-        q,
-        bank.to(q.dtype),
-        scale,
-        shift=-1,
-        column_base=0,
-        leave_out_self=False,
-        normalize=False,
-        column_lse=False,
-    )
-    return info_nce_from_logits(lse, positive).mean()
+    # The gradient is formed at once: nothing of the bank is kept, which goes on changing.
+    rows, negatives = (x.to(query.dtype) for x in (scale * q, bank))
+    return summed_info_nce(rows, negatives, positive, "mean")

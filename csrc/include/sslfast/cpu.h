@@ -46,7 +46,8 @@ void similarity_forward(const Similarities& problem, float* lse, float* positive
 void similarity_backward(const Similarities& problem, Statistics row, Statistics column,
                          float* d_rows, float* d_columns);
 
-// Logits <hidden_i, weight_j> + bias_j; bias may be null. targets[i] in [0, v).
+// Logits <hidden_i, weight_j> + bias_j; bias may be null. targets[i] in [0, v), or null where the targets
+// are no class: then target_logit is given.
 struct LinearClassifier {
     const float* hidden;
     std::int64_t n;
@@ -66,7 +67,8 @@ struct LinearGradients {
     float *d_hidden, *d_weight, *d_bias;
 };
 
-// lse [n], over all classes but the target, and target_logit [n]; gradients unless null.
+// lse [n], over all classes but the target, and target_logit [n] (unless it is given); gradients unless
+// null.
 void linear_cross_entropy(const LinearClassifier& problem, float* lse, float* target_logit,
                           const LinearGradients* gradients);
 

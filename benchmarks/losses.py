@@ -1,0 +1,266 @@
+"""The other losses, forward + backward: CLIP, SigLIP, MoCo's queue, linear cross-entropy.
+
+    python -m benchmarks.losses [--only clip]            the table, and JSON with --out
+    pytest benchmarks/losses.py                          the same runs under pytest-benchmark
+
+Each stands beside what people use for it, and beside its floor: torch.mm alone, for the products
+that the fewest known FLOP need.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from pytest_benchmark.fixture import BenchmarkFixture
+from torch import Tensor
+
+from benchmarks import common
+from sslfast import functional, losses
+
+sys.path.insert(0, str(common.ROOT / "tests"))
+import peers
+
+FLOOR = "floor: torch.mm"
+OURS = "sslfast"
+SETS = 2  # of inputs, in turn
+
+
+@dataclass
+class Case:
+    """One problem: its inputs, who solves it, and the products it cannot do without."""
+
+    name: str
+    inputs: Callable[[], tuple[Tensor, ...]]
+    providers: dict[str, Callable[..., Tensor]]
+    products: list[tuple[int, int, int, int]]  # (times, m, k, n)
+    baseline: str
+    without_memory: tuple[str, ...] = field(default=(FLOOR,))
+
+    @property
+    def flop(self) -> float:
+        """FLOP of the products."""
+        return sum(2.0 * times * m * k * n for times, m, k, n in self.products)
+
+
+def _peer(name: str, load: Callable[[], Any]) -> dict[str, Any]:
+    """A peer's loss, or a line that says what is missing."""
+    try:
+        return {name: load()}
+    except (FileNotFoundError, ModuleNotFoundError) as error:
+        print(f"{name} is left out: {error}")
+        return {}
+
+
+def _features(n: int, d: int, count: int, device: torch.device, dtype: torch.dtype) -> list[Tensor]:
+    return [
+        F.normalize(torch.randn(n, d, device=device), dim=1).to(dtype).requires_grad_()
+        for _ in range(count)
+    ]
+
+
+def clip_case(n: int, d: int, device: torch.device, dtype: torch.dtype) -> Case:
+    """CLIP's two softmaxes with a learned scale."""
+
+    def inputs() -> tuple[Tensor, ...]:
+        scale = torch.tensor(100.0, device=device, requires_grad=True)
+        return *_features(n, d, 2, device, dtype), scale
+
+    providers = _peer("open_clip", lambda: peers.load_file("open_clip/loss.py").ClipLoss())
+    providers[OURS] = losses.ClipLoss()
+    if device.type == "cuda":
+        providers |= _peer("memeff", _memeff) | _peer("Inf-CL", _inf_cl)
+    return Case(f"CLIP N={n} D={d}", inputs, providers, [(4, n, d, n)], "open_clip")
+
+
+def _memeff() -> Callable[..., Tensor]:
+    made = peers.load("memeff").MemoryEfficientCLIPLoss(
+        temperature=0.01, normalized_inputs=True, stable=False
+    )
+    return lambda image, text, scale: made(image, text)
+
+
+def _inf_cl() -> Callable[..., Tensor]:
+    flash = peers.load("inf_cl").cal_flash_loss
+    return lambda image, text, scale: (
+        (flash(image, text, scale=scale).mean() + flash(text, image, scale=scale).mean()) / 2
+    )
+
+
+def siglip_case(n: int, d: int, device: torch.device, dtype: torch.dtype) -> Case:
+    """SigLIP with a learned scale and bias."""
+
+    def inputs() -> tuple[Tensor, ...]:
+        numbers = (torch.tensor(v, device=device, requires_grad=True) for v in (10.0, -10.0))
+        return *_features(n, d, 2, device, dtype), *numbers
+
+    providers = _peer("open_clip", lambda: peers.load_file("open_clip/loss.py").SigLipLoss())
+    providers[OURS] = losses.SigLipLoss()
+    if device.type == "cuda":
+        providers |= _peer("siglip-kernel", _siglip_kernel)
+    return Case(f"SigLIP N={n} D={d}", inputs, providers, [(3, n, d, n)], "open_clip")
+
+
+def _siglip_kernel() -> Callable[..., Tensor]:
+    fused = peers.load("siglip_kernel").fused_siglip_loss
+    return lambda image, text, scale, bias: fused(image, text, scale.log(), bias)
+
+
+def moco_case(n: int, queue: int, d: int, device: torch.device, dtype: torch.dtype) -> Case:
+    """A batch of queries against their keys and a queue, which the keys then enter."""
+
+    def inputs() -> tuple[Tensor, ...]:
+        query, key = _features(n, d, 2, device, dtype)
+        return query, key.detach()
+
+    bank = F.normalize(torch.randn(d, queue, device=device), dim=0).to(dtype)
+
+    def eager(query: Tensor, key: Tensor) -> Tensor:
+        """The loss of MoCo's reference implementation; its queue lies [D, K]."""
+        positive = torch.einsum("nc,nc->n", query, key).unsqueeze(1)
+        logits = torch.cat([positive, query @ bank.clone()], dim=1) / 0.07
+        bank[:, :n] = key.T
+        return F.cross_entropy(logits, torch.zeros(n, dtype=torch.int64, device=device))
+
+    providers: dict[str, Callable[..., Tensor]] = {"eager": eager}
+    theirs = _peer("lightly", lambda: peers.load("lightly.loss.ntx_ent_loss").NTXentLoss)
+    for name, made in (*theirs.items(), (OURS, losses.NTXentLoss)):
+        providers[name] = made(0.07, memory_bank_size=(queue, d)).to(device)
+    name = f"MoCo N={n} queue={queue} D={d}"
+    return Case(name, inputs, providers, [(2, n, d, queue)], "eager")
+
+
+def linear_case(n: int, d: int, v: int, device: torch.device, dtype: torch.dtype) -> Case:
+    """Cross-entropy over a vocabulary, with gradients of the hidden states and the weight."""
+
+    def inputs() -> tuple[Tensor, ...]:
+        hidden = torch.randn(n, d, device=device).to(dtype).requires_grad_()
+        weight = (torch.randn(v, d, device=device) * 0.02).to(dtype).requires_grad_()
+        return hidden, weight, torch.randint(v, (n,), device=device)
+
+    def eager(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(hidden @ weight.T, targets)
+
+    providers: dict[str, Callable[..., Tensor]] = {"eager": eager}
+    if hasattr(F, "linear_cross_entropy"):
+        chunked = torch.nn.LinearCrossEntropyOptions()
+        providers["F.linear_cross_entropy"] = F.linear_cross_entropy
+        providers["F.linear_cross_entropy, chunked"] = lambda *a: F.linear_cross_entropy(
+            *a, options=chunked
+        )
+    providers[OURS] = functional.linear_cross_entropy
+    if device.type == "cuda":
+        for impl in ("cce_exact", "cce"):
+            providers |= _peer(f"cut-cross-entropy {impl}", lambda impl=impl: _cce(impl))
+    products = [(1, n, d, v), (1, n, v, d), (1, v, n, d)]
+    return Case(f"linear cross-entropy N={n} D={d} V={v}", inputs, providers, products, "eager")
+
+
+def _cce(impl: str) -> Callable[..., Tensor]:
+    function = peers.load("cut_cross_entropy").linear_cross_entropy
+    return lambda hidden, weight, targets: function(hidden, weight, targets, impl=impl)
+
+
+def cases(device: torch.device, quick: bool) -> dict[str, Case]:
+    """The problems that the project's targets name."""
+    if device.type == "cpu":
+        at = device, torch.float32
+        small = 4 if quick else 1
+        return {
+            "clip": clip_case(8192 // small, 512, *at),
+            "siglip": siglip_case(8192 // small, 512, *at),
+            "moco": moco_case(256, 65536 // small, 128, *at),
+            "linear": linear_case(4096 // small, 512, 30522, *at),
+        }
+    at = device, torch.bfloat16
+    small = 4 if quick else 1
+    return {
+        "clip": clip_case(65536 // small, 512, *at),
+        "siglip": siglip_case(32768 // small, 512, *at),
+        "moco": moco_case(1024, 65536, 128, *at),
+        "linear": linear_case(8192 // small, 2048, 128256, *at),
+    }
+
+
+def floor(case: Case, device: torch.device, dtype: torch.dtype) -> common.Run:
+    """torch.mm for all products of the case, in strips of at most 2^25 elements."""
+    runs = []
+    for times, m, k, n in case.products:
+        strip = max(min(m, (1 << 25) // n), 1)
+        a = torch.randn(strip, k, device=device).to(dtype)
+        b = torch.randn(k, n, device=device).to(dtype)
+        runs.append((times * m // strip, a, b, torch.empty(strip, n, dtype=dtype, device=device)))
+
+    def run(turn: int) -> None:
+        for count, a, b, out in runs:
+            for _ in range(count):
+                torch.mm(a, b, out=out)
+
+    return run
+
+
+def step(loss: Callable[..., Tensor], inputs: list[tuple[Tensor, ...]]) -> common.Run:
+    """One training step's worth of loss, on inputs in turn."""
+
+    def run(turn: int) -> None:
+        tensors = inputs[turn % SETS]
+        for x in tensors:
+            x.grad = None
+        loss(*tensors).backward()
+
+    return run
+
+
+def runs(case: Case, device: torch.device) -> dict[str, common.Run]:
+    """Everything that is timed for one problem."""
+    inputs = [case.inputs() for _ in range(SETS)]
+    table = {name: step(loss, inputs) for name, loss in case.providers.items()}
+    table[FLOOR] = floor(case, device, inputs[0][0].dtype)
+    return table
+
+
+def main() -> None:
+    """Print the tables and write the results."""
+    parser: argparse.ArgumentParser = common.arguments(__doc__)
+    parser.add_argument("--only", choices=["clip", "siglip", "moco", "linear"])
+    options = parser.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    torch.manual_seed(options.seed)
+    device = torch.device(options.device)
+    rows: list[common.Row] = []
+    for name, case in cases(device, options.quick).items():
+        if options.only not in (None, name):
+            continue
+        found = common.rows_of(
+            "losses",
+            case.name,
+            runs(case, device),
+            device,
+            5.0 if options.quick else 40.0,
+            case.flop,
+            case.without_memory,
+        )
+        common.print_table(found, baseline=case.baseline, floor=FLOOR)
+        rows += found
+    if options.out:
+        common.write(Path(options.out), rows, device, seed=options.seed)
+
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.mark.parametrize("name", ["clip", "siglip", "moco", "linear"])
+def test_losses(benchmark: BenchmarkFixture, name: str) -> None:  # noqa: D103
+    case = cases(DEVICE, quick=True)[name]
+    benchmark.group = case.name
+    benchmark.pedantic(runs(case, DEVICE)[OURS], args=(0,), rounds=3, warmup_rounds=1)
+
+
+if __name__ == "__main__":
+    main()

@@ -20,12 +20,13 @@ class PackedTransposed {
         const std::int64_t panels = (m + width - 1) / width;
 #pragma omp parallel for num_threads(threads) schedule(static)
         for (std::int64_t panel = 0; panel < panels; ++panel)
-            for (int w = 0; w < width; ++w) {
-                const std::int64_t row = panel * width + w;
-                float* out = data_.get() + panel * width * dim + w;
-                for (int d = 0; d < dim; ++d)
-                    out[d * width] = row < m ? scale * x[row * dim + d] : 0.0f;
-            }
+            for (int d0 = 0; d0 < dim; d0 += 16)  // what is written at a time stays in the L1 cache
+                for (int w = 0; w < width; ++w) {
+                    const std::int64_t row = panel * width + w;
+                    float* out = data_.get() + panel * width * dim + w;
+                    for (int d = d0; d < std::min(d0 + 16, dim); ++d)
+                        out[d * width] = row < m ? scale * x[row * dim + d] : 0.0f;
+                }
     }
     // [dim, block]
     Panels of(Block block) const {

@@ -53,6 +53,36 @@ inline const float* at(const float* data, Block block) {
     return data == nullptr ? nullptr : data + block.first;
 }
 
+// A part of a rectangular problem whose packed operands are small, or all of a symmetric one.
+struct Strip {
+    Similarities problem;
+    std::int64_t first_row, first_column;
+};
+
+// Calls visit(strip) for strips of at most `rows` x `columns`, one after the other.
+template <typename Visit>
+void for_each_strip(const Similarities& p, std::int64_t rows, std::int64_t columns, Visit visit) {
+    if (p.columns == nullptr) return visit(Strip{p, 0, 0});
+    for (std::int64_t c = 0; c < p.n; c += columns)
+        for (std::int64_t r = 0; r < p.m; r += rows) {
+            Strip strip{p, r, c};
+            strip.problem.rows += r * p.dim;
+            strip.problem.columns += c * p.dim;
+            strip.problem.m = std::min(rows, p.m - r);
+            strip.problem.n = std::min(columns, p.n - c);
+            strip.problem.pairing.row_base -= r;
+            strip.problem.pairing.column_base -= c;
+            visit(strip);
+        }
+}
+
+// Rows or columns of a strip: a quarter, so that packing takes little memory and leaves many tiles for
+// the threads. It must not depend on their number, on which no result may.
+inline std::int64_t strip_size(std::int64_t n) {
+    const std::int64_t quarter = (n / 4 + largest_tile - 1) / largest_tile * largest_tile;
+    return std::max<std::int64_t>(2048, quarter);
+}
+
 // A problem cut into blocks and packed; logits to base 2.
 class Plan {
   public:

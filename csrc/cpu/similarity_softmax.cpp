@@ -39,63 +39,83 @@ std::vector<float> base_2(const float* lse, std::int64_t n) {
 
 void similarity_forward(const Similarities& problem, float* lse, float* positive,
                         float* column_lse) {
-    const Plan plan(problem);
     RunningSums rows(problem.m), columns(column_lse == nullptr ? 0 : problem.n);
-    RunningSums* other = plan.symmetric ? &rows : column_lse == nullptr ? nullptr : &columns;
+    const bool symmetric = problem.columns == nullptr;
+    RunningSums* other = symmetric ? &rows : column_lse == nullptr ? nullptr : &columns;
     Tiles tiles(problem.threads);
 
-    plan.play([&](Block row, Block column) {
-        float* tile = tiles.mine();
-        float scratch[largest_tile];
-        plan.logits(row, column, tile);
-        // All positives are read before anything is overwritten: a pair may be named twice.
-        for_each_named(problem.pairing, row, column, [&](int i, int j, bool is_positive) {
-            if (!is_positive) return;
-            positive[row.first + i] = tile[i * ld + j] * ln_2;
-            if (plan.symmetric) positive[column.first + j] = tile[i * ld + j] * ln_2;
+    for_each_strip(problem, problem.m, strip_size(problem.n), [&](const Strip& strip) {
+        const Plan plan(strip.problem);
+        float* row_maximum = rows.maximum.data() + strip.first_row;
+        float* row_sum = rows.sum.data() + strip.first_row;
+        float* row_positive = positive + strip.first_row;
+        float* other_maximum = other == nullptr ? nullptr : &other->maximum[strip.first_column];
+        float* other_sum = other == nullptr ? nullptr : &other->sum[strip.first_column];
+        plan.play([&](Block row, Block column) {
+            float* tile = tiles.mine();
+            float scratch[largest_tile];
+            plan.logits(row, column, tile);
+            // All positives are read before anything is overwritten: a pair may be named twice.
+            for_each_named(plan.p.pairing, row, column, [&](int i, int j, bool is_positive) {
+                if (!is_positive) return;
+                row_positive[row.first + i] = tile[i * ld + j] * ln_2;
+                if (symmetric) positive[column.first + j] = tile[i * ld + j] * ln_2;
+            });
+            for_each_named(plan.p.pairing, row, column,
+                           [&](int i, int j, bool) { tile[i * ld + j] = left_out; });
+            const bool both = other != nullptr && !(symmetric && row.first == column.first);
+            plan.kernels.merge(tile, ld, row.size, column.size, row_maximum + row.first,
+                               row_sum + row.first, both ? other_maximum + column.first : nullptr,
+                               both ? other_sum + column.first : nullptr, scratch);
         });
-        for_each_named(problem.pairing, row, column,
-                       [&](int i, int j, bool) { tile[i * ld + j] = left_out; });
-        const bool both = other != nullptr && !(plan.symmetric && row.first == column.first);
-        plan.kernels.merge(tile, ld, row.size, column.size, rows.maximum.data() + row.first,
-                           rows.sum.data() + row.first,
-                           both ? other->maximum.data() + column.first : nullptr,
-                           both ? other->sum.data() + column.first : nullptr, scratch);
     });
     rows.write(lse);
-    if (column_lse != nullptr) (plan.symmetric ? rows : columns).write(column_lse);
+    if (column_lse != nullptr) (symmetric ? rows : columns).write(column_lse);
 }
 
 void similarity_backward(const Similarities& problem, Statistics row_side, Statistics column_side,
                          float* d_rows, float* d_columns) {
-    const Plan plan(problem);
+    const bool symmetric = problem.columns == nullptr;
     const int dim = problem.dim;
-    const PackedValues column_values = plan.pack_columns();
-    std::optional<PackedValues> row_values;
-    if (d_columns != nullptr) row_values.emplace(plan.pack_rows());
-    const PackedValues& values_of_rows = plan.symmetric ? column_values : *row_values;
-    float* other = plan.symmetric ? d_rows : d_columns;
     const std::vector<float> row_lse = base_2(row_side.lse, problem.m);
     const std::vector<float> column_lse = base_2(column_side.lse, problem.n);
-    const float* row_lses = row_side.lse == nullptr ? nullptr : row_lse.data();
-    const float* column_lses = column_side.lse == nullptr ? nullptr : column_lse.data();
     std::fill_n(d_rows, problem.m * dim, 0.0f);
     if (d_columns != nullptr) std::fill_n(d_columns, problem.n * dim, 0.0f);
     Tiles tiles(problem.threads);
 
-    plan.play([&](Block row, Block column) {
-        float* tile = tiles.mine();
-        plan.logits(row, column, tile);
-        plan.kernels.weigh(tile, ld, row.size, column.size, at(row_lses, row),
-                           at(row_side.g, row), at(column_lses, column),
-                           at(column_side.g, column));
-        for_each_named(problem.pairing, row, column,
-                       [&](int i, int j, bool) { tile[i * ld + j] = 0.0f; });
-        plan.kernels.multiply(row.size, dim, column.size, {tile, ld, 1}, column_values.of(column),
-                              true, d_rows + row.first * dim, dim);
-        if (other != nullptr && !(plan.symmetric && row.first == column.first))
-            plan.kernels.multiply(column.size, dim, row.size, {tile, 1, ld},
-                                  values_of_rows.of(row), true, other + column.first * dim, dim);
+    // Rows are packed only for the gradient of the columns.
+    const std::int64_t height = d_columns == nullptr ? problem.m : strip_size(problem.m);
+    for_each_strip(problem, height, strip_size(problem.n), [&](const Strip& strip) {
+        const Plan plan(strip.problem);
+        const PackedValues column_values = plan.pack_columns();
+        std::optional<PackedValues> row_values;
+        if (d_columns != nullptr) row_values.emplace(plan.pack_rows());
+        const PackedValues& values_of_rows = symmetric ? column_values : *row_values;
+        const auto from = [](const float* data, std::int64_t first) {
+            return data == nullptr ? nullptr : data + first;
+        };
+        const float* row_lses = row_lse.empty() ? nullptr : &row_lse[strip.first_row];
+        const float* column_lses = column_lse.empty() ? nullptr : &column_lse[strip.first_column];
+        const float* row_g = from(row_side.g, strip.first_row);
+        const float* column_g = from(column_side.g, strip.first_column);
+        float* d_row = d_rows + strip.first_row * dim;
+        float* d_other = symmetric              ? d_rows
+                         : d_columns == nullptr ? nullptr
+                                                : d_columns + strip.first_column * dim;
+        plan.play([&](Block row, Block column) {
+            float* tile = tiles.mine();
+            plan.logits(row, column, tile);
+            plan.kernels.weigh(tile, ld, row.size, column.size, at(row_lses, row), at(row_g, row),
+                               at(column_lses, column), at(column_g, column));
+            for_each_named(plan.p.pairing, row, column,
+                           [&](int i, int j, bool) { tile[i * ld + j] = 0.0f; });
+            plan.kernels.multiply(row.size, dim, column.size, {tile, ld, 1},
+                                  column_values.of(column), true, d_row + row.first * dim, dim);
+            if (d_other != nullptr && !(symmetric && row.first == column.first))
+                plan.kernels.multiply(column.size, dim, row.size, {tile, 1, ld},
+                                      values_of_rows.of(row), true, d_other + column.first * dim,
+                                      dim);
+        });
     });
 }
 

@@ -32,12 +32,10 @@ template <int R>
 SSLFAST_INLINE void block(int k, Strided a, const float* b, bool accumulate, float* c,
                           std::ptrdiff_t ldc) {
     Vector sum[R][2] = {};
-    if (accumulate) {
 #pragma GCC unroll 8
-        for (int i = 0; i < R; ++i) {
-            sum[i][0] = load(c + i * ldc);
-            sum[i][1] = load(c + i * ldc + lanes);
-        }
+    for (int i = 0; i < R; ++i) {  // c may be far away: it is needed when the sums are
+        __builtin_prefetch(c + i * ldc, 1);
+        __builtin_prefetch(c + i * ldc + lanes, 1);
     }
     const float* x = a.data;
     for (int step = 0; step < k; ++step, x += a.column, b += width) {
@@ -47,6 +45,13 @@ SSLFAST_INLINE void block(int k, Strided a, const float* b, bool accumulate, flo
             const float xi = x[i * a.row];
             sum[i][0] += xi * b0;
             sum[i][1] += xi * b1;
+        }
+    }
+    if (accumulate) {
+#pragma GCC unroll 8
+        for (int i = 0; i < R; ++i) {
+            sum[i][0] += load(c + i * ldc);
+            sum[i][1] += load(c + i * ldc + lanes);
         }
     }
 #pragma GCC unroll 8
@@ -81,7 +86,12 @@ void multiply(int m, int n, int k, Strided a, Panels b, bool accumulate, float* 
         const bool add = accumulate || k0 > 0;
         for (int j = 0; j < n; j += width) {
             const float* panel = b.data + j / width * b.stride + k0 * width;
+            // The next panel comes to the L2 cache meanwhile, an equal share for every block.
+            const float* next = j + width < n ? panel + b.stride : nullptr;
+            const int share = (ks * width * max_rows + m - 1) / m;
             for (int i = 0; i < m; i += max_rows) {
+                for (int f = 0; next != nullptr && f < share; f += 16)
+                    __builtin_prefetch(next + i / max_rows * share + f, 0, 2);
                 const int rows = m - i < max_rows ? m - i : max_rows;
                 const Strided x{a.data + i * a.row + k0 * a.column, a.row, a.column};
                 float* out = c + i * ldc + j;

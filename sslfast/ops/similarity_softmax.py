@@ -56,7 +56,8 @@ def _add_positives(gradient: Tensor, other: Tensor, weight: Tensor, pairing: Pai
     wrap = n - p.shift
     for first, to, count in ((0, p.column_base + p.shift, wrap), (wrap, p.column_base, p.shift)):
         rows = slice(p.row_base + first, p.row_base + first + count)
-        gradient[rows] += weight[first : first + count, None] * other[to : to + count]
+        share = weight[first : first + count, None]
+        gradient[rows].addcmul_(share, other[to : to + count].to(gradient.dtype))
 
 
 @torch.library.custom_op("sslfast::similarity_softmax", mutates_args=())

@@ -7,7 +7,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from sslfast.functional import clip, ntxent
-from sslfast.losses import ClipLoss, NTXentLoss
+from sslfast.losses import ClipLoss, DCLLoss, DCLWLoss, NTXentLoss
 
 
 def batches(sizes: list[int], dtype: torch.dtype) -> list[tuple[Tensor, Tensor]]:
@@ -46,15 +46,36 @@ def compare(rank: int, size: int, sizes: list[int], dtype: torch.dtype) -> None:
     torch.testing.assert_close(weight.grad, expected, rtol=1e-4, atol=1e-6)
 
 
-def both_losses(rank: int, size: int, sizes: list[int], dtype: torch.dtype) -> None:
+def of_the_batch(x: Tensor, y: Tensor) -> Tensor:
+    """Weights that depend on all pairs, through which gradients pass; not symmetric."""
+    return (x * (y.mean(0) + x[:, :1])).sum(1).softmax(0) * len(x)
+
+
+def dcl_over_ranks(rank: int, size: int, sizes: list[int]) -> None:
+    views = batches(sizes, torch.float64)
+    weight = torch.randn(12, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    weight.requires_grad_()
+    for loss in (DCLLoss(0.2), DCLLoss(0.2, of_the_batch), DCLWLoss(0.2, 0.3)):
+        truth = loss(*(torch.cat(v) @ weight for v in zip(*views, strict=True)))
+        (expected,) = torch.autograd.grad(truth, weight)
+        loss.gather_distributed = True
+        local = loss(*(view @ weight for view in views[rank]))
+        (gradient,) = torch.autograd.grad(local, weight)
+        for value, whole in ((local.detach(), truth.detach()), (gradient, expected)):
+            dist.all_reduce(value)
+            torch.testing.assert_close(value / size, whole)
+
+
+def all_losses(rank: int, size: int, sizes: list[int], dtype: torch.dtype) -> None:
     compare(rank, size, sizes, dtype)
+    dcl_over_ranks(rank, size, sizes)
     clip_over_ranks(rank, size, sizes, local_loss=False)
 
 
 @pytest.mark.parametrize("sizes", [[5, 2], [1, 6, 3], [3, 3, 3, 3]], ids=str)
 def test_gradient_is_that_of_one_process(sizes: list[int]) -> None:
     processes.run(
-        len(sizes), both_losses, sizes, torch.float64 if len(sizes) == 3 else torch.float32
+        len(sizes), all_losses, sizes, torch.float64 if len(sizes) == 3 else torch.float32
     )
 
 

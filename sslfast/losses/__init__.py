@@ -3,7 +3,16 @@
 from sslfast.losses.clip import ClipLoss
 from sslfast.losses.dcl import DCLLoss, DCLWLoss
 from sslfast.losses.info_nce import InfoNCE
+from sslfast.losses.matryoshka import MatryoshkaLoss
 from sslfast.losses.ntxent import NTXentLoss
 from sslfast.losses.supcon import SupConLoss
 
-__all__ = ["ClipLoss", "DCLLoss", "DCLWLoss", "InfoNCE", "NTXentLoss", "SupConLoss"]
+__all__ = [
+    "ClipLoss",
+    "DCLLoss",
+    "DCLWLoss",
+    "InfoNCE",
+    "MatryoshkaLoss",
+    "NTXentLoss",
+    "SupConLoss",
+]

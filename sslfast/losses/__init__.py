@@ -2,6 +2,7 @@
 
 from sslfast.losses.clip import ClipLoss
 from sslfast.losses.dcl import DCLLoss, DCLWLoss
+from sslfast.losses.gradcache import cached
 from sslfast.losses.info_nce import InfoNCE
 from sslfast.losses.matryoshka import MatryoshkaLoss
 from sslfast.losses.ntxent import NTXentLoss
@@ -15,4 +16,5 @@ __all__ = [
     "MatryoshkaLoss",
     "NTXentLoss",
     "SupConLoss",
+    "cached",
 ]

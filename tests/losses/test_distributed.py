@@ -7,7 +7,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from sslfast.functional import clip, ntxent
-from sslfast.losses import ClipLoss, DCLLoss, DCLWLoss, NTXentLoss
+from sslfast.losses import ClipLoss, DCLLoss, DCLWLoss, NTXentLoss, cached
 
 
 def batches(sizes: list[int], dtype: torch.dtype) -> list[tuple[Tensor, Tensor]]:
@@ -118,6 +118,35 @@ def with_ddp(rank: int, size: int) -> None:
             ours.grad = truth.grad = None
 
 
+def cached_with_ddp(rank: int, size: int) -> None:
+    """Ranks have different numbers of chunks; a step's first half is accumulated without sync."""
+    from torch.nn.parallel import DistributedDataParallel
+
+    def encoder() -> nn.Sequential:
+        torch.manual_seed(0)
+        layers = [nn.Linear(12, 16), nn.BatchNorm1d(16), nn.Linear(16, 8)]
+        return nn.Sequential(*layers).double()
+
+    everything = batches([11, 5], torch.float64)
+    loss = NTXentLoss(0.2, gather_distributed=True)
+    for options in ({}, {"find_unused_parameters": True}, {"gradient_as_bucket_view": True}):
+        plain, model = encoder(), DistributedDataParallel(encoder(), **options)
+        for _ in range(2):
+            with model.no_sync():
+                cached(loss, model, *everything[rank], chunk_size=3).backward()
+            cached(loss, model, *everything[rank], chunk_size=3).backward()
+            for _ in "ab":
+                out0, out1 = (
+                    torch.cat([plain(chunk) for pair in everything for chunk in pair[k].split(3)])
+                    for k in (0, 1)
+                )
+                NTXentLoss(0.2)(out0, out1).backward()
+            for ours, truth in zip(model.parameters(), plain.parameters(), strict=True):
+                torch.testing.assert_close(ours.grad, truth.grad)
+        # Only first passes count: two steps of 8 or 4 chunks, each begun with rank 0's buffers.
+        assert model.module[1].num_batches_tracked == 2 * 8 + 2 * (8, 4)[rank]
+
+
 def shared_bank(rank: int, size: int) -> None:
     torch.manual_seed(0)
     loss = NTXentLoss(0.2, memory_bank_size=(16, 8), gather_distributed=True)
@@ -167,6 +196,7 @@ def two_ranks(rank: int, size: int) -> None:
     learned_temperature(rank, size)
     with_ddp(rank, size)
     shared_bank(rank, size)
+    cached_with_ddp(rank, size)
     for local_loss in (False, True):
         clip_over_ranks(rank, size, [5, 2], local_loss)
     with pytest.raises(ValueError, match="made for rank 1 of 3"):

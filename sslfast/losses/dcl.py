@@ -5,17 +5,13 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sslfast.functional import ntxent
 from sslfast.functional._common import check_embeddings, scale_of
-from sslfast.losses.distributed import (
-    gather_rows_with_gradient,
-    global_ntxent_rows,
-    row_counts,
-    world_size,
-)
+from sslfast.losses.distributed import gather_rows, global_ntxent_rows, row_counts, world_size
 
 
 def negative_mises_fisher_weights(out0: Tensor, out1: Tensor, sigma: float = 0.5) -> Tensor:
@@ -111,10 +107,9 @@ class DCLLoss(nn.Module):
         if not self._gathers:
             return self.weight_fn(x, y) + self.weight_fn(y, x)
         counts = row_counts(x, self.process_group)
-        pairs = gather_rows_with_gradient(torch.stack((x, y), 1), counts, self.process_group)
-        x, y = pairs.unbind(1)
+        x, y = _GatherRows.apply(torch.stack((x, y), 1), counts, self.process_group).unbind(1)
         weights = self.weight_fn(x, y) + self.weight_fn(y, x)
-        return weights.split(counts)[torch.distributed.get_rank(self.process_group)]
+        return weights.split(counts)[dist.get_rank(self.process_group)]
 
 
 class DCLWLoss(DCLLoss):
@@ -141,3 +136,18 @@ class DCLWLoss(DCLLoss):
     ) -> None:
         weight_fn = partial(negative_mises_fisher_weights, sigma=sigma)
         super().__init__(temperature, weight_fn, gather_distributed, process_group)
+
+
+class _GatherRows(torch.autograd.Function):
+    """gather_rows; its backward sums what all ranks' weights ask of this rank's rows."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, counts: list[int], group: Any) -> Tensor:
+        ctx.counts, ctx.group = counts, group
+        return gather_rows(x.detach().contiguous(), counts, group)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        gradient = gradient.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(gradient, group=ctx.group)
+        return gradient.split(ctx.counts)[dist.get_rank(ctx.group)], None, None

@@ -43,26 +43,6 @@ def gather_rows(x: Tensor, counts: list[int], group: Group) -> Tensor:
     return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
 
 
-class _GatherRows(torch.autograd.Function):
-    """gather_rows, whose backward sums the gradients of all ranks."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, counts: list[int], group: Group) -> Tensor:
-        ctx.counts, ctx.group = counts, group
-        return gather_rows(x.detach().contiguous(), counts, group)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        gradient = gradient.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(gradient, group=ctx.group)
-        return gradient.split(ctx.counts)[dist.get_rank(ctx.group)], None, None
-
-
-def gather_rows_with_gradient(x: Tensor, counts: list[int], group: Group) -> Tensor:
-    """Concatenate the rows of all ranks; for what the losses' own statistics do not cover."""
-    return _GatherRows.apply(x, counts, group)
-
-
 class _SlabOfNTXent(torch.autograd.Function):
     """This rank's rows against all ranks' rows: (lse, positive) of the symmetric problem."""
 

@@ -4,7 +4,8 @@ from torch import Tensor
 
 from sslfast.ops.similarity_softmax import similarity_softmax
 
-from ._common import as_scale, check_embeddings, info_nce_from_logits, reduce
+from ._common import as_scale, check_embeddings, reduce
+from ._variants import Variant
 
 
 def clip(
@@ -13,6 +14,9 @@ def clip(
     logit_scale: float | Tensor,
     *,
     reduction: str = "mean",
+    decoupled: bool = False,
+    debiased: float = 0.0,
+    label_smoothing: float = 0.0,
 ) -> Tensor:
     """The symmetric loss of CLIP (Radford et al. 2021, arXiv:2103.00020, figure 3).
 
@@ -24,24 +28,41 @@ def clip(
         text_features: [N, D], row i belonging to image i.
         logit_scale: s, a number or a 0-d tensor, which may need a gradient.
         reduction: "mean", "sum" or "none" (losses [N] of the pairs).
+        decoupled: leave the positive out of the denominator (Yeh et al. 2021, equation 6).
+        debiased: tau+, the share of false negatives to correct for, in [0, 1); supposes features
+            of unit length (Chuang et al. 2020, equation 8).
+        label_smoothing: share of the target spread over all candidates, as F.cross_entropy does.
 
     Returns:
         The loss in float32 (float64 for float64 inputs).
 
     Raises:
         TypeError: features that are no floating-point tensors.
-        ValueError: shapes, dtypes or devices that do not fit.
+        ValueError: shapes, dtypes or devices that do not fit, options out of range or more than one
+            of the last three.
     """
     check_embeddings(image_features=image_features, text_features=text_features)
+    variant = Variant(decoupled, debiased, label_smoothing)
+    scale = as_scale(logit_scale, image_features)
     lse, positive, lse_columns = similarity_softmax(
         image_features,
         text_features,
-        as_scale(logit_scale, image_features),
+        scale,
         shift=0,
         column_base=0,
         leave_out_self=False,
         normalize=False,
         column_lse=True,
     )
-    image, text = (info_nce_from_logits(side, positive) for side in (lse, lse_columns))
-    return reduce((image + text) / 2, reduction)
+    image, text = (x.to(scale.dtype) for x in (image_features, text_features))
+
+    def losses(lse: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        """Of the rows x among the columns y."""
+
+        def mean_logit() -> Tensor:
+            return scale * (x * y.mean(0)).sum(1)
+
+        return variant.losses(lse, positive, scale, len(x) - 1, mean_logit)
+
+    both = losses(lse, image, text) + losses(lse_columns, text, image)
+    return reduce(both / 2, reduction)

@@ -8,7 +8,8 @@ from sslfast.ops.info_nce import weighted_info_nce
 from sslfast.ops.linear_cross_entropy import weighted_linear_cross_entropy
 from sslfast.ops.similarity_softmax import similarity_softmax
 
-from ._common import check_embeddings, info_nce_from_logits, reduce, scale_of
+from ._common import check_embeddings, reduce, scale_of
+from ._variants import Variant
 
 
 def info_nce(
@@ -18,6 +19,10 @@ def info_nce(
     temperature: float | Tensor = 0.1,
     reduction: str = "mean",
     negative_mode: str = "unpaired",
+    *,
+    decoupled: bool = False,
+    debiased: float = 0.0,
+    label_smoothing: float = 0.0,
 ) -> Tensor:
     """InfoNCE (van den Oord et al. 2018, arXiv:1807.03748, equation 4) on cosine similarities.
 
@@ -29,19 +34,30 @@ def info_nce(
         temperature: a number, or a 0-d tensor, which may need a gradient.
         reduction: "mean", "sum" or "none" (losses [N]).
         negative_mode: "unpaired" or "paired".
+        decoupled: leave the positive out of the denominator (Yeh et al. 2021, equation 6).
+        debiased: tau+, the share of false negatives to correct for, in [0, 1) (Chuang
+            et al. 2020, equation 8).
+        label_smoothing: share of the target spread over all candidates, as F.cross_entropy does.
 
     Returns:
         The loss in float32 (float64 for float64 inputs).
 
     Raises:
         TypeError: embeddings that are no floating-point tensors.
-        ValueError: shapes, dtypes or devices that do not fit, a temperature of 0, another mode.
+        ValueError: shapes, dtypes or devices that do not fit, a temperature of 0, another mode,
+            options out of range or more than one of the last three.
     """
     check_embeddings(query=query, positive_key=positive_key)
     if negative_mode not in ("unpaired", "paired"):
         raise ValueError(f"negative_mode must be 'unpaired' or 'paired', got {negative_mode!r}")
+    variant = Variant(decoupled, debiased, label_smoothing)
     scale = scale_of(temperature, query)
-    if reduction in ("mean", "sum") and negative_mode == "unpaired" and torch.is_grad_enabled():
+
+    def unit(x: Tensor) -> Tensor:
+        return F.normalize(x.to(scale.dtype), dim=-1)
+
+    in_forward = reduction in ("mean", "sum") and torch.is_grad_enabled()
+    if in_forward and negative_mode == "unpaired" and variant == Variant():
         if negative_keys is not None:
             check_embeddings(False, query=query, negative_keys=negative_keys)
         return _in_forward(query, positive_key, negative_keys, scale, reduction)
@@ -49,15 +65,15 @@ def info_nce(
         lse, positive, _ = similarity_softmax(
             query, positive_key, scale, 0, 0, False, True, column_lse=False
         )
-        return reduce(info_nce_from_logits(lse, positive), reduction)
-    q, k = (F.normalize(x.to(scale.dtype), dim=1) for x in (query, positive_key))
-    positive = scale * (q * k).sum(1)
-    if negative_mode == "unpaired":
+        negatives = len(query) - 1
+    elif negative_mode == "unpaired":
         check_embeddings(False, query=query, negative_keys=negative_keys)
+        positive = scale * (unit(query) * unit(positive_key)).sum(1)
         # No column is a positive: they are all negatives.
         lse, _, _ = similarity_softmax(
             query, negative_keys, scale, -1, 0, False, True, column_lse=False
         )
+        negatives = len(negative_keys)
     else:
         n, d = query.shape
         if negative_keys.dim() != 3 or negative_keys.shape[::2] != (n, d):
@@ -65,10 +81,19 @@ def info_nce(
                 f"paired negative_keys must have shape [{n}, K, {d}], got "
                 f"{list(negative_keys.shape)}"
             )
+        positive = scale * (unit(query) * unit(positive_key)).sum(1)
         # Each query has keys of its own: N K logits are no larger than the keys themselves.
-        keys = F.normalize(negative_keys.to(scale.dtype), dim=2)
-        lse = (scale * torch.einsum("nd,nkd->nk", q, keys)).logsumexp(1)
-    return reduce(info_nce_from_logits(lse, positive), reduction)
+        with torch.autocast(query.device.type, enabled=False):
+            similarities = torch.einsum("nd,nkd->nk", unit(query), unit(negative_keys))
+        lse = (scale * similarities).logsumexp(1)
+        negatives = negative_keys.shape[1]
+
+    def mean_logit() -> Tensor:
+        keys = unit(positive_key)
+        total = keys.sum(0) if negative_keys is None else keys + unit(negative_keys).sum(-2)
+        return scale * (unit(query) * total).sum(1) / (negatives + 1)
+
+    return reduce(variant.losses(lse, positive, scale, negatives, mean_logit), reduction)
 
 
 def _in_forward(

@@ -1,11 +1,13 @@
 """NT-Xent, the loss of SimCLR."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from sslfast.ops.similarity_softmax import similarity_softmax
 
-from ._common import check_embeddings, info_nce_from_logits, reduce, scale_of
+from ._common import check_embeddings, reduce, scale_of
+from ._variants import Variant
 
 
 def ntxent(
@@ -15,6 +17,9 @@ def ntxent(
     *,
     normalize: bool = True,
     reduction: str = "mean",
+    decoupled: bool = False,
+    debiased: float = 0.0,
+    label_smoothing: float = 0.0,
 ) -> Tensor:
     """NT-Xent, the loss of SimCLR (Chen et al. 2020, arXiv:2002.05709, equation 1).
 
@@ -27,24 +32,36 @@ def ntxent(
         temperature: a number, negative ones allowed, or a 0-d tensor, which may need a gradient.
         normalize: divide embeddings by their Euclidean norm first.
         reduction: "mean", "sum" or "none" (losses [2N], those of out0 first).
+        decoupled: leave the positive out of the denominator (Yeh et al. 2021, equation 6).
+        debiased: tau+, the share of false negatives to correct for, in [0, 1); supposes unit
+            length, as normalize gives (Chuang et al. 2020, equation 8).
+        label_smoothing: share of the target spread over all candidates, as F.cross_entropy does.
 
     Returns:
         The loss in float32 (float64 for float64 inputs).
 
     Raises:
         TypeError: embeddings that are no floating-point tensors.
-        ValueError: shapes, dtypes or devices that do not fit, a temperature of 0.
+        ValueError: shapes, dtypes or devices that do not fit, a temperature of 0, options out of
+            range or more than one of the last three.
     """
     check_embeddings(out0=out0, out1=out1)
+    variant = Variant(decoupled, debiased, label_smoothing)
     z = torch.cat((out0, out1))
+    scale = scale_of(temperature, z)
     lse, positive, _ = similarity_softmax(
         z,
         None,
-        scale_of(temperature, z),
+        scale,
         shift=len(out0),
         column_base=0,
         leave_out_self=True,
         normalize=normalize,
         column_lse=False,
     )
-    return reduce(info_nce_from_logits(lse, positive), reduction)
+
+    def mean_logit() -> Tensor:
+        unit = F.normalize(z.to(scale.dtype), dim=1) if normalize else z.to(scale.dtype)
+        return scale * (unit * (unit.sum(0) - unit)).sum(1) / (len(z) - 1)
+
+    return reduce(variant.losses(lse, positive, scale, len(z) - 2, mean_logit), reduction)

@@ -7,7 +7,16 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from sslfast.functional import clip, info_nce, ntxent, siglip, supcon
-from sslfast.losses import ClipLoss, InfoNCE, NTXentLoss, SigLipLoss, SupConLoss
+from sslfast.losses import (
+    ClipLoss,
+    DCLLoss,
+    DCLWLoss,
+    InfoNCE,
+    NTXentLoss,
+    SigLipLoss,
+    SupConLoss,
+    cached,
+)
 
 
 def batches(sizes: list[int], dtype: torch.dtype) -> list[tuple[Tensor, Tensor]]:
@@ -47,12 +56,33 @@ def compare(rank: int, size: int, sizes: list[int], dtype: torch.dtype, exchange
     torch.testing.assert_close(weight.grad, expected, rtol=1e-4, atol=1e-6)
 
 
+def of_the_batch(x: Tensor, y: Tensor) -> Tensor:
+    """Weights that depend on all pairs, through which gradients pass; not symmetric."""
+    return (x * (y.mean(0) + x[:, :1])).sum(1).softmax(0) * len(x)
+
+
+def dcl_over_ranks(rank: int, size: int, sizes: list[int]) -> None:
+    views = batches(sizes, torch.float64)
+    weight = torch.randn(12, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    weight.requires_grad_()
+    for loss in (DCLLoss(0.2), DCLLoss(0.2, of_the_batch), DCLWLoss(0.2, 0.3)):
+        truth = loss(*(torch.cat(v) @ weight for v in zip(*views, strict=True)))
+        (expected,) = torch.autograd.grad(truth, weight)
+        loss.gather_distributed = True
+        local = loss(*(view @ weight for view in views[rank]))
+        (gradient,) = torch.autograd.grad(local, weight)
+        for value, whole in ((local.detach(), truth.detach()), (gradient, expected)):
+            dist.all_reduce(value)
+            torch.testing.assert_close(value / size, whole)
+
+
 def all_losses(rank: int, size: int, sizes: list[int], dtype: torch.dtype) -> None:
     for exchange in ("gather", "ring"):
         compare(rank, size, sizes, dtype, exchange)
         clip_over_ranks(rank, size, sizes, local_loss=False, exchange=exchange)
     for dist_impl in ("gather", "bidir"):
         siglip_over_ranks(rank, size, sizes, dist_impl)
+    dcl_over_ranks(rank, size, sizes)
     info_nce_over_ranks(rank, size, sizes)
     supcon_over_ranks(rank, size, sizes)
 
@@ -101,6 +131,35 @@ def with_ddp(rank: int, size: int) -> None:
                 ours -= 0.1 * ours.grad
                 truth -= 0.1 * truth.grad
             ours.grad = truth.grad = None
+
+
+def cached_with_ddp(rank: int, size: int) -> None:
+    """Ranks have different numbers of chunks; a step's first half is accumulated without sync."""
+    from torch.nn.parallel import DistributedDataParallel
+
+    def encoder() -> nn.Sequential:
+        torch.manual_seed(0)
+        layers = [nn.Linear(12, 16), nn.BatchNorm1d(16), nn.Linear(16, 8)]
+        return nn.Sequential(*layers).double()
+
+    everything = batches([11, 5], torch.float64)
+    loss = NTXentLoss(0.2, gather_distributed=True)
+    for options in ({}, {"find_unused_parameters": True}, {"gradient_as_bucket_view": True}):
+        plain, model = encoder(), DistributedDataParallel(encoder(), **options)
+        for _ in range(2):
+            with model.no_sync():
+                cached(loss, model, *everything[rank], chunk_size=3).backward()
+            cached(loss, model, *everything[rank], chunk_size=3).backward()
+            for _ in "ab":
+                out0, out1 = (
+                    torch.cat([plain(chunk) for pair in everything for chunk in pair[k].split(3)])
+                    for k in (0, 1)
+                )
+                NTXentLoss(0.2)(out0, out1).backward()
+            for ours, truth in zip(model.parameters(), plain.parameters(), strict=True):
+                torch.testing.assert_close(ours.grad, truth.grad)
+        # Only first passes count: two steps of 8 or 4 chunks, each begun with rank 0's buffers.
+        assert model.module[1].num_batches_tracked == 2 * 8 + 2 * (8, 4)[rank]
 
 
 def shared_bank(rank: int, size: int) -> None:
@@ -205,6 +264,7 @@ def two_ranks(rank: int, size: int) -> None:
     learned_temperature(rank, size)
     with_ddp(rank, size)
     shared_bank(rank, size)
+    cached_with_ddp(rank, size)
     for local_loss in (False, True):
         clip_over_ranks(rank, size, [5, 2], local_loss)
     with pytest.raises(ValueError, match="made for rank 1 of 3"):

@@ -11,6 +11,11 @@ PYBIND11_MODULE(_C, module) {
     module.attr("CUDA_ARCHITECTURES") = "";
 #endif
     module.def("instruction_set", &sslfast::cpu::instruction_set);
+    sslfast::bindings::gather_patches(module);
+    sslfast::bindings::masked_mse(module);
+    sslfast::bindings::patch_mask(module);
+    sslfast::bindings::patchify_visible(module);
     sslfast::bindings::philox(module);
+    sslfast::bindings::restore_with_tokens(module);
     sslfast::bindings::similarity_softmax(module);
 }

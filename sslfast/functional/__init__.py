@@ -6,8 +6,15 @@ non-finite out.
 """
 
 from ._clip import clip
+from ._gather_patches import gather_patches
 from ._info_nce import info_nce
+from ._masked_mse import masked_mse
 from ._ntxent import ntxent
+from ._patchify_visible import patchify_visible
+from ._restore_with_tokens import restore_with_tokens
 from ._supcon import supcon
 
-__all__ = ["clip", "info_nce", "ntxent", "supcon"]
+__all__ = [
+    "clip", "gather_patches", "info_nce", "masked_mse", "ntxent", "patchify_visible",
+    "restore_with_tokens", "supcon",
+]  # fmt: skip

@@ -1,6 +1,23 @@
 """torch.library ops: schema, fake implementation and autograd; backends come from the registry."""
 
+from sslfast.ops.gather_patches import gather_patches, scatter_patches
+from sslfast.ops.masked_mse import masked_mse
+from sslfast.ops.patch_mask import compact_mask, random_patch_mask, smallest_keys
+from sslfast.ops.patchify_visible import cut_patches, patchify_visible
 from sslfast.ops.philox import random_bits
+from sslfast.ops.restore_with_tokens import restore_with_tokens
 from sslfast.ops.similarity_softmax import similarity_softmax
 
-__all__ = ["random_bits", "similarity_softmax"]
+__all__ = [
+    "compact_mask",
+    "cut_patches",
+    "gather_patches",
+    "masked_mse",
+    "patchify_visible",
+    "random_bits",
+    "random_patch_mask",
+    "restore_with_tokens",
+    "scatter_patches",
+    "similarity_softmax",
+    "smallest_keys",
+]

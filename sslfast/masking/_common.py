@@ -82,7 +82,8 @@ def source(
     else:
         step = torch.full((), step, dtype=torch.int64, device=where)
     number = STREAM_MASKS + sampler * STREAMS + stream
-    return Source(sample_ids.to(where), step, seed, number)
+    # Ops take signed integers of 64 bits.
+    return Source(sample_ids.to(where), step, (seed + 2**63) % 2**64 - 2**63, number)
 
 
 def below(words: Tensor, bound: int | Tensor) -> Tensor:

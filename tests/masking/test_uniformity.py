@@ -13,9 +13,7 @@ from torch import Tensor
 from sslfast.masking import block_mask, multiblock_mask, random_mask, span_mask, tube_mask
 
 
-def excess(
-    counts: Tensor, expected: Tensor | float, variance: Tensor | float, freedom: int
-) -> float:
+def excess(counts: Tensor, expected: float, variance: float, freedom: int) -> float:
     """Chi-square sum (n - m)^2 / v, in its standard deviations above its mean."""
     statistic = ((counts.double() - expected) ** 2 / variance).sum().item()
     return (statistic - freedom) / math.sqrt(2 * freedom)
@@ -72,7 +70,7 @@ def test_blocks_have_no_side() -> None:
     deviation = 5 * math.sqrt(2 * 0.25 / 20_000)
     for turned in (hidden.flip(0), hidden.flip(1), hidden.T):
         assert (turned - hidden).abs().max() < deviation
-    assert hidden.min() > 0.1
+    assert hidden.min() > 0.03
 
 
 def rates(steps: range, compat: bool) -> tuple[Tensor, Tensor]:
@@ -99,7 +97,7 @@ def test_multiblock_has_no_side_where_the_published_code_has() -> None:
 
 
 def test_multiblock_shapes_and_exclusion() -> None:
-    sizes = set()
+    sizes, published = set(), set()
     for step in range(40):
         drawn = multiblock_mask(64, (14, 14), seed=2, step=step)
         small = multiblock_mask(3, (14, 14), seed=2, step=step)
@@ -116,9 +114,11 @@ def test_multiblock_shapes_and_exclusion() -> None:
         extent = blocks.amax(2) - blocks.amin(2) + 1
         assert (extent.prod(-1) == area).all()  # every target is a full rectangle
         sizes.add(tuple(extent[0, 0].tolist()))
-    assert len(sizes) > 8
-    # Two draws: at one area several aspects, which one number cannot give.
-    assert len({(h * w) // 4 for h, w in sizes}) < len(sizes)
+        drawn = multiblock_mask(1, (14, 14), seed=2, step=step, compat=True)
+        blocks = torch.stack((drawn.targets // 14, drawn.targets % 14), -1)
+        published.add(tuple((blocks.amax(2) - blocks.amin(2) + 1)[0, 0].tolist()))
+    # Large and wide: one number for scale and aspect cannot give that.
+    assert (6, 7) in sizes - published
 
 
 def test_compat_contexts_are_what_the_targets_leave() -> None:

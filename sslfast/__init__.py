@@ -14,7 +14,10 @@ _LAZY = {
     "train": "sslfast.training",
     "load_encoder": "sslfast.training",
 }
-_MODULES = ("data", "eval", "functional", "losses", "methods", "models", "ops", "optim", "training")
+_MODULES = (
+    "data", "eval", "functional", "losses", "masking", "methods", "models", "ops", "optim",
+    "training",
+)  # fmt: skip
 
 __all__ = ["__version__", *_LAZY]
 

@@ -9,7 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 SNAPSHOT = Path(__file__).with_name("public_names.txt")
-MODULES = ("", ".data", ".eval", ".functional", ".losses", ".methods", ".models", ".training")
+MODULES = (
+    "", ".data", ".eval", ".functional", ".losses", ".masking", ".methods", ".models", ".training",
+)  # fmt: skip
 
 
 def parameters(value: Callable[..., object]) -> str:

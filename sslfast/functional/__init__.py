@@ -6,10 +6,25 @@ non-finite out.
 """
 
 from ._clip import clip
+from ._gather_patches import gather_patches
 from ._info_nce import info_nce
 from ._linear_cross_entropy import linear_cross_entropy
+from ._masked_mse import masked_mse
 from ._ntxent import ntxent
+from ._patchify_visible import patchify_visible
+from ._restore_with_tokens import restore_with_tokens
 from ._siglip import siglip
 from ._supcon import supcon
 
-__all__ = ["clip", "info_nce", "linear_cross_entropy", "ntxent", "siglip", "supcon"]
+__all__ = [
+    "clip",
+    "gather_patches",
+    "info_nce",
+    "linear_cross_entropy",
+    "masked_mse",
+    "ntxent",
+    "patchify_visible",
+    "restore_with_tokens",
+    "siglip",
+    "supcon",
+]

@@ -79,6 +79,69 @@ void linear_cross_entropy(const LinearClassifier& problem, float* lse, float* ta
 void sigmoid_contrast(const Similarities& problem, float bias, const float* row_weight, float* loss,
                       float* d_rows, float* d_columns, float* d_bias);
 
+// Of `length` patches of each sample `keep` stay; see kernels/patch_mask. ids_keep [batch, keep],
+// ids_restore and mask [batch, length].
+void random_patch_mask(const std::int64_t* sample_ids, std::int64_t batch, std::int64_t step,
+                       std::uint64_t seed, std::int64_t stream, std::int64_t length,
+                       std::int64_t keep, std::int64_t* ids_keep, std::int64_t* ids_restore,
+                       bool* mask, int threads);
+
+// Marks in each row [length] of keys in [0, 2^key_bits) the counts[row] smallest, ties by index.
+void smallest_keys(const std::int64_t* keys, const std::int64_t* counts, std::int64_t batch,
+                   std::int64_t length, int key_bits, bool* chosen, int threads);
+
+void compact_mask(const bool* mask, std::int64_t batch, std::int64_t length, std::int64_t keep,
+                  std::int64_t* ids_keep, std::int64_t* ids_restore, int threads);
+
+// out [batch, keep] = tokens [batch, length] at ids [batch, keep], rows of row_bytes; whether all
+// ids were inside [0, length). Rows of others are left as they are.
+bool gather_rows(const char* tokens, const std::int64_t* ids, std::int64_t batch,
+                 std::int64_t length, std::int64_t keep, std::int64_t row_bytes, char* out,
+                 int threads);
+
+// The reverse: out [batch, length], zeros elsewhere; whether a sample's ids were all different. Of
+// equal ones the last is written.
+bool scatter_rows(const char* rows, const std::int64_t* ids, std::int64_t batch,
+                  std::int64_t length, std::int64_t keep, std::int64_t row_bytes, char* out,
+                  int threads);
+
+// out [batch, length, dim]; positions [length, dim] or null.
+void restore_with_tokens(const float* visible, const float* token, const std::int64_t* ids_restore,
+                         const float* positions, std::int64_t batch, std::int64_t length,
+                         std::int64_t keep, std::int64_t dim, float* out, int threads);
+
+// d_visible [batch, keep, dim]; d_token [batch, dim], the sum over each sample's hidden places.
+void restore_with_tokens_backward(const float* gradient, const std::int64_t* ids_restore,
+                                  std::int64_t batch, std::int64_t length, std::int64_t keep,
+                                  std::int64_t dim, float* d_visible, float* d_token, int threads);
+
+// Images [batch, channels, frames, height, width]; an image has one frame.
+struct PatchGrid {
+    std::int64_t channels, frames, height, width, patch_frames, patch_height, patch_width;
+};
+
+// out [batch, keep, channels, patch_frames, patch_height, patch_width]; whether all ids were inside.
+bool cut_patches(const char* images, const std::int64_t* ids, std::int64_t batch, std::int64_t keep,
+                 const PatchGrid& grid, std::int64_t item_bytes, char* out, int threads);
+
+// prediction and target [rows, dim], mask [rows].
+struct Patches {
+    const float* prediction;
+    const float* target;
+    const bool* mask;
+    std::int64_t rows, dim;
+    bool normalise;
+    float eps;
+    int threads;
+};
+
+// loss [rows], 0 where the mask is false.
+void masked_mse(const Patches& patches, float* loss);
+
+// gradient [rows]; d_prediction [rows, dim] and, unless null, d_target [rows, dim].
+void masked_mse_backward(const Patches& patches, const float* gradient, float* d_prediction,
+                         float* d_target);
+
 // The level of the instruction set in use: "v4", "v3" (x86-64) or "baseline".
 const char* instruction_set();
 

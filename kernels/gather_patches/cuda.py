@@ -1,0 +1,38 @@
+"""CUDA C++ (csrc/cuda/gather_patches.cu): rows as words of 16 bytes; torch for the way back."""
+
+import torch
+from torch import Tensor
+
+from .._extension import cuda_unavailable, loaded
+from . import Problem, tiled
+
+DEVICE = "cuda"
+PRIORITY = 5  # below Triton until a GPU run has shown it right and faster
+
+available = cuda_unavailable
+
+
+def supports(problem: Problem) -> str | None:
+    """Anything."""
+    return None
+
+
+def gather(tokens: Tensor, ids: Tensor) -> Tensor:
+    """Rows at the indices; see the package."""
+    tokens, ids = tokens.contiguous(), ids.contiguous()
+    rows = tokens.new_empty(*ids.shape, tokens.shape[2])
+    with torch.cuda.device(tokens.device):
+        loaded().gather_rows_cuda(
+            tokens.data_ptr(),
+            ids.data_ptr(),
+            len(ids),
+            tokens.shape[1],
+            ids.shape[1],
+            tokens.shape[2] * tokens.element_size(),
+            rows.data_ptr(),
+            torch.cuda.current_stream().cuda_stream,
+        )
+    return rows
+
+
+scatter = tiled.scatter

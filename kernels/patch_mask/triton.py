@@ -1,0 +1,180 @@
+"""Selection of patches in Triton: one program a sample, everything in registers.
+
+The cut, the largest v with fewer than K keys below it, is found from its highest bit down: one sum
+over the row for each bit. ``random`` reads 8 bytes a sample and writes 9 an element and 8 a kept
+one; nothing is read back, no key is stored.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .._triton import DEVICE, Compilation, signature, unavailable
+from ..philox.triton import _signed, sample_words
+from . import KEY_BITS, Problem
+
+__all__ = [
+    "DEVICE", "PRIORITY", "ahead_of_time", "available", "compact", "random", "smallest", "supports",
+]  # fmt: skip
+
+PRIORITY = 20
+MOST = 8192
+
+available = unavailable
+
+
+def supports(problem: Problem) -> str | None:
+    """Rows that fit in the registers of a program."""
+    if problem.length > MOST:
+        return f"selects among at most {MOST} elements a row"
+    return None
+
+
+@triton.jit
+def choose(keys, m_row, count, BITS: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Where the `count` smallest of int64 keys [BLOCK] are, ties by index; m_row: what exists."""
+    cut = tl.zeros((), tl.int64)
+    for i_bit in range(BITS):
+        trial = cut + (tl.full((), 1, tl.int64) << (BITS - 1 - i_bit))
+        below = tl.sum(tl.where(m_row & (keys < trial), 1, 0))
+        cut = tl.where(below < count, trial, cut)
+    m_below = m_row & (keys < cut)
+    equal = tl.where(m_row & (keys == cut), 1, 0)
+    equal_before = tl.cumsum(equal) - equal
+    return m_below | ((equal > 0) & (equal_before < count - tl.sum(tl.where(m_below, 1, 0))))
+
+
+@triton.jit
+def store_indices(  # type: ignore[no-untyped-def]
+    p_ids_keep, p_ids_restore, i_element, m_row, m_visible, length, keep
+):
+    """ids_keep and ids_restore of one row: visible elements in order, then hidden ones."""
+    visible = tl.where(m_visible, 1, 0)
+    visible_before = tl.cumsum(visible) - visible
+    hidden_before = i_element - visible_before
+    place = tl.where(m_visible, visible_before, tl.sum(visible) + hidden_before)
+    i_row = tl.program_id(0).to(tl.int64)
+    tl.store(p_ids_restore + i_row * length + i_element, place.to(tl.int64), mask=m_row)
+    m_keep = m_row & (place < keep)
+    tl.store(p_ids_keep + i_row * keep + place, i_element.to(tl.int64), mask=m_keep)
+
+
+@triton.jit(do_not_specialize=["seed", "stream", "length", "keep"])
+def random_kernel(  # type: ignore[no-untyped-def]
+    p_sample_ids, p_step, p_ids_keep, p_ids_restore, p_mask,
+    seed: tl.int64, stream: tl.int64, length, keep, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Keys, selection and indices of one sample."""
+    i_row = tl.program_id(0).to(tl.int64)
+    i_block = tl.arange(0, BLOCK // 4)
+    sample_id, step = tl.load(p_sample_ids + i_row), tl.load(p_step)
+    w0, w1, w2, w3 = sample_words(i_block, sample_id, step, seed, stream)
+    keys = tl.interleave(tl.interleave(w0, w2), tl.interleave(w1, w3)).to(tl.int64)
+    i_element = tl.arange(0, BLOCK)
+    m_row = i_element < length
+    m_visible = choose(keys, m_row, keep, 32)
+    tl.store(p_mask + i_row * length + i_element, m_visible == 0, mask=m_row)
+    store_indices(p_ids_keep, p_ids_restore, i_element, m_row, m_visible, length, keep)
+
+
+@triton.jit(do_not_specialize=["length"])
+def smallest_kernel(  # type: ignore[no-untyped-def]
+    p_keys, p_counts, p_chosen, length, BITS: tl.constexpr, BLOCK: tl.constexpr
+):
+    """The smallest keys of one row."""
+    i_row = tl.program_id(0).to(tl.int64)
+    i_element = tl.arange(0, BLOCK)
+    m_row = i_element < length
+    keys = tl.load(p_keys + i_row * length + i_element, mask=m_row, other=0)
+    m_chosen = choose(keys, m_row, tl.load(p_counts + i_row), BITS)
+    tl.store(p_chosen + i_row * length + i_element, m_chosen, mask=m_row)
+
+
+@triton.jit(do_not_specialize=["length", "keep"])
+def compact_kernel(  # type: ignore[no-untyped-def]
+    p_mask, p_ids_keep, p_ids_restore, length, keep, BLOCK: tl.constexpr
+):
+    """Indices of one row of a mask."""
+    i_row = tl.program_id(0).to(tl.int64)
+    i_element = tl.arange(0, BLOCK)
+    m_row = i_element < length
+    hidden = tl.load(p_mask + i_row * length + i_element, mask=m_row, other=1)
+    m_visible = m_row & (hidden == 0)
+    store_indices(p_ids_keep, p_ids_restore, i_element, m_row, m_visible, length, keep)
+
+
+def _settings(length: int) -> tuple[dict[str, int], dict[str, Any]]:
+    block = max(triton.next_power_of_2(length), 16)
+    return {"BLOCK": block}, {"num_warps": min(max(block // 256, 1), 16), "enable_fp_fusion": True}
+
+
+def random(
+    sample_ids: Tensor, step: Tensor, seed: int, stream: int, length: int, keep: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The random mask; see the package."""
+    sample_ids, batch = sample_ids.contiguous(), len(sample_ids)
+    ids_keep, ids_restore = sample_ids.new_empty(batch, keep), sample_ids.new_empty(batch, length)
+    mask = torch.empty_like(ids_restore, dtype=torch.bool)
+    if mask.numel():
+        constants, options = _settings(length)
+        with torch.cuda.device_of(sample_ids):
+            random_kernel[(batch,)](
+                sample_ids, step, ids_keep, ids_restore, mask, _signed(seed), _signed(stream),
+                length, keep, **constants, **options,
+            )  # fmt: skip
+    return ids_keep, ids_restore, mask
+
+
+def smallest(keys: Tensor, counts: Tensor) -> Tensor:
+    """The smallest keys of each row; see the package."""
+    keys, counts = keys.contiguous(), counts.contiguous()
+    chosen = torch.empty_like(keys, dtype=torch.bool)
+    if keys.numel():
+        constants, options = _settings(keys.shape[1])
+        with torch.cuda.device_of(keys):
+            smallest_kernel[(len(keys),)](
+                keys, counts, chosen, keys.shape[1], KEY_BITS, **constants, **options
+            )
+    return chosen
+
+
+def compact(mask: Tensor, keep: int) -> tuple[Tensor, Tensor]:
+    """Indices of a mask; see the package."""
+    mask = mask.contiguous()
+    batch, length = mask.shape
+    ids_keep = torch.empty(batch, keep, dtype=torch.int64, device=mask.device)
+    ids_restore = torch.empty(batch, length, dtype=torch.int64, device=mask.device)
+    if mask.numel():
+        constants, options = _settings(length)
+        with torch.cuda.device_of(mask):
+            compact_kernel[(batch,)](
+                mask, ids_keep, ids_restore, length, keep, **constants, **options
+            )
+    return ids_keep, ids_restore
+
+
+_INDICES = {"p_ids_keep": "*i64", "p_ids_restore": "*i64"}
+
+
+def ahead_of_time(capability: int) -> Iterator[Compilation]:
+    """What this backend launches on a GPU of this compute capability."""
+    for length in (196, 1568, MOST):
+        constants, options = _settings(length)
+        # Vision's usual length is compiled in every run of the tests, the others in the long one.
+        tail = "" if length == 196 else f" L={length}"
+        types = signature(
+            random_kernel, constants, **_INDICES, p_sample_ids="*i64", p_step="*i64",
+            p_mask="*i1", seed="i64", stream="i64",
+        )  # fmt: skip
+        yield Compilation(f"random mask{tail}", random_kernel, types, constants, options)
+        types = signature(compact_kernel, constants, **_INDICES, p_mask="*i1")
+        yield Compilation(f"indices of a mask{tail}", compact_kernel, types, constants, options)
+        constants = {"BITS": KEY_BITS, **constants}
+        types = signature(
+            smallest_kernel, constants, p_keys="*i64", p_counts="*i64", p_chosen="*i1"
+        )
+        yield Compilation(f"smallest keys{tail}", smallest_kernel, types, constants, options)

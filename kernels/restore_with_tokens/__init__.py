@@ -1,0 +1,36 @@
+"""Decoder input of a masked autoencoder: encoded rows at their places, a mask token elsewhere.
+
+Every backend has two functions; any floating dtype, ids_restore int64 [B, L] as in
+``kernels.patch_mask``: a permutation of 0 ... L - 1 in every row.
+
+``forward(visible [B, K, D], token [D], ids_restore, positions [L, D] | None) -> [B, L, D]``
+    out[b, l] = (visible[b, r] if r < K else token) + positions[l] with r = ids_restore[b, l].
+    The result is written once; no [B, L - K, D] of repeated tokens, no index for every number.
+
+``backward(gradient [B, L, D], ids_restore, keep) -> (d_visible [B, K, D], d_token [D])``
+    d_token sums the gradient of all hidden places, in the accumulation dtype (float32, or float64
+    for float64) and a fixed order; that of the positions is the gradient's sum over the batch.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What a backend is asked to do."""
+
+    device: str
+    dtype: torch.dtype
+    batch: int
+    length: int
+    keep: int
+    dim: int
+
+
+def problem(rows: Tensor, ids_restore: Tensor, keep: int) -> Problem:
+    """Describe the inputs of either direction for the registry."""
+    batch, length = ids_restore.shape
+    return Problem(rows.device.type, rows.dtype, batch, length, keep, rows.shape[2])

@@ -1,0 +1,125 @@
+"""What the samplers share: where their random words come from, and what most of them return."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sslfast.ops import compact_mask, random_bits
+
+STREAMS = 1 << 16
+# Sampler n draws from streams STREAM_MASKS + n * STREAMS + stream.
+STREAM_MASKS = 0x4D000000
+RANDOM, BLOCK, MULTIBLOCK, MULTIBLOCK_SIZE, SPAN, TOKEN, IMAGE_RATIO = range(7)
+
+
+class PatchMask(NamedTuple):
+    """Which patches of each sample an encoder sees.
+
+    Attributes:
+        ids_keep: int64 [B, K], the visible patches, ascending.
+        ids_restore: int64 [B, L], each patch's place when visible ones come first and hidden ones
+            follow, both ascending: ``cat(visible, tokens)[ids_restore]`` is in the image's order.
+        mask: bool [B, L], true = hidden.
+    """
+
+    ids_keep: Tensor
+    ids_restore: Tensor
+    mask: Tensor
+
+
+@dataclass(frozen=True)
+class Source:
+    """The random words of a batch for one sampler and stream."""
+
+    sample_ids: Tensor
+    step: Tensor
+    seed: int
+    stream: int
+
+    def words(self, count: int) -> Tensor:
+        """The first ``count`` words of each sample: int64 [B, count] in [0, 2^32)."""
+        return random_bits(self.sample_ids, self.step, self.seed, self.stream, count)
+
+
+def source(
+    sampler: int,
+    batch: int,
+    *,
+    seed: int,
+    step: int | Tensor,
+    sample_ids: Tensor | None,
+    stream: int,
+    device: torch.device | str | None,
+) -> Source:
+    """Check a sampler's keywords and put them where the words are drawn.
+
+    Raises:
+        TypeError: sample_ids or a step that are not integers.
+        ValueError: a negative batch, sample_ids of another length, a stream out of range, a step of
+            more than one element.
+    """
+    if batch < 0:
+        raise ValueError(f"batch must not be negative, got {batch}")
+    if not 0 <= stream < STREAMS:
+        raise ValueError(f"stream must lie in [0, {STREAMS}), got {stream}")
+    where: torch.device | str = "cpu"
+    for given in (device, *(t.device for t in (sample_ids, step) if isinstance(t, Tensor))):
+        if given is not None:
+            where = given
+            break
+    if sample_ids is None:
+        sample_ids = torch.arange(batch, device=where)
+    if sample_ids.dtype != torch.int64:
+        raise TypeError(f"sample_ids must be int64, got {sample_ids.dtype}")
+    if tuple(sample_ids.shape) != (batch,):
+        raise ValueError(f"sample_ids must have shape [{batch}], got {list(sample_ids.shape)}")
+    if isinstance(step, Tensor):
+        if step.is_floating_point() or step.numel() != 1:
+            raise ValueError(f"step must be one integer, got {step.dtype} {list(step.shape)}")
+        step = step.reshape(()).to(where, torch.int64)
+    else:
+        step = torch.full((), step, dtype=torch.int64, device=where)
+    number = STREAM_MASKS + sampler * STREAMS + stream
+    # Ops take signed integers of 64 bits.
+    return Source(sample_ids.to(where), step, (seed + 2**63) % 2**64 - 2**63, number)
+
+
+def below(words: Tensor, bound: int | Tensor) -> Tensor:
+    """Uniform integers in [0, bound) from words; bound up to 2^31 (bias below bound / 2^32)."""
+    return (words * bound) >> 32
+
+
+def fixed_point(value: float, bits: int) -> int:
+    """Return value * 2^bits as an integer, so that devices agree on every product with it."""
+    return round(value * (1 << bits))
+
+
+def check_grid(grid: tuple[int, int]) -> tuple[int, int]:
+    """Rows and columns of patches.
+
+    Raises:
+        ValueError: not two positive numbers.
+    """
+    rows, columns = grid
+    if rows < 1 or columns < 1:
+        raise ValueError(f"grid must be (rows, columns) of patches, both positive, got {grid}")
+    return rows, columns
+
+
+def rectangles(
+    top: Tensor, left: Tensor, size: tuple[Tensor | int, ...], grid: tuple[int, int]
+) -> Tensor:
+    """Blocks as masks: bool [..., rows, columns] of corners [...] and sizes (height, width)."""
+    row = torch.arange(grid[0], device=top.device) - top[..., None]
+    column = torch.arange(grid[1], device=top.device) - left[..., None]
+    height, width = (s[..., None] if isinstance(s, Tensor) else s for s in size)
+    inside = (row >= 0) & (row < height), (column >= 0) & (column < width)
+    return inside[0][..., :, None] & inside[1][..., None, :]
+
+
+def patch_mask(mask: Tensor, keep: int) -> PatchMask:
+    """Indices of a mask [B, L] whose rows leave ``keep`` patches visible each."""
+    ids_keep, ids_restore = compact_mask(mask, keep)
+    return PatchMask(ids_keep, ids_restore, mask)

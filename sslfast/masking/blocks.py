@@ -1,0 +1,194 @@
+"""Rectangles of patches hidden until a number is reached: BEiT's mask, and iBOT's share of it."""
+
+import math
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from sslfast.ops import smallest_keys
+
+from ._common import (
+    BLOCK,
+    IMAGE_RATIO,
+    PatchMask,
+    below,
+    check_grid,
+    fixed_point,
+    patch_mask,
+    rectangles,
+    source,
+)
+
+ROUNDS = 16  # blocks tried; after them a handful of patches is missing, if any
+ASPECTS = 256  # aspect ratios, evenly spaced in the logarithm
+
+
+@lru_cache(maxsize=64)
+def _sizes(most: int, min_aspect: float, device: torch.device) -> Tensor:
+    """(height, width) int64 [most + 1, ASPECTS, 2] of blocks by area and number of the aspect."""
+    span = -2 * math.log(min_aspect)
+    aspects = [math.exp(math.log(min_aspect) + (j + 0.5) / ASPECTS * span) for j in range(ASPECTS)]
+    table = [
+        [(round(math.sqrt(area * a)), round(math.sqrt(area / a))) for a in aspects]
+        for area in range(most + 1)
+    ]
+    return torch.tensor(table, device=device)
+
+
+def _hide_blocks(
+    words: Tensor, counts: Tensor, grid: tuple[int, int], min_patches: int, min_aspect: float
+) -> Tensor:
+    """Mask bool [B, L] with counts[b] hidden patches; words [B, 4 ROUNDS + L]."""
+    sizes = _sizes(max(grid[0] * grid[1], min_patches), min_aspect, words.device)
+    draws, fill = words[:, : 4 * ROUNDS].unflatten(1, (ROUNDS, 4)), words[:, 4 * ROUNDS :]
+    hidden = torch.zeros(len(words), *grid, dtype=torch.bool, device=words.device)
+    for draw in draws.unbind(1):
+        area_word, aspect_word, top_word, left_word = draw.unbind(1)
+        missing = counts - hidden.sum((1, 2))
+        low, high = missing.clamp(0, min_patches), missing.clamp_min(min_patches)
+        area = low + below(area_word, high - low + 1)
+        height, width = sizes[area, below(aspect_word, ASPECTS)].unbind(-1)
+        room = grid[0] - height, grid[1] - width
+        top, left = (below(w, r + 1) for w, r in zip((top_word, left_word), room, strict=True))
+        new = rectangles(top, left, (height, width), grid) & ~hidden
+        added = new.sum((1, 2))
+        accepted = (room[0] >= 0) & (room[1] >= 0) & (added <= missing)
+        hidden |= new & accepted[:, None, None]
+    # What is missing grows out of the blocks: first patches beside a hidden one, then any.
+    edge = torch.nn.functional.pad(hidden, (1, 1, 1, 1))
+    beside = edge[:, 2:, 1:-1] | edge[:, :-2, 1:-1] | edge[:, 1:-1, 2:] | edge[:, 1:-1, :-2]
+    order = torch.where(hidden, 0, 2 - beside.long()).flatten(1)
+    return smallest_keys((order << 32) + torch.where(order > 0, fill, 0), counts)
+
+
+def _check_blocks(min_patches: int, min_aspect: float) -> None:
+    if min_patches < 1:
+        raise ValueError(f"min_patches must be at least 1, got {min_patches}")
+    if not 0 < min_aspect <= 1:
+        raise ValueError(f"min_aspect must lie in (0, 1], got {min_aspect}")
+
+
+def block_mask(
+    batch: int,
+    grid: tuple[int, int],
+    num_masked: int = 75,
+    *,
+    min_patches: int = 16,
+    min_aspect: float = 0.3,
+    seed: int,
+    step: int | Tensor = 0,
+    sample_ids: Tensor | None = None,
+    stream: int = 0,
+    device: torch.device | str | None = None,
+) -> PatchMask:
+    """Hide rectangular blocks, exactly ``num_masked`` patches in every sample (BEiT).
+
+    Bao et al. 2022, arXiv:2106.08254, algorithm 1: blocks of area min_patches to what is missing
+    and aspect ratio min_aspect to 1 / min_aspect (log-uniform), anywhere in the grid; one that
+    would hide too many is dropped. Up to 16 are drawn; what is then missing is chosen at random
+    among the patches beside hidden ones, so that the number is always the one asked for (the
+    published code may fall short of it).
+
+    Args:
+        batch: B.
+        grid: rows and columns of patches; L is their product.
+        num_masked: hidden patches of each sample (BEiT: 75 of 14 x 14).
+        min_patches: smallest area of a block, while that many are missing.
+        min_aspect: smallest ratio of height to width.
+        seed: see ``sslfast.masking``, as for all that follow.
+        step: see ``sslfast.masking``.
+        sample_ids: see ``sslfast.masking``.
+        stream: see ``sslfast.masking``.
+        device: see ``sslfast.masking``.
+
+    Returns:
+        PatchMask(ids_keep [B, L - num_masked], ids_restore [B, L], mask [B, L]).
+
+    Raises:
+        ValueError: a number that hides no patch or all, an empty grid, a bad aspect or area.
+    """
+    rows, columns = check_grid(grid)
+    length = rows * columns
+    _check_blocks(min_patches, min_aspect)
+    if not 0 < num_masked < length:
+        raise ValueError(
+            f"num_masked={num_masked} of {length} patches: choose a number that hides some and "
+            "keeps some"
+        )
+    words = source(
+        BLOCK, batch, seed=seed, step=step, sample_ids=sample_ids, stream=stream, device=device
+    )
+    counts = torch.full_like(words.sample_ids, num_masked)
+    drawn = words.words(4 * ROUNDS + length)
+    mask = _hide_blocks(drawn, counts, (rows, columns), min_patches, min_aspect)
+    return patch_mask(mask, length - num_masked)
+
+
+def _image_counts(
+    words: Tensor, length: int, probability: float, ratios: tuple[float, float]
+) -> Tensor:
+    """Hidden patches int64 [B] of each image, from two words [B, 2] of it."""
+    whether, how_many = words.unbind(1)
+    low, high = (fixed_point(r, 24) for r in ratios)
+    ratio = low + below(how_many, high - low + 1)
+    return torch.where(whether < fixed_point(probability, 32), (ratio * length) >> 24, 0)
+
+
+def image_ratio_mask(
+    batch: int,
+    grid: tuple[int, int],
+    ratios: tuple[float, float] = (0.1, 0.5),
+    *,
+    probability: float = 0.5,
+    blocks: bool = True,
+    min_patches: int = 16,
+    min_aspect: float = 0.3,
+    seed: int,
+    step: int | Tensor = 0,
+    sample_ids: Tensor | None = None,
+    stream: int = 0,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """Hide another share of each image, and nothing of some (iBOT).
+
+    Zhou et al. 2022, arXiv:2111.07832, section 4.1: with probability 0.5 an image is whole, else a
+    ratio r uniform in 0.3 +- 0.2 is drawn for it, and int(r L) patches are hidden block-wise.
+
+    Args:
+        batch: B.
+        grid: rows and columns of patches; L is their product.
+        ratios: smallest and largest share of hidden patches.
+        probability: that anything of an image is hidden.
+        blocks: hide as ``block_mask`` does, or every patch independently.
+        min_patches: smallest area of a block, while that many are missing.
+        min_aspect: smallest ratio of height to width of a block.
+        seed: see ``sslfast.masking``, as for all that follow.
+        step: see ``sslfast.masking``.
+        sample_ids: see ``sslfast.masking``.
+        stream: see ``sslfast.masking``.
+        device: see ``sslfast.masking``.
+
+    Returns:
+        mask bool [B, L], true = hidden. Images differ in how many are hidden, so there is no
+        ids_keep: such methods let the encoder see a mask token instead.
+
+    Raises:
+        ValueError: ratios or a probability outside [0, 1], an empty grid, a bad aspect or area.
+    """
+    rows, columns = check_grid(grid)
+    length = rows * columns
+    _check_blocks(min_patches, min_aspect)
+    if not 0 <= ratios[0] <= ratios[1] <= 1:
+        raise ValueError(f"ratios must be (smallest, largest) within [0, 1], got {ratios}")
+    if not 0 <= probability <= 1:
+        raise ValueError(f"probability must lie in [0, 1], got {probability}")
+    words = source(
+        IMAGE_RATIO, batch, seed=seed, step=step, sample_ids=sample_ids, stream=stream,
+        device=device,
+    )  # fmt: skip
+    drawn = words.words(2 + 4 * ROUNDS + length)
+    counts = _image_counts(drawn[:, :2], length, probability, ratios)
+    if blocks:
+        return _hide_blocks(drawn[:, 2:], counts, (rows, columns), min_patches, min_aspect)
+    return smallest_keys(drawn[:, 2 + 4 * ROUNDS :], counts)

@@ -1,0 +1,121 @@
+"""Patches hidden independently: MAE's random mask, and VideoMAE's tubes of it."""
+
+import torch
+from torch import Tensor
+
+from sslfast.ops import random_patch_mask
+
+from ._common import RANDOM, PatchMask, source
+
+
+def _check_keep(keep: int, patches: int, mask_ratio: float, what: str) -> int:
+    if patches < 1:
+        raise ValueError(f"{what} must be at least 1, got {patches}")
+    if not 0 < keep < patches:
+        left = "no" if keep <= 0 else "every"
+        raise ValueError(
+            f"mask_ratio={mask_ratio} leaves {left} patch of {patches} visible: choose a ratio "
+            "that hides some and keeps some"
+        )
+    return keep
+
+
+def random_mask(
+    batch: int,
+    num_patches: int,
+    mask_ratio: float = 0.75,
+    *,
+    seed: int,
+    step: int | Tensor = 0,
+    sample_ids: Tensor | None = None,
+    stream: int = 0,
+    device: torch.device | str | None = None,
+) -> PatchMask:
+    """Hide patches at random, the same number in every sample (MAE).
+
+    He et al. 2022, arXiv:2111.06377, section 3: a uniformly random subset without replacement. The
+    K patches whose Philox words are smallest stay, ties by index; one launch on a GPU.
+
+    Args:
+        batch: B.
+        num_patches: L.
+        mask_ratio: share of hidden patches; K = int(L * (1 - mask_ratio)) stay, as in MAE's code.
+        seed: see ``sslfast.masking``, as for all that follow.
+        step: see ``sslfast.masking``.
+        sample_ids: see ``sslfast.masking``.
+        stream: see ``sslfast.masking``.
+        device: see ``sslfast.masking``.
+
+    Returns:
+        PatchMask(ids_keep [B, K], ids_restore [B, L], mask [B, L]).
+
+    Raises:
+        ValueError: a ratio that leaves no patch visible, or none hidden, as every ratio does of one
+            patch.
+    """
+    keep = _check_keep(int(num_patches * (1 - mask_ratio)), num_patches, mask_ratio, "num_patches")
+    words = source(
+        RANDOM, batch, seed=seed, step=step, sample_ids=sample_ids, stream=stream, device=device
+    )
+    return PatchMask(
+        *random_patch_mask(
+            words.sample_ids, words.step, words.seed, words.stream, num_patches, keep
+        )
+    )
+
+
+def tube_mask(
+    batch: int,
+    frames: int,
+    patches_per_frame: int,
+    mask_ratio: float = 0.9,
+    *,
+    seed: int,
+    step: int | Tensor = 0,
+    sample_ids: Tensor | None = None,
+    stream: int = 0,
+    device: torch.device | str | None = None,
+) -> PatchMask:
+    """Hide the same patches in every frame (VideoMAE).
+
+    Tong et al. 2022, arXiv:2203.12602, section 3.3. Rounded as in its code: of P patches a frame
+    int(P * mask_ratio) are hidden, so that 20 of 196 stay at 90 %.
+
+    Args:
+        batch: B.
+        frames: T, counted after the tubelet embedding (8 of 16 frames with tubelets of 2).
+        patches_per_frame: P. Patch p of frame t is number t P + p; L = T P.
+        mask_ratio: share of hidden patches of a frame.
+        seed: see ``sslfast.masking``, as for all that follow.
+        step: see ``sslfast.masking``.
+        sample_ids: see ``sslfast.masking``.
+        stream: see ``sslfast.masking``.
+        device: see ``sslfast.masking``.
+
+    Returns:
+        PatchMask(ids_keep [B, T k], ids_restore [B, L], mask [B, L]), k patches of each frame.
+
+    Raises:
+        ValueError: no frames, or a ratio that leaves no patch visible or none hidden.
+    """
+    if frames < 1:
+        raise ValueError(f"frames must be at least 1, got {frames}")
+    hidden = int(patches_per_frame * mask_ratio)
+    keep = _check_keep(
+        patches_per_frame - hidden, patches_per_frame, mask_ratio, "patches_per_frame"
+    )
+    words = source(
+        RANDOM, batch, seed=seed, step=step, sample_ids=sample_ids, stream=stream, device=device
+    )
+    ids_keep, place, mask = random_patch_mask(
+        words.sample_ids, words.step, words.seed, words.stream, patches_per_frame, keep
+    )
+    frame = torch.arange(frames, device=mask.device)[:, None]
+    # A frame's visible patches follow those of the frames before it, and so do its hidden ones.
+    place = place[:, None]
+    shift = torch.where(place < keep, frame * keep, (frames - 1) * keep + frame * hidden)
+    return PatchMask(
+        (ids_keep[:, None] + frame * patches_per_frame).flatten(1),
+        (place + shift).flatten(1),
+        mask.repeat(1, frames),
+    )

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sslfast.kernels import registry
+from sslfast.kernels import _tiles, registry
 from sslfast.kernels.philox import reference as philox_oracle
 from sslfast.kernels.philox import triton as philox
 from sslfast.kernels.similarity_softmax import Pairing, problem
@@ -31,9 +31,9 @@ ROUNDING = {torch.float32: 0.0, torch.float16: 2.0**-11, torch.bfloat16: 0.0}  #
 
 
 def set_tile(patch: pytest.MonkeyPatch, rows: int, columns: int, depth: int, output: int) -> None:
-    tile = backend.Tile(rows, columns, depth, output, warps=4, stages=2)
+    tile = _tiles.Tile(rows, columns, depth, output, warps=4, stages=2)
     for arithmetic in ("16-bit", "ieee"):
-        patch.setitem(backend.TILES, (8, arithmetic), ((0, tile, tile),))
+        patch.setitem(_tiles.TILES, (8, arithmetic), ((0, tile, tile),))
 
 
 def unit_rows(m: int, d: int, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
@@ -151,6 +151,25 @@ def test_features_in_chunks(
     set_tile(monkeypatch, 32, 64, 32, 64)
     x, y = unit_rows(50, d, dtype, generator), unit_rows(70, d, dtype, generator)
     check(x, y, 10.0, Pairing(50, 7, 0, 20), generator)
+
+
+@pytest.mark.parametrize("parts", [2, 3, 40])
+def test_columns_split_among_programs(
+    parts: int, generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also among more programs than there are tiles."""
+    set_tile(monkeypatch, 32, 16, 32, 32)
+    monkeypatch.setattr(backend, "splits", lambda *sizes: parts)
+    for dtype in (torch.float32, torch.float16):
+        x, y = unit_rows(50, 40, dtype, generator), unit_rows(140, 40, dtype, generator)
+        check(x, None, 10.0, Pairing(50, 25, leave_out_self=True), generator)
+        check(x, y, 10.0, Pairing(40, 7, 5, 60), generator)
+    one = unit_rows(1, 8, torch.float32, generator)
+    lse, _ = check(one, one.clone(), 10.0, Pairing(1), generator)
+    assert lse.isneginf().all()
+    x[3, 1] = math.nan
+    lse, _, _ = backend.forward(x, y, torch.tensor(10.0), Pairing(0))
+    assert lse.isnan().tolist() == [i == 3 for i in range(50)]
 
 
 def test_tile_table_as_it_is(generator: torch.Generator) -> None:

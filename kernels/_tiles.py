@@ -1,8 +1,7 @@
 """Shapes of the programs of the Triton kernels: static tables, or what a user has measured.
 
-All matrix kernels of this package are row-stationary loops over tiles of similarities, so two
-tables serve them: one for kernels that keep statistics of a row, one for kernels that also keep a
-gradient. ``_tuning.py`` reads what ``python -m benchmarks.tune`` has measured on a GPU.
+All matrix kernels of this package are row-stationary loops over tiles of similarities, of few
+kinds. ``_tuning.py`` reads what ``python -m benchmarks.tune`` has measured on a GPU.
 """
 
 from functools import lru_cache
@@ -42,30 +41,63 @@ VARIANTS = (
 )
 DIMS = (64, 128, 256, 512)
 
-# By architecture and arithmetic: (largest D, forward, backward), the last for every larger D. "8"
-# stands for all that have no row of their own too, so it stays within 99 KB of shared memory.
-TILES: dict[tuple[int, str], tuple[tuple[int, Tile, Tile], ...]] = {
-    (8, "16-bit"): (
-        (128, Tile(128, 64, 128, 128, 8, 2), Tile(128, 64, 128, 128, 8, 2)),
-        (256, Tile(128, 64, 256, 256, 8, 2), Tile(64, 64, 256, 256, 8, 2)),
-        (0, Tile(128, 64, 64, 0, 8, 2), Tile(64, 64, 64, 256, 8, 2)),
+Table = tuple[tuple[int, Tile], ...]
+
+# By kind of kernel, architecture and arithmetic: (largest D, tile), the last for every larger D.
+# "8" stands for all that have no row of their own too, so it stays within 99 KB of shared memory.
+TILES: dict[tuple[str, int, str], Table] = {
+    # Keep statistics of a row.
+    ("statistics", 8, "16-bit"): (
+        (128, Tile(128, 64, 128, 0, 8, 2)),
+        (256, Tile(128, 64, 256, 0, 8, 2)),
+        (0, Tile(128, 64, 64, 0, 8, 2)),
     ),
-    (9, "16-bit"): (
-        (128, Tile(128, 64, 128, 128, 8, 3), Tile(128, 128, 128, 128, 8, 2)),
-        (256, Tile(128, 64, 256, 256, 8, 2), Tile(128, 64, 256, 256, 8, 2)),
-        (0, Tile(128, 128, 64, 0, 8, 3), Tile(128, 64, 32, 256, 8, 2)),
+    ("statistics", 9, "16-bit"): (
+        (128, Tile(128, 64, 128, 0, 8, 3)),
+        (256, Tile(128, 64, 256, 0, 8, 2)),
+        (0, Tile(128, 128, 64, 0, 8, 3)),
     ),
-    (10, "16-bit"): (
-        (128, Tile(128, 64, 128, 128, 8, 2), Tile(128, 64, 128, 128, 8, 2)),
-        (256, Tile(128, 64, 256, 256, 8, 2), Tile(128, 64, 256, 256, 8, 2)),
-        (0, Tile(128, 128, 64, 0, 8, 3), Tile(128, 64, 64, 256, 8, 2)),
+    ("statistics", 10, "16-bit"): (
+        (128, Tile(128, 64, 128, 0, 8, 2)),
+        (256, Tile(128, 64, 256, 0, 8, 2)),
+        (0, Tile(128, 128, 64, 0, 8, 3)),
     ),
-    (8, "tf32"): ((0, Tile(128, 64, 32, 0, 8, 2), Tile(128, 32, 32, 128, 8, 2)),),
-    (8, "ieee"): (
-        (64, Tile(64, 64, 16, 0, 8, 2), Tile(64, 32, 16, 64, 8, 2)),
-        (0, Tile(64, 64, 16, 0, 8, 2), Tile(64, 32, 16, 128, 4, 2)),
+    ("statistics", 8, "tf32"): ((0, Tile(128, 64, 32, 0, 8, 2)),),
+    ("statistics", 8, "ieee"): ((0, Tile(64, 64, 16, 0, 8, 2)),),
+    # Keep a gradient too.
+    ("gradient", 8, "16-bit"): (
+        (128, Tile(128, 64, 128, 128, 8, 2)),
+        (256, Tile(64, 64, 256, 256, 8, 2)),
+        (0, Tile(64, 64, 64, 256, 8, 2)),
+    ),
+    ("gradient", 9, "16-bit"): (
+        (128, Tile(128, 128, 128, 128, 8, 2)),
+        (256, Tile(128, 64, 256, 256, 8, 2)),
+        (0, Tile(128, 64, 32, 256, 8, 2)),
+    ),
+    ("gradient", 10, "16-bit"): (
+        (128, Tile(128, 64, 128, 128, 8, 2)),
+        (256, Tile(128, 64, 256, 256, 8, 2)),
+        (0, Tile(128, 64, 64, 256, 8, 2)),
+    ),
+    ("gradient", 8, "tf32"): ((0, Tile(128, 32, 32, 128, 8, 2)),),
+    ("gradient", 8, "ieee"): (
+        (64, Tile(64, 32, 16, 64, 8, 2)),
+        (0, Tile(64, 32, 16, 128, 4, 2)),
     ),
 }
+KINDS = ("statistics", "gradient", "contrast")
+# The sigmoid's losses beside its gradient take registers of their own.
+TILES |= {("contrast", *key[1:]): table for key, table in TILES.items() if key[0] == "gradient"}
+TILES["contrast", 9, "16-bit"] = (
+    (128, Tile(128, 64, 128, 128, 8, 2)),
+    (256, Tile(128, 32, 256, 256, 8, 2)),
+    (0, Tile(128, 32, 32, 256, 8, 2)),
+)
+TILES["contrast", 8, "ieee"] = (
+    (64, Tile(64, 32, 16, 64, 8, 2)),
+    (0, Tile(64, 32, 16, 128, 8, 2)),
+)
 
 
 def refuses(dtype: torch.dtype) -> str | None:
@@ -83,15 +115,15 @@ def arithmetic_of(dtype: torch.dtype) -> str:
     return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
 
 
-def static_tile(dim: int, arithmetic: str, architecture: int, backward: bool) -> Tile:
+def static_tile(kind: str, dim: int, arithmetic: str, architecture: int) -> Tile:
     """The tables' tile for D = ``dim`` on a GPU of this compute capability."""
-    table = TILES.get((architecture // 10, arithmetic)) or TILES[8, arithmetic]
-    entry = next((e for e in table if dim <= e[0]), table[-1])
-    return fitted(entry[2] if backward else entry[1], dim)
+    table = TILES.get((kind, architecture // 10, arithmetic)) or TILES[kind, 8, arithmetic]
+    return fitted(table, dim)
 
 
-def fitted(tile: Tile, dim: int) -> Tile:
-    """The same tile, no deeper than ``dim`` features need."""
+def fitted(table: Table, dim: int) -> Tile:
+    """The table's tile for D = ``dim``, no deeper than its features need."""
+    tile = next((t for largest, t in table if dim <= largest), table[-1][1])
     enough = max(triton.next_power_of_2(dim), 16)
     return tile._replace(depth=min(tile.depth, enough), output=min(tile.output, enough))
 
@@ -147,6 +179,6 @@ def multiprocessors(device: torch.device) -> int:
     return _multiprocessors(torch.cuda.current_device() if device.index is None else device.index)
 
 
-def tile_for(kernel: str, dim: int, arithmetic: str, device: torch.device, backward: bool) -> Tile:
+def tile_for(kind: str, dim: int, arithmetic: str, device: torch.device) -> Tile:
     """The tile to launch with: measured on this GPU if there is a file of it, else the tables'."""
-    return static_tile(dim, arithmetic, capability(device), backward)
+    return static_tile(kind, dim, arithmetic, capability(device))

@@ -27,6 +27,7 @@ only the rows have statistics, g_i joins after the sum and the probabilities are
 import triton
 import triton.language as tl
 
+from .._growth import ROOM, UNDO_ROOM, growth
 from ._triton_tiles import (
     INFINITY,
     LOG2E,
@@ -40,8 +41,6 @@ from ._triton_tiles import (
 )
 
 SPREAD = tl.constexpr(160.0)
-ROOM = tl.constexpr(14)  # a probability times 2^ROOM is at the top of the range of fp16
-UNDO_ROOM = tl.constexpr(2.0**-14)
 
 
 @triton.jit
@@ -83,11 +82,7 @@ def plan_kernel(
     low, high, top = tl.min(b_low, 0), tl.max(b_high, 0), tl.max(b_top, 0)
     spread = (high - low) * LOG2E
     centre = tl.where(low <= high, (0.5 * low + 0.5 * high) * LOG2E, 0.0)
-    # Powers of two by their bits: exact. |g_i| + |h_j| ends below 2^(ROOM + 1).
-    exponent = ROOM - 1 + 127 - (top.to(tl.int32, bitcast=True) >> 23)
-    exponent = tl.minimum(tl.maximum(exponent, -126), 126)
-    grow = ((127 + exponent) << 23).to(tl.float32, bitcast=True)
-    shrink = ((127 - exponent) << 23).to(tl.float32, bitcast=True)
+    grow, shrink = growth(top)  # |g_i| + |h_j| ends below 2^(ROOM + 1)
 
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     if p_row_lse is not None:

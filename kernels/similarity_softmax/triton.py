@@ -36,8 +36,6 @@ PRIORITY = 20
 
 available = unavailable
 
-FORWARD, BACKWARD = "similarity_softmax.forward", "similarity_softmax.backward"
-
 
 def supports(problem: Problem) -> str | None:
     """Everything in up to float32."""
@@ -63,7 +61,7 @@ def _row_statistics(
     if not m:
         return scale.new_empty(0), scale.new_empty(0)
     arithmetic = arithmetic_of(rows.dtype)
-    tile = tile_for(FORWARD, dim, arithmetic, rows.device, backward=False)
+    tile = tile_for("statistics", dim, arithmetic, rows.device)
     constants, options = settings(dim, rows.dtype, arithmetic, tile)
     blocks, tiles = triton.cdiv(m, tile.rows), triton.cdiv(len(columns), tile.columns)
     parts = splits(blocks, tiles, multiprocessors(rows.device))
@@ -118,7 +116,7 @@ def backward(
     y = rows if columns is None else columns
     m, dim = rows.shape
     arithmetic = arithmetic_of(rows.dtype)
-    tile = tile_for(BACKWARD, dim, arithmetic, rows.device, backward=True)
+    tile = tile_for("gradient", dim, arithmetic, rows.device)
     constants, options = settings(dim, rows.dtype, arithmetic, tile)
     blocks, features = triton.cdiv(m, tile.rows), triton.cdiv(dim, tile.output)
     tiles = triton.cdiv(len(y), tile.columns)
@@ -165,12 +163,12 @@ def ahead_of_time(capability: int, dims: tuple[int, ...] = DIMS) -> Iterator[Com
         pointers = dict.fromkeys(("p_x", "p_y"), "*" + DTYPES[dtype][0])
         matrix = arithmetic != "ieee"
         for dim in dims:
-            tile = static_tile(dim, arithmetic, capability, backward=False)
+            tile = static_tile("statistics", dim, arithmetic, capability)
             constants, options = settings(dim, dtype, arithmetic, tile)
             types = signature(forward_kernel, constants, **pointers)
             name = f"forward {label} D={dim}"
             yield Compilation(name, forward_kernel, types, constants, options, matrix)
-            tile = static_tile(dim, arithmetic, capability, backward=True)
+            tile = static_tile("gradient", dim, arithmetic, capability)
             shared, options = settings(dim, dtype, arithmetic, tile)
             for sides, absent in _ABSENT.items():
                 absent += () if arithmetic == "16-bit" else _PLANNED

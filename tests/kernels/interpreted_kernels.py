@@ -5,6 +5,7 @@ bfloat16 weights stay in float32 here, since the interpreter cannot multiply bfl
 where a GPU rounds: the error of that rounding can be seen on a GPU only.
 """
 
+import itertools
 import math
 
 import pytest
@@ -32,8 +33,8 @@ ROUNDING = {torch.float32: 0.0, torch.float16: 2.0**-11, torch.bfloat16: 0.0}  #
 
 def set_tile(patch: pytest.MonkeyPatch, rows: int, columns: int, depth: int, output: int) -> None:
     tile = _tiles.Tile(rows, columns, depth, output, warps=4, stages=2)
-    for arithmetic in ("16-bit", "ieee"):
-        patch.setitem(_tiles.TILES, (8, arithmetic), ((0, tile, tile),))
+    for kind, arithmetic in itertools.product(_tiles.KINDS, ("16-bit", "ieee")):
+        patch.setitem(_tiles.TILES, (kind, 8, arithmetic), ((0, tile),))
 
 
 def unit_rows(m: int, d: int, dtype: torch.dtype, generator: torch.Generator) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ._triton import INTERPRETED, capability
+from ._triton import INTERPRETED
 
 
 class Tile(NamedTuple):
@@ -87,6 +87,7 @@ TILES: dict[tuple[str, int, str], Table] = {
     ),
 }
 KINDS = ("statistics", "gradient", "contrast")
+ARITHMETICS = ("16-bit", "tf32", "ieee")
 # The sigmoid's losses beside its gradient take registers of their own.
 TILES |= {("contrast", *key[1:]): table for key, table in TILES.items() if key[0] == "gradient"}
 TILES["contrast", 9, "16-bit"] = (
@@ -177,8 +178,3 @@ def multiprocessors(device: torch.device) -> int:
     if INTERPRETED:
         return 1
     return _multiprocessors(torch.cuda.current_device() if device.index is None else device.index)
-
-
-def tile_for(kind: str, dim: int, arithmetic: str, device: torch.device) -> Tile:
-    """The tile to launch with: measured on this GPU if there is a file of it, else the tables'."""
-    return static_tile(kind, dim, arithmetic, capability(device))

@@ -24,9 +24,9 @@ from .._tiles import (
     settings,
     splits,
     static_tile,
-    tile_for,
 )
 from .._triton import DEVICE, INTERPRETED, Compilation, signature, unavailable
+from .._tuning import tile_for
 from ..similarity_softmax.triton import merged
 from . import Problem, Wants
 from ._triton_kernels import classifier_kernel, logits_kernel, weigh_kernel

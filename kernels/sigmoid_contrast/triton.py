@@ -24,9 +24,9 @@ from .._tiles import (
     settings,
     splits,
     static_tile,
-    tile_for,
 )
 from .._triton import DEVICE, Compilation, signature, unavailable
+from .._tuning import tile_for
 from ..similarity_softmax import Pairing
 from . import Problem
 from ._triton_kernel import contrast_kernel

@@ -23,9 +23,9 @@ from .._tiles import (
     settings,
     splits,
     static_tile,
-    tile_for,
 )
 from .._triton import DEVICE, Compilation, signature, unavailable
+from .._tuning import tile_for
 from . import Pairing, Problem
 from ._triton_backward import backward_kernel, plan_kernel
 from ._triton_forward import forward_kernel, merge_kernel

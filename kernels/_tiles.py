@@ -93,7 +93,7 @@ TILES |= {("contrast", *key[1:]): table for key, table in TILES.items() if key[0
 TILES["contrast", 9, "16-bit"] = (
     (128, Tile(128, 64, 128, 128, 8, 2)),
     (256, Tile(128, 32, 256, 256, 8, 2)),
-    (0, Tile(128, 32, 32, 256, 8, 2)),
+    (0, Tile(128, 32, 64, 256, 16, 2)),
 )
 TILES["contrast", 8, "ieee"] = (
     (64, Tile(64, 32, 16, 64, 8, 2)),

@@ -154,23 +154,24 @@ def test_features_in_chunks(
     check(x, y, 10.0, Pairing(50, 7, 0, 20), generator)
 
 
-@pytest.mark.parametrize("parts", [2, 3, 40])
-def test_columns_split_among_programs(
-    parts: int, generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("parts", "dtype"), [(2, torch.float32), (3, torch.float16), (8, torch.float32)]
+)
+def test_columns_shared_among_programs(
+    parts: int, dtype: torch.dtype, generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also among more programs than there are tiles."""
     set_tile(monkeypatch, 32, 16, 32, 32)
     monkeypatch.setattr(backend, "splits", lambda *sizes: parts)
-    for dtype in (torch.float32, torch.float16):
-        x, y = unit_rows(50, 40, dtype, generator), unit_rows(140, 40, dtype, generator)
-        check(x, None, 10.0, Pairing(50, 25, leave_out_self=True), generator)
-        check(x, y, 10.0, Pairing(40, 7, 5, 60), generator)
-    one = unit_rows(1, 8, torch.float32, generator)
-    lse, _ = check(one, one.clone(), 10.0, Pairing(1), generator)
+    x, y = unit_rows(40, 24, dtype, generator), unit_rows(100, 24, dtype, generator)
+    check(x, None, 10.0, Pairing(40, 20, leave_out_self=True), generator, ("both",))
+    check(x, y, 10.0, Pairing(40, 7, 0, 60), generator, ("both", "rows"))
+    one = unit_rows(1, 8, dtype, generator)
+    lse, _ = check(one, one.clone(), 10.0, Pairing(1), generator, ("both",))
     assert lse.isneginf().all()
     x[3, 1] = math.nan
     lse, _, _ = backend.forward(x, y, torch.tensor(10.0), Pairing(0))
-    assert lse.isnan().tolist() == [i == 3 for i in range(50)]
+    assert lse.isnan().tolist() == [i == 3 for i in range(40)]
 
 
 def test_tile_table_as_it_is(generator: torch.Generator) -> None:

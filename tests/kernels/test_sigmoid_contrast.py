@@ -63,16 +63,15 @@ def check(
 @pytest.mark.parametrize("name", RUNNABLE)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(
-    ("m", "n", "d", "pairing"),
+    ("m", "n", "d", "pairing", "scale", "bias"),
     [
-        (1, 1, 4, Pairing(1)),
-        (252, 507, 123, Pairing(252, 0, 0, 255)),  # a rank's rows against all
-        (507, 252, 123, Pairing(200, 37, 11, 52)),
-        (600, 600, 64, Pairing(600)),
-        (7, 9000, 8, Pairing(0)),  # another rank's columns: no positives
+        (1, 1, 4, Pairing(1), 10.0, -10.0),
+        (252, 507, 123, Pairing(252, 0, 0, 255), 10.0, -10.0),  # a rank's rows against all
+        (507, 252, 33, Pairing(200, 37, 11, 52), -3.0, 2.0),
+        (300, 300, 64, Pairing(300), 100.0, -20.0),
+        (7, 9000, 8, Pairing(0), 10.0, -10.0),  # another rank's columns: no positives
     ],
 )
-@pytest.mark.parametrize(("scale", "bias"), [(10.0, -10.0), (100.0, -20.0), (-3.0, 2.0)])
 def test_against_the_oracle(name, dtype, m, n, d, pairing, scale, bias, generator) -> None:
     x, y = embeddings(m, d, dtype, generator), embeddings(n, d, dtype, generator)
     check(name, x, y, scale, bias, pairing, 1)

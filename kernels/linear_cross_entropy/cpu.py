@@ -57,6 +57,8 @@ def _run(
     d_hidden = hidden.new_empty((n, dim) if wants.hidden else (0,))
     d_weight = hidden.new_empty((v, dim) if wants.weight else (0,))
     d_bias = hidden.new_empty(v if wants.bias else 0)
+    if not n:  # no weights of rows, which ask the extension for gradients
+        return lse, target_logit, d_hidden, d_weight.zero_(), d_bias.zero_()
 
     def address(tensor: Tensor | None, present: bool = True) -> int:
         return tensor.data_ptr() if present and tensor is not None else 0

@@ -3,7 +3,8 @@
 Exponents are to base 2: t, a and b are logits and log-sum-exps times log2(e). Both products, for t
 and for U, come from one tile: 4 M N D FLOP while D fits one accumulator (else t is computed once
 for each BLOCK_U features of U), M N or 2 M N exponentials, no atomics; reads X once and Y once a
-row block (from L2), writes U once.
+row block (from L2), writes U once. Where row blocks are few, S programs share the column tiles of
+each and write S parts of U, to be added in order.
 
 Two exponentials an element are right for any data, since both powers are at most 1, but take as
 long as the products at D = 128. One is enough in the form
@@ -26,6 +27,7 @@ only the rows have statistics, g_i joins after the sum and the probabilities are
 import triton
 import triton.language as tl
 
+from .._growth import ROOM, UNDO_ROOM, growth
 from ._triton_tiles import (
     INFINITY,
     LOG2E,
@@ -35,11 +37,10 @@ from ._triton_tiles import (
     masked_tiles,
     nth_tile,
     on_diagonal,
+    share,
 )
 
 SPREAD = tl.constexpr(160.0)
-ROOM = tl.constexpr(14)  # a probability times 2^ROOM is at the top of the range of fp16
-UNDO_ROOM = tl.constexpr(2.0**-14)
 
 
 @triton.jit
@@ -81,11 +82,7 @@ def plan_kernel(
     low, high, top = tl.min(b_low, 0), tl.max(b_high, 0), tl.max(b_top, 0)
     spread = (high - low) * LOG2E
     centre = tl.where(low <= high, (0.5 * low + 0.5 * high) * LOG2E, 0.0)
-    # Powers of two by their bits: exact. |g_i| + |h_j| ends below 2^(ROOM + 1).
-    exponent = ROOM - 1 + 127 - (top.to(tl.int32, bitcast=True) >> 23)
-    exponent = tl.minimum(tl.maximum(exponent, -126), 126)
-    grow = ((127 + exponent) << 23).to(tl.float32, bitcast=True)
-    shrink = ((127 - exponent) << 23).to(tl.float32, bitcast=True)
+    grow, shrink = growth(top)  # |g_i| + |h_j| ends below 2^(ROOM + 1)
 
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     if p_row_lse is not None:
@@ -106,7 +103,7 @@ def backward_kernel(
     D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_U: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """BLOCK_U features of the gradient of BLOCK_M rows.
+    """BLOCK_U features of the gradient of BLOCK_M rows, from a share of the columns; U [S, M, D].
 
     Statistics of either side may be None; ``p_plan`` is None for float32, which needs no scaling.
     """
@@ -116,6 +113,7 @@ def backward_kernel(
     FORMS: tl.constexpr = 2 if PLANNED and ROW else 1
     i_row = tl.program_id(0) * BLOCK_M
     k_first = tl.program_id(1) * BLOCK_U
+    i_part, parts = tl.program_id(2), tl.num_programs(2)
     i = i_row + tl.arange(0, BLOCK_M)
     wrapped = (row_base + length - shift, column_base, shift)
     itself = (row_base, column_base, self_length)
@@ -141,7 +139,9 @@ def backward_kernel(
     for FACTORED in tl.static_range(FORMS):  # one exponential an element, or two
         if fits == FACTORED:
             for PLAIN in tl.static_range(2):
-                for n in tl.range(0, tl.cdiv(N, BLOCK_N) - masked if PLAIN else masked):
+                tiles = tl.cdiv(N, BLOCK_N) - masked if PLAIN else masked
+                begin, end = share(tiles, i_part, parts)
+                for n in tl.range(begin, end):
                     i_column = nth_tile(n, ranges, not PLAIN) * BLOCK_N
                     j = i_column + tl.arange(0, BLOCK_N)
                     m_column = None if PLAIN else j < N
@@ -175,5 +175,5 @@ def backward_kernel(
     elif not COLUMN:
         b_u *= (b_row_weight * UNDO_ROOM)[:, None]
     k = k_first + tl.arange(0, BLOCK_U)[None, :]
-    p_u += tl.cast(i_row, tl.int64) * D + tl.arange(0, BLOCK_M)[:, None] * D + k
+    p_u += (tl.cast(i_part, tl.int64) * M + i_row) * D + tl.arange(0, BLOCK_M)[:, None] * D + k
     tl.store(p_u, b_u, mask=(i < M)[:, None] & (k < D))

@@ -2,7 +2,8 @@
 
 Online over column tiles: the running maximum starts at the lowest float32, exponents are to base 2
 with log2(e) folded into the scale, products accumulate in float32. 2 M N D FLOP and M N
-exponentials; reads X once and Y once a row block (from L2), writes 8 bytes a row.
+exponentials; reads X once and Y once a row block (from L2), writes 8 bytes a row. Where row blocks
+are few, S programs share the column tiles of each, and ``merge_kernel`` joins their S results.
 """
 
 # mypy: disable-error-code=no-untyped-def
@@ -14,15 +15,15 @@ from ._triton_tiles import (
     INFINITY,
     LN2,
     LOG2E,
+    LOWEST,
     SIZES,
     chunked_products,
     load_tile,
     masked_tiles,
     nth_tile,
     on_diagonal,
+    share,
 )
-
-LOWEST = tl.constexpr(-3.4028234e38)
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -32,7 +33,11 @@ def forward_kernel(
     D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
     OPERAND: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Log-sum-exp and positive logit of BLOCK_M rows."""
+    """Log-sum-exp and positive logit of BLOCK_M rows over this program's share of the columns.
+
+    Results are [S, M]: a positive that another program meets is 0 here.
+    """
+    i_part, parts = tl.program_id(1), tl.num_programs(1)
     i_row = tl.program_id(0) * BLOCK_M
     i = i_row + tl.arange(0, BLOCK_M)
     wrapped = (row_base + length - shift, column_base, shift)
@@ -49,7 +54,8 @@ def forward_kernel(
     b_sum = tl.zeros((BLOCK_M,), tl.float32)
     b_positive = tl.zeros((BLOCK_M,), tl.float32)
     for PLAIN in tl.static_range(2):
-        for n in tl.range(0, tl.cdiv(N, BLOCK_N) - masked if PLAIN else masked):
+        begin, end = share(tl.cdiv(N, BLOCK_N) - masked if PLAIN else masked, i_part, parts)
+        for n in tl.range(begin, end):
             i_column = nth_tile(n, ranges, not PLAIN) * BLOCK_N
             if D <= BLOCK_D:
                 b_y = load_tile(p_y, i_column, N, 0, D, BLOCK_N, BLOCK_D, PLAIN, OPERAND)
@@ -70,6 +76,29 @@ def forward_kernel(
             b_sum = b_sum * tl.exp2(b_max - b_new) + tl.sum(tl.exp2(b_t - b_new[:, None]), 1)
             b_max = b_new
 
-    tl.store(p_lse + i, (b_max + tl.log2(b_sum)) * LN2, mask=i < M)
+    i_out = i_part * M + i
+    tl.store(p_lse + i_out, (b_max + tl.log2(b_sum)) * LN2, mask=i < M)
     b_positive = tl.where(i_positive >= 0, b_positive * LN2, -INFINITY)
+    tl.store(p_positive + i_out, b_positive, mask=i < M)
+
+
+@triton.jit(do_not_specialize=["M", "parts"])
+def merge_kernel(
+    p_part_lse, p_part_positive, p_lse, p_positive, M, parts,
+    BLOCK_M: tl.constexpr, BLOCK_S: tl.constexpr,
+):  # fmt: skip
+    """Log-sum-exps [M] from partial ones [S, M], positives from partial sums, in a fixed order."""
+    i = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    b_max = tl.full((BLOCK_M,), LOWEST, tl.float32)
+    b_sum = tl.zeros((BLOCK_M,), tl.float32)
+    b_positive = tl.zeros((BLOCK_M,), tl.float32)
+    for first in tl.range(0, parts, BLOCK_S):
+        s = first + tl.arange(0, BLOCK_S)[:, None]
+        m = (s < parts) & (i < M)[None, :]
+        b_lse = tl.load(p_part_lse + s * M + i[None, :], mask=m, other=-INFINITY) * LOG2E
+        b_new = tl.maximum(b_max, tl.max(b_lse, 0))
+        b_sum = b_sum * tl.exp2(b_max - b_new) + tl.sum(tl.exp2(b_lse - b_new[None, :]), 0)
+        b_max = b_new
+        b_positive += tl.sum(tl.load(p_part_positive + s * M + i[None, :], mask=m, other=0), 0)
+    tl.store(p_lse + i, (b_max + tl.log2(b_sum)) * LN2, mask=i < M)
     tl.store(p_positive + i, b_positive, mask=i < M)

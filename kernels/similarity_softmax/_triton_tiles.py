@@ -1,4 +1,4 @@
-"""What the Triton kernels of this op share: which tiles need masks, and how tiles are read.
+"""What the matrix kernels share: which tiles need masks, who takes which, how they are read.
 
 Positives and left-out elements lie on at most three diagonals, so only the column tiles that a
 diagonal crosses, and a last one that is not full, need masks. A kernel visits these first, in a
@@ -13,6 +13,7 @@ import triton.language as tl
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 INFINITY = tl.constexpr(float("inf"))
+LOWEST = tl.constexpr(-3.4028234e38)
 
 # Never constants of a compilation: a last batch of another size must not compile again.
 SIZES = ["M", "N", "length", "shift", "row_base", "column_base", "self_length"]
@@ -63,6 +64,14 @@ def nth_tile(n, ranges, INSIDE: tl.constexpr):
         n += tl.where(n >= ranges[4], ranges[5] - ranges[4], 0)
         n += tl.where(n >= ranges[6], ranges[7] - ranges[6], 0)
     return n
+
+
+@triton.jit
+def share(count, i_part, parts):
+    """Bounds of one of ``parts`` shares of range(count), which differ by one at most."""
+    each, more = count // parts, count % parts
+    first = i_part * each + tl.minimum(i_part, more)
+    return first, first + each + tl.where(i_part < more, 1, 0)
 
 
 @triton.jit

@@ -34,7 +34,9 @@ def describe(
     m, dim = rows.shape
     n = m if columns is None else len(columns)
     fields, threads = astuple(pairing), torch.get_num_threads()
-    return rows.data_ptr(), m, address(columns), n, dim, scale.item(), fields, threads
+    # No address means the symmetric form; columns of no element have none of their own.
+    start = address(rows if columns is not None and not columns.numel() else columns)
+    return rows.data_ptr(), m, start, n, dim, scale.item(), fields, threads
 
 
 def forward(

@@ -1,21 +1,34 @@
 """Triton on NVIDIA GPUs: row-stationary tiles in both directions; see the kernels' files.
 
 M x N values are never held: beside its results the backward keeps 4 (M + N) bytes of factors for
-16-bit inputs and nothing for float32. Results are the same from run to run.
+16-bit inputs and nothing for float32. Where row blocks are too few for the GPU, S programs share
+the columns of each (``_tiles.splits``): 8 S M bytes of partial statistics forward, 4 S M D of
+partial gradients backward, four tiles a multiprocessor at most. Results are the same from run to
+run on a GPU.
 """
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
 
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
 
-from .._triton import DEVICE, INTERPRETED, Compilation, capability, signature, unavailable
+from .._tiles import (
+    DIMS,
+    DTYPES,
+    VARIANTS,
+    arithmetic_of,
+    multiprocessors,
+    refuses,
+    settings,
+    splits,
+    static_tile,
+)
+from .._triton import DEVICE, Compilation, signature, unavailable
+from .._tuning import tile_for
 from . import Pairing, Problem
 from ._triton_backward import backward_kernel, plan_kernel
-from ._triton_forward import forward_kernel
+from ._triton_forward import forward_kernel, merge_kernel
 
 __all__ = ["DEVICE", "PRIORITY", "ahead_of_time", "available", "backward", "forward", "supports"]
 
@@ -23,94 +36,16 @@ PRIORITY = 20
 
 available = unavailable
 
-_DTYPES = {
-    torch.float16: ("fp16", tl.float16),
-    # The interpreter multiplies bfloat16 as if its bits were integers.
-    torch.bfloat16: ("bf16", tl.float32 if INTERPRETED else tl.bfloat16),
-    torch.float32: ("fp32", tl.float32),
-}
-
-
-class Tile(NamedTuple):
-    """Shape of a program: rows x columns of the logits, and how many features at a time."""
-
-    rows: int
-    columns: int
-    depth: int  # features a product takes at once, at most
-    output: int  # features of the gradient a program holds, at most
-    warps: int
-    stages: int
-
-
-# By architecture and arithmetic: (largest D, forward, backward), the last for every larger D. "8"
-# stands for all that have no row of their own too, so it stays within 99 KB of shared memory.
-TILES: dict[tuple[int, str], tuple[tuple[int, Tile, Tile], ...]] = {
-    (8, "16-bit"): (
-        (128, Tile(128, 64, 128, 128, 8, 2), Tile(128, 64, 128, 128, 8, 2)),
-        (256, Tile(128, 64, 256, 256, 8, 2), Tile(64, 64, 256, 256, 8, 2)),
-        (0, Tile(128, 64, 64, 0, 8, 2), Tile(64, 64, 64, 256, 8, 2)),
-    ),
-    (9, "16-bit"): (
-        (128, Tile(128, 64, 128, 128, 8, 3), Tile(128, 128, 128, 128, 8, 2)),
-        (256, Tile(128, 64, 256, 256, 8, 2), Tile(128, 64, 256, 256, 8, 2)),
-        (0, Tile(128, 128, 64, 0, 8, 3), Tile(128, 64, 32, 256, 8, 2)),
-    ),
-    (10, "16-bit"): (
-        (128, Tile(128, 64, 128, 128, 8, 2), Tile(128, 64, 128, 128, 8, 2)),
-        (256, Tile(128, 64, 256, 256, 8, 2), Tile(128, 64, 256, 256, 8, 2)),
-        (0, Tile(128, 128, 64, 0, 8, 3), Tile(128, 64, 64, 256, 8, 2)),
-    ),
-    (8, "tf32"): ((0, Tile(128, 64, 32, 0, 8, 2), Tile(128, 32, 32, 128, 8, 2)),),
-    (8, "ieee"): (
-        (64, Tile(64, 64, 16, 0, 8, 2), Tile(64, 32, 16, 64, 8, 2)),
-        (0, Tile(64, 64, 16, 0, 8, 2), Tile(64, 32, 16, 128, 4, 2)),
-    ),
-}
-
 
 def supports(problem: Problem) -> str | None:
     """Everything in up to float32."""
-    if problem.dtype not in _DTYPES:
-        return (
-            f"takes float16, bfloat16 and float32, not {str(problem.dtype).removeprefix('torch.')}"
-        )
-    return None
-
-
-def _arithmetic(dtype: torch.dtype) -> str:
-    if dtype != torch.float32:
-        return "16-bit"
-    # Follows allow_tf32 and set_float32_matmul_precision too; these raise once it has been set.
-    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
-
-
-def _tile(dim: int, arithmetic: str, architecture: int, backward: bool) -> Tile:
-    """The tile for a problem, no deeper than its features need."""
-    table = TILES.get((architecture // 10, arithmetic)) or TILES[8, arithmetic]
-    entry = next((e for e in table if dim <= e[0]), table[-1])
-    tile = entry[2] if backward else entry[1]
-    enough = max(triton.next_power_of_2(dim), 16)
-    return tile._replace(depth=min(tile.depth, enough), output=min(tile.output, enough))
-
-
-def _settings(
-    dim: int, dtype: torch.dtype, arithmetic: str, tile: Tile
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Constants that both kernels share, and compiler options."""
-    constants = {
-        "D": dim,
-        "BLOCK_M": tile.rows,
-        "BLOCK_N": tile.columns,
-        "BLOCK_D": tile.depth,
-        "OPERAND": _DTYPES[dtype][1],
-        "PRECISION": "tf32" if arithmetic == "tf32" else "ieee",
-    }
-    options = {"num_warps": tile.warps, "num_stages": tile.stages, "enable_fp_fusion": True}
-    return constants, options
+    return refuses(problem.dtype)
 
 
 _PLAN = {"BLOCK": 4096}
 _PLAN_OPTIONS = {"num_warps": 8, "enable_fp_fusion": True}
+_MERGE = {"BLOCK_M": 32, "BLOCK_S": 32}
+_MERGE_OPTIONS = {"num_warps": 4, "enable_fp_fusion": True}
 
 
 def _sizes(rows: Tensor, columns: Tensor, p: Pairing) -> tuple[int, ...]:
@@ -122,16 +57,33 @@ def _sizes(rows: Tensor, columns: Tensor, p: Pairing) -> tuple[int, ...]:
 def _row_statistics(
     rows: Tensor, columns: Tensor, scale: Tensor, pairing: Pairing
 ) -> tuple[Tensor, Tensor]:
-    lse, positive = scale.new_empty(len(rows)), scale.new_empty(len(rows))
-    if len(rows):
-        arithmetic = _arithmetic(rows.dtype)
-        tile = _tile(rows.shape[1], arithmetic, capability(rows.device), backward=False)
-        constants, options = _settings(rows.shape[1], rows.dtype, arithmetic, tile)
-        sizes = _sizes(rows, columns, pairing)
-        with torch.cuda.device_of(rows):
-            forward_kernel[(triton.cdiv(len(rows), tile.rows),)](
-                rows, columns, scale, lse, positive, *sizes, **constants, **options
-            )
+    m, dim = rows.shape
+    if not m:
+        return scale.new_empty(0), scale.new_empty(0)
+    arithmetic = arithmetic_of(rows.dtype)
+    tile = tile_for("statistics", dim, arithmetic, rows.device)
+    constants, options = settings(dim, rows.dtype, arithmetic, tile)
+    blocks, tiles = triton.cdiv(m, tile.rows), triton.cdiv(len(columns), tile.columns)
+    parts = splits(blocks, tiles, multiprocessors(rows.device))
+    lse, positive = scale.new_empty(parts, m), scale.new_empty(parts, m)
+    sizes = _sizes(rows, columns, pairing)
+    with torch.cuda.device_of(rows):
+        forward_kernel[(blocks, parts)](
+            rows, columns, scale, lse, positive, *sizes, **constants, **options
+        )
+    return merged(lse, positive)
+
+
+def merged(part_lse: Tensor, part_positive: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-sum-exps [M] of [S, M] partial ones, and sums of the positives' parts; free for S = 1."""
+    parts, m = part_lse.shape
+    if parts == 1:
+        return part_lse[0], part_positive[0]
+    lse, positive = part_lse.new_empty(m), part_lse.new_empty(m)
+    with torch.cuda.device_of(part_lse):
+        merge_kernel[(triton.cdiv(m, _MERGE["BLOCK_M"]),)](
+            part_lse, part_positive, lse, positive, m, parts, **_MERGE, **_MERGE_OPTIONS
+        )
     return lse, positive
 
 
@@ -162,21 +114,24 @@ def backward(
     if not rows.numel() or (row is None and column is None):
         return torch.zeros_like(rows, dtype=scale.dtype)
     y = rows if columns is None else columns
-    arithmetic = _arithmetic(rows.dtype)
-    tile = _tile(rows.shape[1], arithmetic, capability(rows.device), backward=True)
-    constants, options = _settings(rows.shape[1], rows.dtype, arithmetic, tile)
-    grid = triton.cdiv(len(rows), tile.rows), triton.cdiv(rows.shape[1], tile.output)
+    m, dim = rows.shape
+    arithmetic = arithmetic_of(rows.dtype)
+    tile = tile_for("gradient", dim, arithmetic, rows.device)
+    constants, options = settings(dim, rows.dtype, arithmetic, tile)
+    blocks, features = triton.cdiv(m, tile.rows), triton.cdiv(dim, tile.output)
+    tiles = triton.cdiv(len(y), tile.columns)
+    parts = splits(blocks * features, tiles, multiprocessors(rows.device))
     sizes = _sizes(rows, y, pairing)
     statistics = *_contiguous(row), *_contiguous(column)
-    u = torch.empty_like(rows, dtype=scale.dtype)
+    u = scale.new_empty(parts, m, dim)
     with torch.cuda.device_of(rows):
         planned = arithmetic == "16-bit" and column is not None
         plan = _plan(statistics, *sizes[:2]) if planned else (None, None, None)
-        backward_kernel[grid](
+        backward_kernel[(blocks, features, parts)](
             rows, y, scale, *statistics, *plan, u, *sizes,
             **constants, BLOCK_U=tile.output, **options,
         )  # fmt: skip
-    return u
+    return u[0] if parts == 1 else u.sum(0)
 
 
 def _contiguous(side: tuple[Tensor, Tensor] | None) -> tuple[Tensor | None, Tensor | None]:
@@ -202,26 +157,19 @@ _ABSENT: dict[str, tuple[str, ...]] = {
 }
 
 
-def ahead_of_time(
-    capability: int, dims: tuple[int, ...] = (64, 128, 256, 512)
-) -> Iterator[Compilation]:
+def ahead_of_time(capability: int, dims: tuple[int, ...] = DIMS) -> Iterator[Compilation]:
     """What this backend launches on a GPU of this compute capability, for D in ``dims``."""
-    for label, dtype, arithmetic in (
-        ("bf16", torch.bfloat16, "16-bit"),
-        ("fp16", torch.float16, "16-bit"),
-        ("fp32", torch.float32, "ieee"),
-        ("tf32", torch.float32, "tf32"),
-    ):
-        pointers = dict.fromkeys(("p_x", "p_y"), "*" + _DTYPES[dtype][0])
+    for label, dtype, arithmetic in VARIANTS:
+        pointers = dict.fromkeys(("p_x", "p_y"), "*" + DTYPES[dtype][0])
         matrix = arithmetic != "ieee"
         for dim in dims:
-            tile = _tile(dim, arithmetic, capability, backward=False)
-            constants, options = _settings(dim, dtype, arithmetic, tile)
+            tile = static_tile("statistics", dim, arithmetic, capability)
+            constants, options = settings(dim, dtype, arithmetic, tile)
             types = signature(forward_kernel, constants, **pointers)
             name = f"forward {label} D={dim}"
             yield Compilation(name, forward_kernel, types, constants, options, matrix)
-            tile = _tile(dim, arithmetic, capability, backward=True)
-            shared, options = _settings(dim, dtype, arithmetic, tile)
+            tile = static_tile("gradient", dim, arithmetic, capability)
+            shared, options = settings(dim, dtype, arithmetic, tile)
             for sides, absent in _ABSENT.items():
                 absent += () if arithmetic == "16-bit" else _PLANNED
                 constants = shared | {"BLOCK_U": tile.output} | dict.fromkeys(absent)
@@ -230,3 +178,5 @@ def ahead_of_time(
                 yield Compilation(name, backward_kernel, types, constants, options, matrix)
     types = signature(plan_kernel, _PLAN)
     yield Compilation("plan", plan_kernel, types, _PLAN, _PLAN_OPTIONS)
+    types = signature(merge_kernel, _MERGE)
+    yield Compilation("merge", merge_kernel, types, _MERGE, _MERGE_OPTIONS)

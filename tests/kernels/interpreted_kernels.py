@@ -5,6 +5,7 @@ bfloat16 weights stay in float32 here, since the interpreter cannot multiply bfl
 where a GPU rounds: the error of that rounding can be seen on a GPU only.
 """
 
+import itertools
 import math
 
 import pytest
@@ -14,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sslfast.kernels import registry
+from sslfast.kernels import _tiles, registry
 from sslfast.kernels.philox import reference as philox_oracle
 from sslfast.kernels.philox import triton as philox
 from sslfast.kernels.similarity_softmax import Pairing, problem
@@ -31,9 +32,9 @@ ROUNDING = {torch.float32: 0.0, torch.float16: 2.0**-11, torch.bfloat16: 0.0}  #
 
 
 def set_tile(patch: pytest.MonkeyPatch, rows: int, columns: int, depth: int, output: int) -> None:
-    tile = backend.Tile(rows, columns, depth, output, warps=4, stages=2)
-    for arithmetic in ("16-bit", "ieee"):
-        patch.setitem(backend.TILES, (8, arithmetic), ((0, tile, tile),))
+    tile = _tiles.Tile(rows, columns, depth, output, warps=4, stages=2)
+    for kind, arithmetic in itertools.product(_tiles.KINDS, ("16-bit", "ieee")):
+        patch.setitem(_tiles.TILES, (kind, 8, arithmetic), ((0, tile),))
 
 
 def unit_rows(m: int, d: int, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
@@ -151,6 +152,26 @@ def test_features_in_chunks(
     set_tile(monkeypatch, 32, 64, 32, 64)
     x, y = unit_rows(50, d, dtype, generator), unit_rows(70, d, dtype, generator)
     check(x, y, 10.0, Pairing(50, 7, 0, 20), generator)
+
+
+@pytest.mark.parametrize(
+    ("parts", "dtype"), [(2, torch.float32), (3, torch.float16), (8, torch.float32)]
+)
+def test_columns_shared_among_programs(
+    parts: int, dtype: torch.dtype, generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also among more programs than there are tiles."""
+    set_tile(monkeypatch, 32, 16, 32, 32)
+    monkeypatch.setattr(backend, "splits", lambda *sizes: parts)
+    x, y = unit_rows(40, 24, dtype, generator), unit_rows(100, 24, dtype, generator)
+    check(x, None, 10.0, Pairing(40, 20, leave_out_self=True), generator, ("both",))
+    check(x, y, 10.0, Pairing(40, 7, 0, 60), generator, ("both", "rows"))
+    one = unit_rows(1, 8, dtype, generator)
+    lse, _ = check(one, one.clone(), 10.0, Pairing(1), generator, ("both",))
+    assert lse.isneginf().all()
+    x[3, 1] = math.nan
+    lse, _, _ = backend.forward(x, y, torch.tensor(10.0), Pairing(0))
+    assert lse.isnan().tolist() == [i == 3 for i in range(40)]
 
 
 def test_tile_table_as_it_is(generator: torch.Generator) -> None:

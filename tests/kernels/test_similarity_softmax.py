@@ -159,6 +159,9 @@ def test_empty(name) -> None:
     assert lse.shape == positive.shape == columns.shape == (0,)
     gradient = module.backward(x, None, torch.tensor(2.0), pairing, (lse, lse), (lse, lse))
     assert gradient.shape == (0, 5)
+    lse, positive, _ = module.forward(torch.ones(3, 5), x, torch.tensor(2.0), Pairing(0))
+    assert lse.isneginf().all()  # no columns are not the rows themselves
+    assert positive.isneginf().all()
 
 
 @pytest.mark.parametrize("name", RUNNABLE)

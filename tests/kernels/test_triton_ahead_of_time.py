@@ -21,12 +21,9 @@ pytest.importorskip("triton")
 SHARED = {80: 99, 90: 227, 100: 227}
 
 # The most used of each kind.
-QUICK = {
-    80: r"(both|forward) (bf16|fp32) D=128|^[^=]*$",
-    90: r"(both|forward) bf16|D=128|^[^=]*$",
-    100: r"(both|forward) (bf16|fp32) D=128|^[^=]*$",
-}
-OLDEST = r"(both|forward) (bf16|fp32) D=128|^[^=]*$"
+SOME = r"(both|rows|columns|forward) bf16 D=128|(both|forward) fp32 D=128|^[^=]*$"
+QUICK = {80: SOME, 90: r"(both|forward|sigmoid rows) bf16|D=128|^[^=]*$", 100: SOME}
+OLDEST = SOME
 
 
 def compile_all(architecture: int, pattern: str, path: str = "") -> list[dict[str, Any]]:

@@ -1,6 +1,6 @@
 """Runs the Triton kernels on this machine, through Triton's interpreter: no GPU needed.
 
-Triton decides at import whether it interprets, so ``interpreted_kernels.py`` has its own process.
+Triton decides at import whether it interprets, so ``interpreted_*.py`` have their own processes.
 """
 
 import os
@@ -15,8 +15,9 @@ pytest.importorskip("triton")
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_kernels_in_the_interpreter() -> None:
-    file = Path(__file__).with_name("interpreted_kernels.py")
+@pytest.mark.parametrize("name", ["interpreted_kernels.py", "interpreted_losses.py"])
+def test_kernels_in_the_interpreter(name: str) -> None:
+    file = Path(__file__).with_name(name)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", file]
     done = subprocess.run(
         command,

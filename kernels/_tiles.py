@@ -1,0 +1,180 @@
+"""Shapes of the programs of the Triton kernels: static tables, or what a user has measured.
+
+All matrix kernels of this package are row-stationary loops over tiles of similarities, of few
+kinds. ``_tuning.py`` reads what ``python -m benchmarks.tune`` has measured on a GPU.
+"""
+
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+
+from ._triton import INTERPRETED
+
+
+class Tile(NamedTuple):
+    """Shape of a program: rows x columns of the logits, and how many features at a time."""
+
+    rows: int
+    columns: int
+    depth: int  # features a product takes at once, at most
+    output: int  # features of the gradient a program holds, at most
+    warps: int
+    stages: int
+
+
+DTYPES = {
+    torch.float16: ("fp16", tl.float16),
+    # The interpreter multiplies bfloat16 as if its bits were integers.
+    torch.bfloat16: ("bf16", tl.float32 if INTERPRETED else tl.bfloat16),
+    torch.float32: ("fp32", tl.float32),
+}
+
+# Label, dtype and arithmetic of everything that is compiled ahead of time.
+VARIANTS = (
+    ("bf16", torch.bfloat16, "16-bit"),
+    ("fp16", torch.float16, "16-bit"),
+    ("fp32", torch.float32, "ieee"),
+    ("tf32", torch.float32, "tf32"),
+)
+DIMS = (64, 128, 256, 512)
+
+Table = tuple[tuple[int, Tile], ...]
+
+# By kind of kernel, architecture and arithmetic: (largest D, tile), the last for every larger D.
+# "8" stands for all that have no row of their own too, so it stays within 99 KB of shared memory.
+TILES: dict[tuple[str, int, str], Table] = {
+    # Keep statistics of a row.
+    ("statistics", 8, "16-bit"): (
+        (128, Tile(128, 64, 128, 0, 8, 2)),
+        (256, Tile(128, 64, 256, 0, 8, 2)),
+        (0, Tile(128, 64, 64, 0, 8, 2)),
+    ),
+    ("statistics", 9, "16-bit"): (
+        (128, Tile(128, 64, 128, 0, 8, 3)),
+        (256, Tile(128, 64, 256, 0, 8, 2)),
+        (0, Tile(128, 128, 64, 0, 8, 3)),
+    ),
+    ("statistics", 10, "16-bit"): (
+        (128, Tile(128, 64, 128, 0, 8, 2)),
+        (256, Tile(128, 64, 256, 0, 8, 2)),
+        (0, Tile(128, 128, 64, 0, 8, 3)),
+    ),
+    ("statistics", 8, "tf32"): ((0, Tile(128, 64, 32, 0, 8, 2)),),
+    ("statistics", 8, "ieee"): ((0, Tile(64, 64, 16, 0, 8, 2)),),
+    # Keep a gradient too.
+    ("gradient", 8, "16-bit"): (
+        (128, Tile(128, 64, 128, 128, 8, 2)),
+        (256, Tile(64, 64, 256, 256, 8, 2)),
+        (0, Tile(64, 64, 64, 256, 8, 2)),
+    ),
+    ("gradient", 9, "16-bit"): (
+        (128, Tile(128, 128, 128, 128, 8, 2)),
+        (256, Tile(128, 64, 256, 256, 8, 2)),
+        (0, Tile(128, 64, 32, 256, 8, 2)),
+    ),
+    ("gradient", 10, "16-bit"): (
+        (128, Tile(128, 64, 128, 128, 8, 2)),
+        (256, Tile(128, 64, 256, 256, 8, 2)),
+        (0, Tile(128, 64, 64, 256, 8, 2)),
+    ),
+    ("gradient", 8, "tf32"): ((0, Tile(128, 32, 32, 128, 8, 2)),),
+    ("gradient", 8, "ieee"): (
+        (64, Tile(64, 32, 16, 64, 8, 2)),
+        (0, Tile(64, 32, 16, 128, 4, 2)),
+    ),
+}
+KINDS = ("statistics", "gradient", "contrast")
+ARITHMETICS = ("16-bit", "tf32", "ieee")
+# The sigmoid's losses beside its gradient take registers of their own.
+TILES |= {("contrast", *key[1:]): table for key, table in TILES.items() if key[0] == "gradient"}
+TILES["contrast", 9, "16-bit"] = (
+    (128, Tile(128, 64, 128, 128, 8, 2)),
+    (256, Tile(128, 32, 256, 256, 8, 2)),
+    (0, Tile(128, 32, 64, 256, 16, 2)),
+)
+TILES["contrast", 8, "ieee"] = (
+    (64, Tile(64, 32, 16, 64, 8, 2)),
+    (0, Tile(64, 32, 16, 128, 8, 2)),
+)
+
+
+def refuses(dtype: torch.dtype) -> str | None:
+    """Why the matrix kernels take no such inputs, or None."""
+    if dtype in DTYPES:
+        return None
+    return f"takes float16, bfloat16 and float32, not {str(dtype).removeprefix('torch.')}"
+
+
+def arithmetic_of(dtype: torch.dtype) -> str:
+    """Which products a dtype asks for: "16-bit", "tf32" or "ieee"."""
+    if dtype != torch.float32:
+        return "16-bit"
+    # Follows allow_tf32 and set_float32_matmul_precision too; these raise once it has been set.
+    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
+
+
+def static_tile(kind: str, dim: int, arithmetic: str, architecture: int) -> Tile:
+    """The tables' tile for D = ``dim`` on a GPU of this compute capability."""
+    table = TILES.get((kind, architecture // 10, arithmetic)) or TILES[kind, 8, arithmetic]
+    return fitted(table, dim)
+
+
+def fitted(table: Table, dim: int) -> Tile:
+    """The table's tile for D = ``dim``, no deeper than its features need."""
+    tile = next((t for largest, t in table if dim <= largest), table[-1][1])
+    enough = max(triton.next_power_of_2(dim), 16)
+    return tile._replace(depth=min(tile.depth, enough), output=min(tile.output, enough))
+
+
+def settings(
+    dim: int, dtype: torch.dtype, arithmetic: str, tile: Tile
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Constants that all matrix kernels share, and compiler options."""
+    constants = {
+        "D": dim,
+        "BLOCK_M": tile.rows,
+        "BLOCK_N": tile.columns,
+        "BLOCK_D": tile.depth,
+        "OPERAND": DTYPES[dtype][1],
+        "PRECISION": "tf32" if arithmetic == "tf32" else "ieee",
+    }
+    options = {"num_warps": tile.warps, "num_stages": tile.stages, "enable_fp_fusion": True}
+    return constants, options
+
+
+START = 2  # what a program costs beside its tiles, and
+MERGE = 3  # what joining partial results costs, both in times of a tile
+MOST_WAVES = 4  # of programs with a partial result each: bounds their memory
+
+
+@lru_cache(maxsize=4096)
+def splits(blocks: int, tiles: int, multiprocessors: int) -> int:
+    """Among how many programs to share the column tiles of each of ``blocks`` blocks.
+
+    A fixed rule of sizes: the least number that minimises waves x (tiles of a program + START),
+    when every multiprocessor runs one program at a time. 64 blocks on 132 multiprocessors are
+    split in 2. More than MOST_WAVES waves are never made, so that the partial results of a split
+    take MOST_WAVES x multiprocessors tiles of memory at most, whatever the sizes.
+    """
+
+    def cost(parts: int) -> int:
+        waves = triton.cdiv(blocks * parts, multiprocessors)
+        return waves * (triton.cdiv(tiles, parts) + START) + (MERGE if parts > 1 else 0)
+
+    most = min(tiles, MOST_WAVES * multiprocessors // max(blocks, 1))
+    return min(range(1, max(most, 1) + 1), key=cost)
+
+
+@lru_cache
+def _multiprocessors(index: int) -> int:
+    return torch.cuda.get_device_properties(index).multi_processor_count
+
+
+def multiprocessors(device: torch.device) -> int:
+    """Multiprocessors of a GPU; 1 where kernels are emulated, which splits nothing."""
+    if INTERPRETED:
+        return 1
+    return _multiprocessors(torch.cuda.current_device() if device.index is None else device.index)

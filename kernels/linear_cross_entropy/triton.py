@@ -1,0 +1,188 @@
+"""Triton on NVIDIA GPUs, with cuBLAS (torch.mm) for the products where gradients are formed.
+
+Forward alone is one kernel that keeps no logits: 2 N V D FLOP. With gradients, a block of rows at a
+time has its logits in memory, in float32, and beside them the weights G in the operands' dtype
+(float32 weights take the logits' place): 6 N V D FLOP in three products, 14 to 16 bytes of traffic
+a logit, and 12 V D bytes a block but the first to add up d_weight in float32. Nothing is read back
+by the host; results are the same from run to run on a GPU.
+"""
+
+from collections.abc import Iterator
+
+import torch
+import triton
+from torch import Tensor
+
+from .._growth import growth_of
+from .._tiles import (
+    DIMS,
+    DTYPES,
+    VARIANTS,
+    arithmetic_of,
+    multiprocessors,
+    refuses,
+    settings,
+    splits,
+    static_tile,
+)
+from .._triton import DEVICE, INTERPRETED, Compilation, signature, unavailable
+from .._tuning import tile_for
+from ..similarity_softmax.triton import merged
+from . import Problem, Wants
+from ._triton_kernels import classifier_kernel, logits_kernel, weigh_kernel
+
+__all__ = ["DEVICE", "PRIORITY", "ahead_of_time", "available", "forward", "gradients", "supports"]
+
+PRIORITY = 20
+
+available = unavailable
+
+# A block of logits and weights takes at most this, or as much as the gradient of the weight matrix
+# in float32 where that is more: adding to the latter then takes a small part of the block's time.
+BLOCK_BYTES = 1 << 30
+
+_ELEMENTWISE = {"BLOCK": 4096}
+_ELEMENTWISE_OPTIONS = {"num_warps": 8, "enable_fp_fusion": True}
+_RESIDENT = 8  # programs of the elementwise kernels that a multiprocessor runs at a time
+
+# Before 2.10, torch adds 16-bit products to 16-bit tensors only.
+_ADDS_IN_FLOAT32 = torch.__version__ >= (2, 10)  # type: ignore[operator]  # a TorchVersion
+
+
+def supports(problem: Problem) -> str | None:
+    """Everything in up to float32."""
+    return refuses(problem.dtype)
+
+
+def rows_of_a_block(rows: int, classes: int, dim: int, dtype: torch.dtype) -> int:
+    """Rows whose logits are in memory at a time: nearly equal blocks within the budget."""
+    a_row = classes * (4 if dtype == torch.float32 else 4 + dtype.itemsize)
+    most = max(max(BLOCK_BYTES, 4 * classes * dim) // a_row, 1)
+    return triton.cdiv(rows, triton.cdiv(rows, most))
+
+
+def forward(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Log-sum-exps over the other classes, and the targets' logits; see the package."""
+    n, dim = hidden.shape
+    if not n:
+        return _empty(hidden, 0), _empty(hidden, 0)
+    arithmetic = arithmetic_of(hidden.dtype)
+    tile = tile_for("statistics", dim, arithmetic, hidden.device)
+    constants, options = settings(dim, hidden.dtype, arithmetic, tile)
+    blocks, tiles = triton.cdiv(n, tile.rows), triton.cdiv(len(weight), tile.columns)
+    parts = splits(blocks, tiles, multiprocessors(hidden.device))
+    lse, target_logit = _empty(hidden, parts, n), _empty(hidden, parts, n)
+    with torch.cuda.device_of(hidden):
+        classifier_kernel[(blocks, parts)](
+            hidden, weight, bias, targets, lse, target_logit, n, len(weight), **constants, **options
+        )
+    return merged(lse, target_logit)
+
+
+def gradients(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    row_weight: Tensor,
+    smoothing: float,
+    wants: Wants,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Statistics and gradients; see the package.
+
+    For 16-bit inputs the weights G_ij are rounded to that dtype before they multiply or add up.
+    """
+    n, dim = hidden.shape
+    v = len(weight)
+    lse, target_logit = _empty(hidden, n), _empty(hidden, n)
+    d_hidden = _empty(hidden, n, dim) if wants.hidden else _empty(hidden, 0)
+    d_weight = _empty(hidden, v, dim) if wants.weight else _empty(hidden, 0)
+    d_bias = _empty(hidden, v if wants.bias else 0)
+    if not n:
+        return lse, target_logit, d_hidden, d_weight.zero_(), d_bias.zero_()
+    row_weight = row_weight.contiguous()
+    growth = growth_of(row_weight) if hidden.dtype == torch.float16 else None
+    step = rows_of_a_block(n, v, dim, hidden.dtype)
+    for first in range(0, n, step):
+        rows = slice(first, first + step)
+        x = hidden[rows]
+        g, lse[rows], target_logit[rows] = _weights(
+            x, weight, bias, targets[rows], row_weight[rows], growth, smoothing
+        )
+        if wants.hidden:
+            _multiply(g, weight, d_hidden[rows])
+        if wants.weight:
+            _multiply(g.T, x, d_weight, add=first > 0)
+        if wants.bias:
+            part = g.sum(0, dtype=torch.float32)
+            d_bias = d_bias.add_(part) if first else part
+        del g  # before the next block takes its memory
+    if growth is not None:
+        for gradient in (d_hidden, d_weight, d_bias):
+            gradient.mul_(growth[1])
+    return lse, target_logit, d_hidden, d_weight, d_bias
+
+
+def _weights(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    row_weight: Tensor,
+    growth: Tensor | None,
+    smoothing: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """G of a block in the operands' dtype, times its growth; log-sum-exps and targets' logits."""
+    n, v = len(x), len(weight)
+    logits = _multiply(x, weight.T, _empty(x, n, v))
+    g = logits if x.dtype == torch.float32 else logits.new_empty(n, v, dtype=x.dtype)
+    chunks = triton.cdiv(v, _ELEMENTWISE["BLOCK"])
+    parts = splits(n, chunks, _RESIDENT * multiprocessors(x.device))
+    lse, target_logit = _empty(x, parts, n), _empty(x, parts, n)
+    settings = _ELEMENTWISE | _ELEMENTWISE_OPTIONS
+    with torch.cuda.device_of(x):
+        logits_kernel[(n, parts)](logits, bias, targets, lse, target_logit, n, v, **settings)
+        lse, target_logit = merged(lse, target_logit)
+        weigh_kernel[(n, chunks)](
+            logits, bias, targets, lse, target_logit, row_weight, growth, g,
+            smoothing, smoothing / v, v, **settings,
+        )  # fmt: skip
+    return g, lse, target_logit
+
+
+def _empty(like: Tensor, *shape: int) -> Tensor:
+    return like.new_empty(shape, dtype=torch.float32)
+
+
+def _multiply(a: Tensor, b: Tensor, out: Tensor, add: bool = False) -> Tensor:
+    """The product a b, written or added to a float32 ``out``; sums are in float32."""
+    if INTERPRETED:
+        a, b = a.float(), b.float()
+    if a.dtype == torch.float32:
+        return torch.addmm(out, a, b, out=out) if add else torch.mm(a, b, out=out)
+    if not add:
+        return torch.mm(a, b, out_dtype=torch.float32, out=out)
+    if _ADDS_IN_FLOAT32:
+        return torch.addmm(out, a, b, out_dtype=torch.float32, out=out)
+    return out.add_(torch.mm(a, b, out_dtype=torch.float32))
+
+
+def ahead_of_time(capability: int, dims: tuple[int, ...] = DIMS) -> Iterator[Compilation]:
+    """What this backend launches on a GPU of this compute capability, for D in ``dims``."""
+    types = {"p_targets": "*i64", "smoothing": "fp32", "uniform": "fp32"}
+    for label, dtype, arithmetic in VARIANTS:
+        pointers = types | dict.fromkeys(("p_x", "p_w", "p_bias"), "*" + DTYPES[dtype][0])
+        for dim in dims:
+            tile = static_tile("statistics", dim, arithmetic, capability)
+            constants, options = settings(dim, dtype, arithmetic, tile)
+            name, matrix = f"classifier forward {label} D={dim}", arithmetic != "ieee"
+            signed = signature(classifier_kernel, constants, **pointers)
+            yield Compilation(name, classifier_kernel, signed, constants, options, matrix)
+    for label, dtype in (("bf16", torch.bfloat16), ("fp16", torch.float16)):
+        pointers = types | dict.fromkeys(("p_bias", "p_out"), "*" + DTYPES[dtype][0])
+        for kernel in (logits_kernel, weigh_kernel):
+            signed = signature(kernel, _ELEMENTWISE, **pointers)
+            name = f"{kernel.__name__} {label}"
+            yield Compilation(name, kernel, signed, _ELEMENTWISE, _ELEMENTWISE_OPTIONS)

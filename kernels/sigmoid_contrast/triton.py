@@ -1,0 +1,144 @@
+"""Triton on NVIDIA GPUs: rows with their gradients in one pass, columns in another.
+
+2 M N D FLOP forward, 4 M N D for the gradients of either side while D fits one accumulator. Nothing
+of size M x N is held. Where row blocks are too few for the GPU, S programs share the columns of
+each (``_tiles.splits``), with 4 S M (D + 2) bytes of partial results. Results are the same from run
+to run on a GPU.
+"""
+
+from collections.abc import Iterator
+
+import torch
+import triton
+from torch import Tensor
+
+from .._growth import growth_compilation, growth_of
+from .._tiles import (
+    DIMS,
+    DTYPES,
+    VARIANTS,
+    Tile,
+    arithmetic_of,
+    multiprocessors,
+    refuses,
+    settings,
+    splits,
+    static_tile,
+)
+from .._triton import DEVICE, Compilation, signature, unavailable
+from .._tuning import tile_for
+from ..similarity_softmax import Pairing
+from . import Problem
+from ._triton_kernel import contrast_kernel
+
+__all__ = ["DEVICE", "PRIORITY", "ahead_of_time", "available", "forward", "gradients", "supports"]
+
+PRIORITY = 20
+
+available = unavailable
+
+_KIND = {False: "statistics", True: "contrast"}  # with gradients or without
+
+
+def supports(problem: Problem) -> str | None:
+    """Everything in up to float32."""
+    return refuses(problem.dtype)
+
+
+def forward(rows: Tensor, columns: Tensor, scale: Tensor, bias: Tensor, pairing: Pairing) -> Tensor:
+    """Losses of the rows; see the package."""
+    return _run(rows, columns, scale, bias, pairing, None, None)[0]
+
+
+def gradients(
+    rows: Tensor,
+    columns: Tensor,
+    scale: Tensor,
+    bias: Tensor,
+    pairing: Pairing,
+    row_weight: Tensor,
+    columns_gradient: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Losses and gradients; see the package.
+
+    For 16-bit inputs the weights G_ij are rounded to that dtype before they multiply the other
+    side's rows, but not before they add up to d_bias.
+    """
+    row_weight = row_weight.contiguous()
+    loss, u, d_bias = _run(rows, columns, scale, bias, pairing, row_weight, None)
+    v = loss.new_empty(0)
+    if columns_gradient:
+        _, v, _ = _run(columns, rows, scale, bias, pairing.transposed(), None, row_weight)
+    return loss, u, v, d_bias
+
+
+def _run(
+    rows: Tensor,
+    columns: Tensor,
+    scale: Tensor,
+    bias: Tensor,
+    pairing: Pairing,
+    row_weight: Tensor | None,
+    column_weight: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Losses, U and d_bias of the rows; without weights no gradients, with columns' no losses."""
+    m, dim = rows.shape
+    gradient = row_weight is not None or column_weight is not None
+    arithmetic = arithmetic_of(rows.dtype)
+    tile = tile_for(_KIND[gradient], dim, arithmetic, rows.device)
+    constants, options = settings(dim, rows.dtype, arithmetic, tile)
+    width = _width(tile, gradient)
+    blocks, features = triton.cdiv(m, tile.rows), triton.cdiv(dim, width) if gradient else 1
+    tiles = triton.cdiv(len(columns), tile.columns)
+    parts = splits(blocks * features, tiles, multiprocessors(rows.device))
+    loss = None if column_weight is not None else scale.new_empty(parts, m)
+    u = scale.new_empty(parts, m, dim) if gradient else None
+    d_bias = None if row_weight is None else scale.new_empty(parts, m)
+    if m:
+        shift = pairing.shift % pairing.length if pairing.length else 0
+        grown = arithmetic == "16-bit" and column_weight is not None
+        with torch.cuda.device_of(rows):
+            growth = growth_of(column_weight) if grown and column_weight is not None else None
+            contrast_kernel[(blocks, features, parts)](
+                rows, columns, scale, bias, row_weight, column_weight, growth, loss, u, d_bias,
+                m, len(columns), pairing.length, shift, pairing.row_base, pairing.column_base,
+                **constants, BLOCK_U=width, **options,
+            )  # fmt: skip
+    return _added(loss, scale), _added(u, scale), _added(d_bias, scale)
+
+
+def _width(tile: Tile, gradient: bool) -> int:
+    """Features of the columns that a program multiplies last: of U, else of the logits."""
+    return tile.output if gradient else tile.depth
+
+
+def _added(parts: Tensor | None, like: Tensor) -> Tensor:
+    """The sum of partial results, in order; free for a single one."""
+    if parts is None:
+        return like.new_empty(0)
+    return parts[0] if len(parts) == 1 else parts.sum(0)
+
+
+_ABSENT: dict[str, tuple[str, ...]] = {
+    "forward": ("p_row_weight", "p_column_weight", "p_growth", "p_u", "p_d_bias"),
+    "rows": ("p_column_weight", "p_growth"),
+    "columns": ("p_row_weight", "p_loss", "p_d_bias"),
+}
+
+
+def ahead_of_time(capability: int, dims: tuple[int, ...] = DIMS) -> Iterator[Compilation]:
+    """What this backend launches on a GPU of this compute capability, for D in ``dims``."""
+    for label, dtype, arithmetic in VARIANTS:
+        pointers = dict.fromkeys(("p_x", "p_y"), "*" + DTYPES[dtype][0])
+        for dim in dims:
+            for part, absent in _ABSENT.items():
+                gradient = part != "forward"
+                absent += () if arithmetic == "16-bit" else ("p_growth",)
+                tile = static_tile(_KIND[gradient], dim, arithmetic, capability)
+                constants, options = settings(dim, dtype, arithmetic, tile)
+                constants |= {"BLOCK_U": _width(tile, gradient)} | dict.fromkeys(absent)
+                types = signature(contrast_kernel, constants, **pointers)
+                name = f"sigmoid {part} {label} D={dim}"
+                matrix = arithmetic != "ieee"
+                yield Compilation(name, contrast_kernel, types, constants, options, matrix)
+    yield growth_compilation()

@@ -45,7 +45,9 @@ def available() -> str | None:
 def supports(problem: Problem) -> str | None:
     """Everything in up to float32, with fewer than 2^31 rows and columns."""
     if problem.dtype != torch.float32 and problem.dtype not in _ARITHMETIC:
-        return f"takes float16, bfloat16 and float32, not {str(problem.dtype).removeprefix('torch.')}"
+        return (
+            f"takes float16, bfloat16 and float32, not {str(problem.dtype).removeprefix('torch.')}"
+        )
     if max(problem.rows, problem.columns) >= 2**31 - 4096:
         return "takes fewer than 2^31 - 4096 rows and columns"
     return None

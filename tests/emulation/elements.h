@@ -35,7 +35,7 @@ inline std::uint16_t element_bits(Float16, float value) {
     if (size >= 65520.0f) return sign | 0x7c00;
     int exponent = 0;
     std::frexp(size, &exponent);  // size < 2^exponent
-    exponent = exponent < -13 ? -13 : exponent;
+    if (size == 0.0f || exponent < -13) exponent = -13;
     // In units of the last place, which nearbyint rounds to even; a carry moves into the exponent.
     const auto units = static_cast<int>(std::nearbyint(std::ldexp(size, 11 - exponent)));
     return sign | static_cast<std::uint16_t>(units + (exponent + 13) * 1024);

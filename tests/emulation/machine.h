@@ -7,6 +7,7 @@
 // begins as NaN; offsets, alignments and the sources of copies are checked.
 #pragma once
 
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <algorithm>
@@ -77,7 +78,9 @@ class Block {
         bool inside;
     };
     struct Fiber {
-        ucontext_t context;
+        ucontext_t context;  // where it begins; then `resume`, which switches without a system call
+        jmp_buf resume;
+        bool begun;
         std::unique_ptr<char[]> stack;
         std::vector<std::vector<Copy>> groups;
         enum { ready, in_warp, in_block, done } state;
@@ -98,7 +101,15 @@ class Block {
                (f.state == Fiber::in_block && generation_ != f.seen);
     }
     bool run_warp(int warp);
-    void yield(int thread) { swapcontext(&fibers_[thread].context, &scheduler_); }
+    __attribute__((noinline)) void yield(int thread) {
+        if (_setjmp(fibers_[thread].resume) == 0) _longjmp(scheduler_, 1);
+    }
+    __attribute__((noinline)) void resume(Fiber& fiber) {
+        if (_setjmp(scheduler_) != 0) return;
+        if (fiber.begun) _longjmp(fiber.resume, 1);
+        fiber.begun = true;
+        setcontext(&fiber.context);
+    }
     void land(const Copy& copy) {
         if (copy.inside)
             std::memcpy(&shared[copy.to], copy.from, copy.bytes);
@@ -111,7 +122,7 @@ class Block {
     std::vector<Fiber> fibers_;
     std::vector<Warp> warps_;
     std::mt19937 generator_;
-    ucontext_t scheduler_;
+    jmp_buf scheduler_;
     const std::function<void(Machine&)>* body_ = nullptr;
     std::string error_;
 };
@@ -320,7 +331,7 @@ inline void Block::thread_main(int thread) {
         error_ = error.what();
     }
     fibers_[thread].state = Fiber::done;
-    setcontext(&scheduler_);
+    _longjmp(scheduler_, 1);
 }
 
 inline bool Block::run_warp(int warp) {
@@ -330,7 +341,7 @@ inline bool Block::run_warp(int warp) {
         for (int t = warp * warp_size; t < (warp + 1) * warp_size && error_.empty(); ++t)
             if (can_run(t)) {
                 progress = true;
-                swapcontext(&scheduler_, &fibers_[t].context);
+                resume(fibers_[t]);
             }
     }
     return any;
@@ -345,6 +356,7 @@ inline void Block::run(int x, int y, int z, const std::function<void(Machine&)>&
         Fiber& fiber = fibers_[t];
         fiber.groups.clear();
         fiber.state = Fiber::ready;
+        fiber.begun = false;
         getcontext(&fiber.context);
         fiber.context.uc_stack.ss_sp = fiber.stack.get();
         fiber.context.uc_stack.ss_size = stack_bytes;

@@ -256,6 +256,23 @@ def test_no_negatives_and_no_columns(library, element, generator) -> None:
     assert (backend.backward(x, nothing, s, Pairing(0), row, column) == 0).all()
 
 
+@pytest.mark.parametrize("element", ELEMENTS)
+def test_columns_beyond_the_last_add_nothing(library, element) -> None:
+    """Where all logits are low, the zeros that fill a tile up would weigh 2^173."""
+    backend = Emulated(library, element, H200, 1)
+    x = torch.zeros(3, 8, dtype=DTYPES.get(element, torch.float32))
+    x[:, 0] = 1
+    y = -x[:1].expand(5, 8).contiguous()
+    s, pairing = torch.tensor(120.0), Pairing(0)
+    lse, _ = backend.forward(x, y, s, pairing)
+    torch.testing.assert_close(lse, torch.full((3,), -120 + math.log(5)))
+    row, column = (lse, torch.ones(3)), (torch.full((5,), -120 + math.log(3)), torch.ones(5))
+    for sides in ((row, column), (row, None)):
+        want = oracle.backward(x.float(), y.float(), s, pairing, *sides)
+        got = backend.backward(x, y, s, pairing, *sides)
+        torch.testing.assert_close(got, want, rtol=ROUNDING[element] + 1e-4, atol=0)
+
+
 @pytest.mark.parametrize("element", ["bfloat16", "ieee"])
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_non_finite_rows_show(library, element, value, generator) -> None:

@@ -2,6 +2,9 @@
 // C++ has no name for them. With SSLFAST_CUDA_DEBUG, shared offsets and alignments are checked.
 #pragma once
 
+#ifdef SSLFAST_CUDA_DEBUG
+#undef NDEBUG
+#endif
 #include <cassert>
 #include <cmath>
 #include <cstdint>

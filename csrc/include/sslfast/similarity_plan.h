@@ -45,6 +45,7 @@ constexpr int block_reserve = 1024;  // bytes of shared memory that CUDA takes o
 // the rows' panels, and the merge.
 inline int best_split(std::int64_t blocks, int tiles, int slots) {
     int best = 1;
+    if (blocks == 0) return best;
     std::int64_t least = std::numeric_limits<std::int64_t>::max();
     for (int s = 1; s <= std::max(tiles, 1) && (s == 1 || blocks * s <= 4 * slots); ++s) {
         const std::int64_t waves = (blocks * s + slots - 1) / slots;

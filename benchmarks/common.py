@@ -130,6 +130,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         facts["triton"] = str(error)
     if device.type == "cuda":
         facts["gpu"] = torch.cuda.get_device_name(device)
+        facts["capability"] = list(torch.cuda.get_device_capability(device))
         facts["cuda"] = torch.version.cuda
         facts["driver"] = output(
             "nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"

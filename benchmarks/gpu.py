@@ -1,6 +1,7 @@
 """Everything there is to check and time on a machine with an NVIDIA GPU, in one command.
 
     python -m benchmarks.gpu --out DIR [--quick] [--only OP] [--peers DIR] [--skip-build]
+    python -m benchmarks.gpu --out DIR --sanitize     compute-sanitizer instead of tests and times
 
 Builds the extension with what is installed (no network, no build isolation, no dependencies), runs
 the GPU tests, then every benchmark, and writes DIR/gpu.json. A part that fails is recorded with
@@ -10,6 +11,7 @@ its output, and the others go on; the exit status is 1 if any failed.
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -67,6 +69,25 @@ def install_peers(folder: Path, environment: dict[str, str]) -> Part:
     return run_part("peers", [*pip, *wheels], 120, environment)
 
 
+def sanitize(environment: dict[str, str]) -> list[Part]:
+    """Run the CUDA kernels, built with their own checks, under compute-sanitizer."""
+    tool = shutil.which("compute-sanitizer") or shutil.which(
+        "/usr/local/cuda/bin/compute-sanitizer"
+    )
+    if tool is None:
+        missing = (
+            "compute-sanitizer was not found: it comes with the CUDA toolkit, put it in the PATH"
+        )
+        return [Part("sanitize", 0.0, 127, missing)]
+    # Every tensor has an allocation of its own, so that an access beyond it is seen.
+    watched = {**environment, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    program = [sys.executable, "-m", "benchmarks.sanitize"]
+    return [
+        run_part(check, [tool, "--tool", check, "--error-exitcode", "1", *program], 400, watched)
+        for check in ("memcheck", "racecheck")
+    ]
+
+
 def main() -> int:
     """Run all parts and write the results."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -75,10 +96,15 @@ def main() -> int:
     parser.add_argument("--only", choices=sorted(BENCHMARKS), help="one op")
     parser.add_argument("--peers", type=Path, help="folder of peers' wheels")
     parser.add_argument("--skip-build", action="store_true", help="take the extension as it is")
+    parser.add_argument(
+        "--sanitize", action="store_true", help="build with checks and run compute-sanitizer only"
+    )
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
 
     environment = dict(os.environ)
+    if options.sanitize:
+        environment |= {"SSLFAST_CUDA": "1", "SSLFAST_CUDA_DEBUG": "1"}
     parts: list[Part] = []
     if not options.skip_build:
         pip = [
@@ -98,6 +124,13 @@ def main() -> int:
         print("no CUDA device is available to torch: nothing can be tested or timed on a GPU here")
         _write(options, parts, {})
         return 1
+    if options.sanitize:
+        parts += sanitize(environment)
+        for part in parts:
+            if part.status == 127:
+                print(part.output)
+        _write(options, parts, {})
+        return int(any(part.status for part in parts))
 
     pytest = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *TESTS]
     parts.append(run_part("tests", pytest, 60 if options.quick else 240, environment))

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -96,6 +97,31 @@ def test_cuda_kernels_do_not_spill() -> None:
     for registers, stack, local in usage:
         assert 0 < int(registers) <= 255
         assert int(stack) == int(local) == 0
+
+
+@pytest.mark.slow
+def test_cuda_kernels_compile_with_their_checks(tmp_path: Path) -> None:
+    nvcc = shutil.which("nvcc")
+    if nvcc is None:
+        pytest.skip("no nvcc")
+    command = [
+        nvcc, "-std=c++17", "-O3", "-DNDEBUG", "-lineinfo", "-DSSLFAST_CUDA_DEBUG",
+        "-Werror=all-warnings", "-ptx", "-arch=compute_80", "-I", ROOT / "csrc/include",
+        ROOT / "csrc/cuda/similarity_forward.cu", "-o", tmp_path / "out.ptx",
+    ]  # fmt: skip
+    subprocess.run(command, check=True)
+    assert "__assertfail" in (tmp_path / "out.ptx").read_text()
+
+
+def test_sanitizing_without_the_tool_says_where_it_comes_from(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from benchmarks import gpu
+
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    (part,) = gpu.sanitize({})
+    assert part.status == 127
+    assert "compute-sanitizer was not found" in part.output
 
 
 def test_instruction_set_levels_agree() -> None:

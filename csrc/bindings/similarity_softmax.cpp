@@ -1,5 +1,15 @@
 // Similarity softmax.
 #include "similarities.h"
+#include "bind.h"
+
+#include <tuple>
+
+#include <pybind11/stl.h>
+
+#include <sslfast/cpu.h>
+#ifdef SSLFAST_WITH_CUDA
+#include <sslfast/cuda.h>
+#endif
 
 namespace sslfast::bindings {
 namespace {
@@ -7,6 +17,54 @@ namespace {
 sslfast::cpu::Statistics statistics(Address lse, Address g) {
     return {pointer<const float>(lse), pointer<const float>(g)};
 }
+
+#ifdef SSLFAST_WITH_CUDA
+// (arithmetic, rows, m, columns, n, dim, scale, pairing); see kernels/similarity_softmax/cuda.py.
+using CudaProblem = std::tuple<int, Address, std::int64_t, Address, std::int64_t, int, Address,
+                               PairingFields>;
+
+sslfast::cuda::Similarities on_gpu(const CudaProblem& problem) {
+    const auto& [arithmetic, rows, m, columns, n, dim, scale, pairing] = problem;
+    const auto [length, shift, row_base, column_base, leave_out_self] = pairing;
+    return {static_cast<sslfast::cuda::Arithmetic>(arithmetic),
+            pointer<const void>(rows),
+            m,
+            pointer<const void>(columns),
+            n,
+            dim,
+            pointer<const float>(scale),
+            {length, shift, row_base, column_base, leave_out_self}};
+}
+
+void similarity_softmax_cuda(py::module_& module) {
+    module.def(
+        "similarity_workspace_cuda",
+        [](const CudaProblem& problem, bool backward) {
+            return backward ? sslfast::cuda::similarity_backward_workspace(on_gpu(problem))
+                            : sslfast::cuda::similarity_forward_workspace(on_gpu(problem));
+        },
+        Release());
+    module.def(
+        "similarity_forward_cuda",
+        [](const CudaProblem& problem, Address lse, Address positive, Address workspace,
+           Address stream) {
+            sslfast::cuda::similarity_forward(on_gpu(problem), pointer<float>(lse),
+                                              pointer<float>(positive), pointer<float>(workspace),
+                                              pointer<void>(stream));
+        },
+        Release());
+    module.def(
+        "similarity_backward_cuda",
+        [](const CudaProblem& problem, Address row_lse, Address row_g, Address column_lse,
+           Address column_g, Address d_rows, Address workspace, Address stream) {
+            sslfast::cuda::similarity_backward(
+                on_gpu(problem), {pointer<const float>(row_lse), pointer<const float>(row_g)},
+                {pointer<const float>(column_lse), pointer<const float>(column_g)},
+                pointer<float>(d_rows), pointer<float>(workspace), pointer<void>(stream));
+        },
+        Release());
+}
+#endif
 
 }  // namespace
 
@@ -31,6 +89,9 @@ void similarity_softmax(py::module_& module) {
                 pointer<float>(d_rows), pointer<float>(d_columns));
         },
         Release());
+#ifdef SSLFAST_WITH_CUDA
+    similarity_softmax_cuda(module);
+#endif
 }
 
 }  // namespace sslfast::bindings

@@ -39,7 +39,8 @@ def relative(value: Tensor, truth: Tensor) -> float:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("tau", [0.5, 0.1, 0.01])
 @pytest.mark.parametrize(
-    ("m", "n", "d"), [(252, 0, 123), (252, 507, 123), (4098, 0, 128), (3000, 5001, 300)]
+    ("m", "n", "d"),
+    [(252, 0, 123), (252, 507, 123), (4098, 0, 128), (3000, 5001, 300), (200, 9001, 64)],
 )
 def test_against_float64(name: str, dtype: torch.dtype, tau: float, m: int, n: int, d: int) -> None:
     x = embeddings(m, d, dtype)
@@ -63,6 +64,21 @@ def test_against_float64(name: str, dtype: torch.dtype, tau: float, m: int, n: i
     gradient = backend.module.backward(x, y, s, pairing, row, column)
     assert relative(gradient, truth) <= relative(eager, truth) + TOLERANCE[dtype]
     assert torch.equal(gradient, backend.module.backward(x, y, s, pairing, row, column))
+
+
+@pytest.mark.parametrize("name", [n for n in cuda_backends("similarity_softmax") if n != "tiled"])
+def test_tf32_where_it_is_allowed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cuda.matmul, "fp32_precision", "tf32")
+    backend = {b.name: b for b in registry.candidates("similarity_softmax")}[name].module
+    pairing, s = Pairing(252, 126, leave_out_self=True), torch.tensor(10.0, device="cuda")
+    for d in (64, 123, 300):
+        x = embeddings(252, d, torch.float32)
+        truth, _, _ = reference.forward(x.double(), None, s.double(), pairing)
+        lse, _, _ = backend.forward(x, None, s, pairing)
+        assert (lse - truth).abs().max() < 5e-3
+        g = torch.randn(252, device="cuda")
+        want = reference.backward(x.double(), None, s.double(), pairing, *[(truth, g.double())] * 2)
+        assert relative(backend.backward(x, None, s, pairing, *[(lse, g)] * 2), want) < 5e-3
 
 
 @pytest.mark.parametrize("name", cuda_backends("philox"))

@@ -1,5 +1,6 @@
 """Every backend that runs here, against the float64 oracle: no worse than eager PyTorch."""
 
+import json
 import math
 
 import pytest
@@ -219,3 +220,34 @@ def test_cpu_backend_gives_the_same_bits_with_any_number_of_threads(generator) -
     for other in results[1:]:
         assert torch.equal(results[0][0], other[0])
         assert torch.equal(results[0][1], other[1])
+
+
+def test_cuda_backend_is_preferred_only_where_results_prove_it() -> None:
+    """Each file of the table was measured on that architecture, and CUDA C++ is never slower."""
+    from benchmarks.report import RESULTS
+    from sslfast.kernels.similarity_softmax import cuda, triton
+
+    assert cuda.PROVEN or cuda.PRIORITY < triton.PRIORITY
+    for capability, name in cuda.PROVEN.items():
+        results = json.loads((RESULTS / name).read_text())
+        assert tuple(results["environment"]["capability"]) == capability
+        times = {(r["provider"], r["problem"]): r["seconds"] for r in results["rows"]}
+        sizes = [size for provider, size in times if provider == "sslfast cuda"]
+        assert sizes
+        for size in sizes:
+            assert times["sslfast cuda", size] <= times["sslfast triton", size]
+
+
+def test_proof_holds_for_its_architecture_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sslfast.kernels.similarity_softmax import cuda, triton
+
+    capabilities = [(9, 0)]
+    monkeypatch.setattr(cuda, "PROVEN", {(9, 0): "similarity_softmax-h200.json"})
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(capabilities))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda d: capabilities[d])
+    assert cuda._priority() > triton.PRIORITY
+    capabilities.append((8, 0))
+    assert cuda._priority() < triton.PRIORITY
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert cuda._priority() < triton.PRIORITY

@@ -3,18 +3,13 @@
 
 #include <cstdint>
 
+#include <sslfast/pairing.h>
+
 namespace sslfast::cpu {
 
 void philox_random_bits(const std::int64_t* sample_ids, std::int64_t batch, std::int64_t step,
                         std::uint64_t seed, std::int64_t stream, std::int64_t count,
                         std::int64_t* out, int threads);
-
-// Row row_base + a and column column_base + (a + shift) % length are a positive pair, for
-// 0 <= a < length; with leave_out_self, row_base + a and column_base + a are the same sample.
-struct Pairing {
-    std::int64_t length, shift, row_base, column_base;
-    bool leave_out_self;
-};
 
 // Logits scale <rows_i, columns_j>; columns null: the symmetric form, rows against themselves, whose
 // positives are mutual (2 shift = length = m).

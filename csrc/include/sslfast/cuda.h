@@ -4,6 +4,8 @@
 
 #include <cstdint>
 
+#include <sslfast/pairing.h>
+
 namespace sslfast::cuda {
 
 void philox_random_bits(const std::int64_t* sample_ids, std::int64_t batch,
@@ -24,5 +26,40 @@ void compact_mask(const bool* mask, std::int64_t batch, std::int64_t length, std
 void gather_rows(const char* tokens, const std::int64_t* ids, std::int64_t batch,
                  std::int64_t length, std::int64_t keep, std::int64_t row_bytes, char* out,
                  void* stream);
+
+// What rows and columns are, and how they are multiplied.
+enum class Arithmetic { bfloat16, float16, tf32, ieee };
+
+// Logits *scale <rows_i, columns_j>; rows and columns may be the same.
+struct Similarities {
+    Arithmetic arithmetic;
+    const void* rows;
+    std::int64_t m;
+    const void* columns;
+    std::int64_t n;
+    int dim;
+    const float* scale;
+    Pairing pairing;
+};
+
+// Log-sum-exps (natural) over what the pairing does not leave out, and what comes from above for
+// them; null where that side has none.
+struct Statistics {
+    const float* lse;
+    const float* g;
+};
+
+// Floats of workspace that a call needs on the current device.
+std::int64_t similarity_forward_workspace(const Similarities& problem);
+std::int64_t similarity_backward_workspace(const Similarities& problem);
+
+// lse [m], positive [m], -inf where a row has none.
+void similarity_forward(const Similarities& problem, float* lse, float* positive, float* workspace,
+                        void* stream);
+
+// d_rows [m, dim] = sum_j G_ij columns_j with
+// G_ij = g_i exp(t_ij - lse_i) + h_j exp(t_ij - column_lse_j).
+void similarity_backward(const Similarities& problem, Statistics row, Statistics column,
+                         float* d_rows, float* workspace, void* stream);
 
 }  // namespace sslfast::cuda

@@ -11,6 +11,8 @@ PYBIND11_MODULE(_C, module) {
     module.attr("CUDA_ARCHITECTURES") = "";
 #endif
     module.def("instruction_set", &sslfast::cpu::instruction_set);
+    sslfast::bindings::ema(module);
+    sslfast::bindings::optim(module);
     sslfast::bindings::philox(module);
     sslfast::bindings::similarity_softmax(module);
 }

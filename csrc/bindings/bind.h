@@ -20,6 +20,8 @@ T* pointer(Address address) {
 using Release = py::call_guard<py::gil_scoped_release>;
 
 // One for every file of this folder; bindings.cpp calls them all.
+void ema(py::module_& module);
+void optim(py::module_& module);
 void philox(py::module_& module);
 void similarity_softmax(py::module_& module);
 

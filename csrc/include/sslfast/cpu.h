@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include <sslfast/rows.h>
+
 namespace sslfast::cpu {
 
 void philox_random_bits(const std::int64_t* sample_ids, std::int64_t batch, std::int64_t step,
@@ -45,6 +47,19 @@ void similarity_forward(const Similarities& problem, float* lse, float* positive
 // Symmetric: column is row, and d_columns is null.
 void similarity_backward(const Similarities& problem, Statistics row, Statistics column,
                          float* d_rows, float* d_columns);
+
+// teacher <- momentum teacher + (1 - momentum) student, for all rows; see rows.h.
+void ema_update(const Row* rows, std::int64_t n, double momentum, int threads);
+
+// Doubles that optimisers take for each group of parameters: update.h says which.
+constexpr int adamw_fields = 5, lars_fields = 4;
+
+// One step for all rows, and their teachers. control: factor of the gradients, momentum of the
+// teacher; groups [number of groups, fields]; trust [n], a ratio for each row.
+void adamw_step(const Row* rows, std::int64_t n, const double* control, const double* groups,
+                int threads);
+void lars_step(const Row* rows, std::int64_t n, const double* control, const double* groups,
+               const float* trust, int threads);
 
 // The level of the instruction set in use: "v4", "v3" (x86-64) or "baseline".
 const char* instruction_set();

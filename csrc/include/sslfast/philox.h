@@ -4,11 +4,7 @@
 
 #include <cstdint>
 
-#ifdef __CUDACC__
-#define SSLFAST_HOST_DEVICE __host__ __device__ __forceinline__
-#else
-#define SSLFAST_HOST_DEVICE inline
-#endif
+#include <sslfast/host_device.h>
 
 namespace sslfast {
 

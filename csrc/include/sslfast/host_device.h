@@ -1,0 +1,12 @@
+// Functions that the CPU and CUDA backends share.
+#pragma once
+
+#ifdef __CUDACC__
+#define SSLFAST_HOST_DEVICE __host__ __device__ __forceinline__
+#define SSLFAST_ON_DEVICE __device__ __forceinline__  // takes lambdas, which are of one side
+#else
+// Never a function of its own: files are compiled for several levels of the instruction set, and the
+// linker would keep one level's copy for all.
+#define SSLFAST_HOST_DEVICE inline __attribute__((always_inline))
+#define SSLFAST_ON_DEVICE SSLFAST_HOST_DEVICE
+#endif

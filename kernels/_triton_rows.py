@@ -40,10 +40,12 @@ def lerp(start, end, weight):  # type: ignore[no-untyped-def]
 
 @triton.jit
 def put(p_tensor, i, m, value):  # type: ignore[no-untyped-def]
-    """Store elements in the tensor's type; a 16-bit one is reached through float32."""
+    """Store elements in the tensor's type, and return them; float32 is on the way to 16 bits."""
     if p_tensor.dtype.element_ty.primitive_bitwidth == 16:
         value = value.to(tl.float32)
-    tl.store(p_tensor + i, value.to(p_tensor.dtype.element_ty), mask=m)
+    stored = value.to(p_tensor.dtype.element_ty)
+    tl.store(p_tensor + i, stored, mask=m)
+    return stored
 
 
 @triton.jit
@@ -54,7 +56,16 @@ def follow(p_teacher, i, m, student, weight):  # type: ignore[no-untyped-def]
 
 
 def pairs(types: Sequence[int]) -> tuple[tuple[int, Any, Any], ...]:
-    """(types, first, second) in Triton's types for every kind of row; a missing second is None."""
+    """(types, first, second) in Triton's types for every kind of row.
+
+    A missing second stands as the first: tuples of older versions hold no None.
+    """
     return tuple(
-        (t, LANGUAGE_TYPES[t // 5], None if t % 5 == NONE else LANGUAGE_TYPES[t % 5]) for t in types
+        (t, LANGUAGE_TYPES[t // 5], LANGUAGE_TYPES[t // 5 if t % 5 == NONE else t % 5])
+        for t in types
     )
+
+
+def with_none(types: Sequence[int]) -> list[int]:
+    """All kinds of rows, also with a teacher that stays as it is: momentum is on the device."""
+    return sorted({*types, *(t // 5 * 5 + NONE for t in types)})

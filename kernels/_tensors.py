@@ -82,20 +82,18 @@ class Table:
     Attributes:
         rows: int64 [rows, 8].
         chunks: int64 [chunks], row * 2^32 + number of the chunk of ``CHUNK`` elements in its row.
-        host: what the copy to the device reads.
         types: of all rows, each once.
         aligned: whether every address is a multiple of 16.
     """
 
     rows: Tensor
     chunks: Tensor
-    host: Tensor
     types: tuple[int, ...]
     aligned: bool
 
 
 _tables: OrderedDict[tuple[bytes, object], Table] = OrderedDict()
-_captured: list[Table] = []  # a CUDA graph that was captured reads its tables at every replay
+_captured: list[object] = []  # a CUDA graph reads at every replay what it read when captured
 KEPT_TABLES = 64
 
 
@@ -119,19 +117,26 @@ def device_table(words: "array[int]", like: Tensor) -> Table:
     return table
 
 
+def to_device(host: Tensor, device: torch.device) -> Tensor:
+    """A copy on the device, without waiting for it."""
+    if device.type != "cuda":
+        return host.to(device)
+    host = host.pin_memory()
+    there = host.to(device, non_blocking=True)
+    if torch.cuda.is_current_stream_capturing():
+        _captured.append((host, there))
+    return there
+
+
 def _upload(words: "array[int]", device: torch.device) -> Table:
     table = torch.tensor(words, dtype=torch.int64).view(-1, WORDS)
     counts = -(-table[:, ADDRESSES] // CHUNK)
     row = torch.arange(len(table)).repeat_interleave(counts)
     number = torch.arange(len(row)) - (counts.cumsum(0) - counts)[row]
-    host = torch.cat((table.flatten(), row << 32 | number))
-    if device.type == "cuda":
-        host = host.pin_memory()  # or the copy would wait
-    there = host.to(device, non_blocking=True)
+    there = to_device(torch.cat((table.flatten(), row << 32 | number)), device)
     return Table(
         rows=there[: table.numel()].view(-1, WORDS),
         chunks=there[table.numel() :],
-        host=host,
         types=tuple((table[:, ADDRESSES + 1] & 0xFFFFFFFF).unique().tolist()),
         aligned=not (table[:, :ADDRESSES] % 16).any(),
     )

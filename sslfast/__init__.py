@@ -9,12 +9,24 @@ from typing import Any
 __version__ = "0.1.0"
 
 _LAZY = {
+    "EMATeacher": "sslfast.ema",
     "backends": "sslfast.kernels.registry",
     "use_backend": "sslfast.kernels.registry",
     "train": "sslfast.training",
     "load_encoder": "sslfast.training",
 }
-_MODULES = ("data", "eval", "functional", "losses", "methods", "models", "ops", "optim", "training")
+_MODULES = (
+    "data",
+    "ema",
+    "eval",
+    "functional",
+    "losses",
+    "methods",
+    "models",
+    "ops",
+    "optim",
+    "training",
+)
 
 __all__ = ["__version__", *_LAZY]
 

@@ -9,7 +9,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 SNAPSHOT = Path(__file__).with_name("public_names.txt")
-MODULES = ("", ".data", ".eval", ".functional", ".losses", ".methods", ".models", ".training")
+MODULES = (
+    "",
+    ".data",
+    ".ema",
+    ".eval",
+    ".functional",
+    ".losses",
+    ".methods",
+    ".models",
+    ".training",
+)
 
 
 def parameters(value: Callable[..., object]) -> str:

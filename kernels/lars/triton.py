@@ -32,11 +32,11 @@ def supports(problem: Problem) -> str | None:
 def lars_turn(pointers, numbers, i, m, TEACHER: tl.constexpr):  # type: ignore[no-untyped-def]
     """Elements i, where the mask m allows; the numbers are those of csrc/include/sslfast/update.h.
 
-    They have the type of the arithmetic. A row without a buffer has no elements in it.
+    They have the type of the arithmetic. Elements below ``buffered`` have a buffer.
     """
     p_p, p_g, p_buffer, p_teacher = pointers
     gradient, decay, momentum, nesterov, lr, buffered, teacher_weight = numbers
-    m_buffer = (i >= 0) & (buffered != 0)
+    m_buffer = i < buffered
     if m is not None:
         m_buffer = m_buffer & m
     parameter = tl.load(p_p + i, mask=m).to(lr.dtype)
@@ -76,7 +76,7 @@ def lars_chunk(  # type: ignore[no-untyped-def]
         tl.load(p_group + 1).to(A),
         tl.load(p_group + 3).to(A),
         tl.load(p_group).to(A),
-        tl.load(p_row + 2),
+        (tl.load(p_row + 2) != 0).to(tl.int32) * CHUNK,
         (1 - teacher_momentum).to(arithmetic(P, E).dtype),
     )
     n = tl.minimum(tl.load(p_row + 6) - begin, CHUNK).to(tl.int32)

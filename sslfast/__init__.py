@@ -9,13 +9,14 @@ from typing import Any
 __version__ = "0.1.0"
 
 _LAZY = {
+    "EMATeacher": "sslfast.ema",
     "backends": "sslfast.kernels.registry",
     "use_backend": "sslfast.kernels.registry",
     "train": "sslfast.training",
     "load_encoder": "sslfast.training",
 }
 _MODULES = (
-    "data", "eval", "functional", "losses", "masking", "methods", "models", "ops", "optim",
+    "data", "ema", "eval", "functional", "losses", "masking", "methods", "models", "ops", "optim",
     "training",
 )  # fmt: skip
 

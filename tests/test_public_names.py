@@ -10,7 +10,8 @@ from pathlib import Path
 
 SNAPSHOT = Path(__file__).with_name("public_names.txt")
 MODULES = (
-    "", ".data", ".eval", ".functional", ".losses", ".masking", ".methods", ".models", ".training",
+    "", ".data", ".ema", ".eval", ".functional", ".losses", ".masking", ".methods", ".models",
+    ".optim", ".training",
 )  # fmt: skip
 
 

@@ -20,9 +20,11 @@ T* pointer(Address address) {
 using Release = py::call_guard<py::gil_scoped_release>;
 
 // One for every file of this folder; bindings.cpp calls them all.
+void ema(py::module_& module);
 void gather_patches(py::module_& module);
 void linear_cross_entropy(py::module_& module);
 void masked_mse(py::module_& module);
+void optim(py::module_& module);
 void patch_mask(py::module_& module);
 void patchify_visible(py::module_& module);
 void philox(py::module_& module);

@@ -1,12 +1,6 @@
 // Similarity softmax.
 #include "similarities.h"
-#include "bind.h"
 
-#include <tuple>
-
-#include <pybind11/stl.h>
-
-#include <sslfast/cpu.h>
 #ifdef SSLFAST_WITH_CUDA
 #include <sslfast/cuda.h>
 #endif

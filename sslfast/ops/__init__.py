@@ -1,5 +1,6 @@
 """torch.library ops: schema, fake implementation and autograd; backends come from the registry."""
 
+from sslfast.ops.ema import ema_update_
 from sslfast.ops.gather_patches import gather_patches, scatter_patches
 from sslfast.ops.info_nce import weighted_info_nce
 from sslfast.ops.linear_cross_entropy import linear_cross_entropy, weighted_linear_cross_entropy
@@ -14,6 +15,7 @@ from sslfast.ops.similarity_softmax import similarity_softmax
 __all__ = [
     "compact_mask",
     "cut_patches",
+    "ema_update_",
     "gather_patches",
     "linear_cross_entropy",
     "masked_mse",

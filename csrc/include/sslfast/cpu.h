@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include <sslfast/pairing.h>
+#include <sslfast/rows.h>
 
 namespace sslfast::cpu {
 
@@ -136,6 +137,19 @@ void masked_mse(const Patches& patches, float* loss);
 // gradient [rows]; d_prediction [rows, dim] and, unless null, d_target [rows, dim].
 void masked_mse_backward(const Patches& patches, const float* gradient, float* d_prediction,
                          float* d_target);
+
+// teacher <- momentum teacher + (1 - momentum) student, for all rows; see rows.h.
+void ema_update(const Row* rows, std::int64_t n, double momentum, int threads);
+
+// Doubles that optimisers take for each group of parameters: update.h says which.
+constexpr int adamw_fields = 5, lars_fields = 4;
+
+// One step for all rows, and their teachers. control: factor of the gradients, momentum of the
+// teacher; groups [number of groups, fields]; trust [n], a ratio for each row.
+void adamw_step(const Row* rows, std::int64_t n, const double* control, const double* groups,
+                int threads);
+void lars_step(const Row* rows, std::int64_t n, const double* control, const double* groups,
+               const float* trust, int threads);
 
 // The level of the instruction set in use: "v4", "v3" (x86-64) or "baseline".
 const char* instruction_set();

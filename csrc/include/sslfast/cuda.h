@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include <sslfast/pairing.h>
+#include <sslfast/rows.h>
 
 namespace sslfast::cuda {
 
@@ -61,5 +62,15 @@ void similarity_forward(const Similarities& problem, float* lse, float* positive
 // G_ij = g_i exp(t_ij - lse_i) + h_j exp(t_ij - column_lse_j).
 void similarity_backward(const Similarities& problem, Statistics row, Statistics column,
                          float* d_rows, float* workspace, void* stream);
+
+// As in cpu.h, with everything on the device; chunks [n], each row * 2^32 + number of the chunk in
+// its row, of chunk_elements elements.
+constexpr int chunk_elements = 16384;
+void ema_update(const Row* rows, const std::int64_t* chunks, std::int64_t n, const double* momentum,
+                void* stream);
+void adamw_step(const Row* rows, const std::int64_t* chunks, std::int64_t n, const double* control,
+                const double* groups, void* stream);
+void lars_step(const Row* rows, const std::int64_t* chunks, std::int64_t n, const double* control,
+               const double* groups, const float* trust, void* stream);
 
 }  // namespace sslfast::cuda

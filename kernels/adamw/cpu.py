@@ -1,0 +1,30 @@
+"""C++ on the CPU (csrc/cpu/optim.cpp)."""
+
+import torch
+from torch import Tensor
+
+from .._extension import cpu_unavailable, loaded
+from .._tensors import rows
+from . import Problem, Tensors
+
+DEVICE = "cpu"
+PRIORITY = 30
+
+available = cpu_unavailable
+
+
+def supports(problem: Problem) -> str | None:
+    """Anything."""
+    return None
+
+
+def step(tensors: Tensors, groups: Tensor, control: Tensor) -> None:
+    """One step; see the package."""
+    table = rows(tensors.columns, second=5, groups=tensors.groups)
+    loaded().adamw_step_cpu(
+        table.buffer_info()[0],
+        len(tensors.params),
+        control.data_ptr(),
+        groups.data_ptr(),
+        torch.get_num_threads(),
+    )

@@ -1,0 +1,33 @@
+"""The oracle: the definition, a tensor at a time."""
+
+import torch
+from torch import Tensor
+
+from ..ema import reference as ema
+from . import Problem, Tensors
+
+DEVICE = "any"
+PRIORITY = 0
+
+
+def supports(problem: Problem) -> str | None:
+    """Anything."""
+    return None
+
+
+def step(tensors: Tensors, groups: Tensor, control: Tensor) -> None:
+    """One step; see the package."""
+    factor, momentum = control.unbind()
+    for n, p in enumerate(tensors.params):
+        lr, beta1, beta2, eps, weight_decay = groups[tensors.groups[n]].unbind()
+        dtype = torch.float64 if p.dtype == torch.float64 else torch.float32
+        t, g = tensors.steps[n].double(), factor * tensors.grads[n].to(dtype)
+        m = torch.lerp(tensors.exp_avgs[n].to(dtype), g, (1 - beta1).to(dtype))
+        v = beta2 * tensors.exp_avg_sqs[n].to(dtype) + (1 - beta2) * g * g
+        update = m / (1 - beta1**t) / ((v / (1 - beta2**t)).sqrt() + eps)
+        p.copy_((1 - lr * weight_decay) * p.to(dtype) - lr * update)
+        tensors.exp_avgs[n].copy_(m)
+        tensors.exp_avg_sqs[n].copy_(v)
+        teacher = tensors.teachers[n]
+        if teacher is not None:
+            ema.update([teacher], [p], momentum)

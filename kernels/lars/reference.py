@@ -1,0 +1,32 @@
+"""The oracle: the definition, a tensor at a time."""
+
+import torch
+from torch import Tensor
+
+from ..ema import reference as ema
+from . import Problem, Tensors
+
+DEVICE = "any"
+PRIORITY = 0
+
+
+def supports(problem: Problem) -> str | None:
+    """Anything."""
+    return None
+
+
+def step(tensors: Tensors, groups: Tensor, control: Tensor, trust: Tensor) -> None:
+    """One step; see the package."""
+    factor, teacher_momentum = control.unbind()
+    for n, p in enumerate(tensors.params):
+        lr, momentum, weight_decay, nesterov = groups[tensors.groups[n]].unbind()
+        dtype = torch.float64 if p.dtype == torch.float64 else torch.float32
+        decayed = factor * tensors.grads[n].to(dtype) + weight_decay * p.to(dtype)
+        direction = trust[n].double() * decayed
+        buffer, teacher = tensors.buffers[n], tensors.teachers[n]
+        moved = direction if buffer is None else momentum * buffer.to(dtype) + direction
+        if buffer is not None:
+            buffer.copy_(moved)
+        p.copy_(p.to(dtype) - lr * torch.where(nesterov > 0, direction + momentum * moved, moved))
+        if teacher is not None:
+            ema.update([teacher], [p], teacher_momentum)

@@ -1,0 +1,127 @@
+"""Exponential moving averages of lists of tensors."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sslfast.ops import ema_update_ as op
+
+from ._common import FLOATS
+
+
+def ema_update_(
+    teacher_tensors: Sequence[Tensor], student_tensors: Sequence[Tensor], momentum: float | Tensor
+) -> None:
+    """Move teachers towards students, in place: t <- momentum t + (1 - momentum) s.
+
+    All tensors in one launch, in any mix of dtypes (a bfloat16 student of a float32 teacher):
+    arithmetic is in float32, or float64 where one of a pair is, and rounded once. Momentum 1 leaves
+    the teacher as it is, whatever the student holds. Integer and bool tensors are copied. Of a
+    DTensor the local shards are updated, without communication. Works under torch.compile and in
+    CUDA graphs, and reads no number off a GPU.
+
+    Args:
+        teacher_tensors: tensors of any shapes, all on one device.
+        student_tensors: as many, each of the shape of its teacher, on the same device.
+        momentum: in [0, 1]: a number, or a tensor of one element on the same device, which is not
+            checked. A float64 tensor gives the same result as a number.
+
+    Raises:
+        TypeError: not tensors, or an integer tensor beside one of another dtype.
+        ValueError: numbers of tensors, shapes, devices or shardings that do not fit, a momentum
+            outside [0, 1]. Nothing has been written then.
+    """
+    teacher, student = list(teacher_tensors), list(student_tensors)
+    if len(teacher) != len(student):
+        raise ValueError(f"{len(teacher)} teacher tensors, but {len(student)} student tensors")
+    check_pairs([f"tensor {n}" for n in range(len(teacher))], teacher, student)
+    if not teacher:
+        as_momentum(momentum, torch.device("cpu"))
+        return
+    weight = as_momentum(momentum, teacher[0].device)
+    with torch.no_grad():
+        move(teacher, student, weight)
+
+
+def move(teacher: Sequence[Tensor], student: Sequence[Tensor], momentum: Tensor) -> None:
+    """``ema_update_`` of tensors that have been checked; momentum float64 [] on their device."""
+    local = [(local_shard(t), local_shard(s)) for t, s in zip(teacher, student, strict=True)]
+    floats = [(_real(t), _real(s)) for t, s in local if _is_number(t)]
+    others = [(t, s) for t, s in local if not _is_number(t)]
+    if floats:
+        op([t for t, _ in floats], [s for _, s in floats], momentum)
+    if others:
+        torch._foreach_copy_([t for t, _ in others], [s for _, s in others])
+
+
+def as_momentum(momentum: float | Tensor, device: torch.device) -> Tensor:
+    """A momentum as the float64 [] tensor that the op takes.
+
+    Raises:
+        ValueError: a number outside [0, 1], a tensor of more than one element or elsewhere.
+    """
+    if not isinstance(momentum, Tensor):
+        if not 0 <= momentum <= 1:
+            raise ValueError(f"momentum must be in [0, 1], got {momentum}")
+        return torch.full((), momentum, dtype=torch.float64, device=device)
+    if momentum.numel() != 1:
+        raise ValueError(f"momentum must be one number, got shape {list(momentum.shape)}")
+    if momentum.device != device:
+        raise ValueError(
+            f"momentum is on {momentum.device}, but the teacher on {device}: move it there, or "
+            "pass a float"
+        )
+    return momentum.detach().reshape(()).to(torch.float64)
+
+
+def check_pairs(names: Sequence[str], teacher: Sequence[Tensor], student: Sequence[Tensor]) -> None:
+    """Raise, by name, for the first pair that cannot be updated; see ``ema_update_``."""
+    for name, t, s in zip(names, teacher, student, strict=True):
+        for who, x in (("teacher", t), ("student", s)):
+            if not isinstance(x, Tensor):
+                raise TypeError(f"{name} of the {who} must be a tensor, got {type(x).__name__}")
+            if x.device.type == "meta":
+                raise ValueError(f"{name} of the {who} is on the meta device and has no values")
+        if t.shape != s.shape:
+            raise ValueError(
+                f"{name} has shape {list(t.shape)} in the teacher, but {list(s.shape)} in the "
+                "student"
+            )
+        if t.device != s.device:
+            raise ValueError(
+                f"{name} is on {t.device} in the teacher, but on {s.device} in the student: move "
+                "one of them"
+            )
+        if t.device != teacher[0].device:
+            raise ValueError(
+                f"{name} is on {t.device}, but {names[0]} on {teacher[0].device}: update the "
+                "tensors of each device in a call of their own"
+            )
+        if t.dtype != s.dtype and not (t.dtype in FLOATS and s.dtype in FLOATS):
+            raise TypeError(f"{name} is {t.dtype} in the teacher, but {s.dtype} in the student")
+        if _sharding(t) != _sharding(s):
+            raise ValueError(
+                f"{name} is sharded differently in teacher and student: apply fully_shard to both, "
+                "over the same mesh (to the teacher's after it was made of the unsharded student)"
+            )
+
+
+def local_shard(tensor: Tensor) -> Tensor:
+    """The part of a DTensor on this rank; other tensors as they are."""
+    return tensor if _sharding(tensor) is None else tensor.to_local()  # type: ignore[attr-defined]
+
+
+def _sharding(tensor: Any) -> object:
+    """How a DTensor is sharded; its class is not imported, which takes half a second."""
+    mesh = getattr(tensor, "device_mesh", None)
+    return None if mesh is None else (mesh, tensor.placements)
+
+
+def _is_number(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
+def _real(tensor: Tensor) -> Tensor:
+    return torch.view_as_real(tensor) if tensor.is_complex() else tensor

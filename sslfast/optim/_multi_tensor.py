@@ -1,0 +1,218 @@
+"""What our optimisers share: one pass over all tensors, its numbers on the device, the teacher."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from sslfast.ema import EMATeacher, Pairs
+from sslfast.functional._common import FLOATS
+from sslfast.functional._ema import check_pairs, local_shard
+from sslfast.kernels._tensors import is_dense, same_layout, to_device
+
+
+class MultiTensor(ABC):
+    """Mixed into a class of torch.optim, before it, whose groups, state and state_dict remain."""
+
+    UNSUPPORTED: ClassVar[tuple[str, ...]]  # options of torch's that must stay off
+
+    param_groups: list[dict[str, Any]]
+    state: dict[Tensor, dict[str, Any]]
+
+    def attach(self, ema: EMATeacher | None, max_norm: float | None) -> None:
+        """Take the options that torch's classes do not have.
+
+        Raises:
+            TypeError: ``ema`` is no EMATeacher.
+            ValueError: a max_norm that is not positive, a teacher that cannot follow in a step, or
+                one of another network.
+        """
+        if ema is not None and not isinstance(ema, EMATeacher):
+            raise TypeError(f"ema must be an EMATeacher, got {type(ema).__name__}")
+        if ema is not None and ema.skip_non_finite:
+            raise ValueError(
+                "a teacher with skip_non_finite looks at the whole student before it follows: call "
+                "its update(student) after step() instead of passing ema="
+            )
+        if max_norm is not None and not max_norm > 0:
+            raise ValueError(f"max_norm must be positive, got {max_norm}")
+        self.ema, self.max_norm = ema, max_norm
+        self._forget()
+        self._followed: dict[int, str] = {}  # the parameters that have a teacher, by id
+        if ema is not None:
+            pairs = ema.pairs()
+            names = dict(zip(map(id, pairs.student), pairs.names, strict=True))
+            mine = [p for group in self.param_groups for p in group["params"]]
+            self._followed = {id(p): names[id(p)] for p in mine if id(p) in names}
+            if not self._followed:
+                raise ValueError(
+                    "no parameter of this optimiser is one of the teacher's student: build both "
+                    "of the same network"
+                )
+
+    def _forget(self) -> None:
+        self.grad_norm: Tensor | None = None  # before clipping, where max_norm is given
+        self._numbers: tuple[tuple[float, ...], Tensor] | None = None
+        self._teachers: tuple[Pairs, dict[int, int]] | None = None
+        # GradScaler unscales gradients and leaves out steps by itself.
+        self._step_supports_amp_scaling = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        extra = {"ema": self.ema, "max_norm": self.max_norm, "_followed": {}}
+        return {**super().__getstate__(), **extra}  # type: ignore[misc]
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[misc]
+        self._forget()
+        for group in self.param_groups:
+            for option in self.UNSUPPORTED:
+                if group.get(option):
+                    raise ValueError(
+                        f"{type(self).__name__} has no {option}, which the loaded state asks for"
+                    )
+            group["fused"], group["foreach"] = True, None  # torch then keeps steps on the device
+            for p in group["params"]:
+                step = self.state.get(p, {}).get("step")
+                if step is not None:
+                    self.state[p]["step"] = step.to(local_shard(p).device, torch.float32)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Do one step, and the teacher's.
+
+        Parameters without a gradient stay as they are; their teachers follow all the same.
+
+        Args:
+            closure: computes the loss anew, and its gradients.
+
+        Returns:
+            What the closure returned, else None.
+
+        Raises:
+            TypeError: a parameter that is not real, or a gradient that is sparse or of another
+                dtype.
+            ValueError: parameters on several devices or with holes in memory, a teacher that no
+                longer fits. Nothing has been written then.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        found = [(g, p) for g, group in enumerate(self.param_groups) for p in group["params"]]
+        found = [(g, p) for g, p in found if p.grad is not None]
+        params = [p for _, p in found]
+        for p in params:
+            _check(p, params[0])
+        rest = momentum = None
+        teachers: list[Tensor | None] = [None] * len(params)
+        if self.ema is not None:
+            momentum = self.ema.next_momentum()
+            teachers, rest = self._divide(params)
+        if params:
+            control, numbers = self._upload(params, momentum)
+            self._update([g for g, _ in found], params, teachers, numbers, control)
+        if self.ema is not None and rest is not None and momentum is not None:
+            self.ema.follow(rest, momentum)
+        return loss
+
+    @abstractmethod
+    def _update(
+        self,
+        groups: list[int],
+        params: list[Tensor],
+        teachers: list[Tensor | None],
+        numbers: Tensor,
+        control: Tensor,
+    ) -> None:
+        """One step of parameters that have been checked; numbers [groups, fields], control [2]."""
+
+    @abstractmethod
+    def _fields(self, group: dict[str, Any]) -> Sequence[float | Tensor]:
+        """The numbers of a group, in the order of the kernel."""
+
+    def _divide(self, params: list[Tensor]) -> tuple[list[Tensor | None], Pairs]:
+        """The local teacher of every parameter that can follow in the step, and the other pairs."""
+        assert self.ema is not None
+        pairs = self.ema.pairs()
+        if self._teachers is None or self._teachers[0] is not pairs:
+            places = {id(s): n for n, s in enumerate(pairs.student)}
+            for key, name in self._followed.items():
+                if key not in places:
+                    raise ValueError(
+                        f"{name} of the teacher's student is no longer a parameter of this "
+                        "optimiser: build it anew after replacing parameters"
+                    )
+            self._teachers = (pairs, places)
+        check_pairs(pairs.names, pairs.teacher, pairs.student)
+        places = self._teachers[1]
+        teachers: list[Tensor | None] = []
+        done = set()
+        for p in params:
+            place = places.get(id(p))
+            teacher = None if place is None else local_shard(pairs.teacher[place])
+            if place is None or teacher is None or not same_layout(teacher, local_shard(p)):
+                teachers.append(None)
+            else:
+                teachers.append(teacher)
+                done.add(place)
+        return teachers, pairs.without(done)
+
+    def _upload(self, params: list[Tensor], momentum: Tensor | None) -> tuple[Tensor, Tensor]:
+        """(gradient factor, teacher momentum) and the numbers of all groups, on the device."""
+        fields = [value for group in self.param_groups for value in self._fields(group)]
+        values = (1.0, 1.0, *(0.0 if isinstance(v, Tensor) else float(v) for v in fields))
+        device = local_shard(params[0]).device
+        if self._numbers is None or self._numbers[0] != values or self._numbers[1].device != device:
+            host = torch.tensor(values, dtype=torch.float64)
+            self._numbers = (values, to_device(host, device))
+        numbers = self._numbers[1]
+        for n, value in enumerate(fields):
+            if isinstance(value, Tensor):
+                numbers[2 + n].copy_(value.squeeze())
+        if self.max_norm is not None:
+            self.grad_norm = torch.nn.utils.get_total_norm([p.grad for p in params])
+            norm = getattr(self.grad_norm, "full_tensor", lambda: self.grad_norm)()
+            numbers[0].copy_((self.max_norm / (norm + 1e-6)).clamp(max=1))
+        if momentum is not None:
+            numbers[1].copy_(momentum)
+        return numbers[:2], numbers[2:].view(len(self.param_groups), -1)
+
+    def _moments(self, p: Tensor, name: str) -> Tensor:
+        """The local part of a state of the parameter's shape, made on first use."""
+        state = self.state[p]
+        if state.get(name) is None:
+            state[name] = torch.zeros_like(p, memory_format=torch.preserve_format)
+        if not same_layout(local_shard(p), local_shard(state[name])):  # as a state_dict had it
+            state[name] = torch.empty_like(p).copy_(state[name])
+        return local_shard(state[name])
+
+
+def local_gradient(p: Tensor) -> Tensor:
+    """The local part of a gradient, in the layout of its parameter."""
+    assert p.grad is not None
+    gradient, parameter = local_shard(p.grad), local_shard(p)
+    if same_layout(parameter, gradient):
+        return gradient
+    return torch.empty_like(parameter).copy_(gradient)
+
+
+def _check(p: Tensor, first: Tensor) -> None:
+    shape, gradient = list(p.shape), p.grad
+    assert gradient is not None
+    if p.dtype not in FLOATS:
+        raise TypeError(f"a parameter of shape {shape} is {p.dtype}: only real numbers are trained")
+    if gradient.layout != torch.strided:
+        raise TypeError(f"the gradient of a parameter of shape {shape} is sparse: make it dense")
+    if gradient.dtype != p.dtype:
+        raise TypeError(
+            f"the gradient of a parameter of shape {shape} is {gradient.dtype}, but the parameter "
+            f"{p.dtype}"
+        )
+    if p.device != first.device:
+        raise ValueError(
+            f"parameters are on {first.device} and {p.device}: make an optimiser for each device"
+        )
+    if not is_dense(local_shard(p)):
+        raise ValueError(f"a parameter of shape {shape} is a view with holes: make it contiguous")

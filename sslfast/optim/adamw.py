@@ -1,0 +1,91 @@
+"""AdamW in one pass over all tensors, with the EMA teacher in it."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from sslfast.ema import EMATeacher
+from sslfast.functional._ema import local_shard
+from sslfast.kernels import adamw as kernels
+from sslfast.kernels import registry
+
+from ._multi_tensor import MultiTensor, local_gradient
+
+
+class AdamW(MultiTensor, torch.optim.AdamW):
+    """AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101, algorithm 2), as torch.optim.AdamW.
+
+    The same trajectories, parameter groups and ``state_dict`` as torch's class, which loads ours
+    and the other way round. One pass moves 28 bytes a float32 parameter, and 36 with a teacher,
+    where a step and an update apart move 40. A tensor ``lr`` is read on the device, and steps are
+    counted there, so that ``step`` can be part of a CUDA graph.
+
+    Args:
+        params: parameters, or groups of them (``sslfast.optim.param_groups``); of any mix of real
+            floating dtypes, on one device. The state has the dtype of its parameter.
+        lr: learning rate: a number, or a tensor of one element.
+        betas: decay of the averages of the gradient and its square.
+        eps: added to the denominator.
+        weight_decay: decoupled: every step takes lr * weight_decay of a parameter.
+        max_norm: clip the gradients to this Euclidean norm over all parameters, as
+            ``torch.nn.utils.clip_grad_norm_``, without writing them; ``grad_norm`` is the norm
+            before, a tensor.
+        ema: a teacher that follows in the same pass: ``step()`` then does what
+            ``teacher.update(student)`` after it would, for all of the student's parameters and
+            buffers. Parameters that are not the student's (a predictor) have no teacher.
+
+    Raises:
+        TypeError: ``ema`` is no EMATeacher.
+        ValueError: numbers out of range, or a teacher of another network.
+    """
+
+    UNSUPPORTED = ("amsgrad", "maximize", "differentiable")
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        *,
+        max_norm: float | None = None,
+        ema: EMATeacher | None = None,
+    ) -> None:
+        super().__init__(params, lr, betas, eps, weight_decay, fused=True)
+        self.attach(ema, max_norm)
+
+    def _fields(self, group: dict[str, Any]) -> Sequence[float | Tensor]:
+        return group["lr"], *group["betas"], group["eps"], group["weight_decay"]
+
+    def _update(
+        self,
+        groups: list[int],
+        params: list[Tensor],
+        teachers: list[Tensor | None],
+        numbers: Tensor,
+        control: Tensor,
+    ) -> None:
+        steps = [self._step_of(p) for p in params]
+        tensors = kernels.Tensors(
+            params=list(map(local_shard, params)),
+            grads=list(map(local_gradient, params)),
+            exp_avgs=[self._moments(p, "exp_avg") for p in params],
+            exp_avg_sqs=[self._moments(p, "exp_avg_sq") for p in params],
+            steps=steps,
+            teachers=teachers,
+            groups=groups,
+        )
+        backend = registry.pick("adamw", kernels.problem(tensors))
+        torch._foreach_add_(steps, 1)
+        backend.step(tensors, numbers, control)
+
+    def _step_of(self, p: Tensor) -> Tensor:
+        state = self.state[p]
+        if "step" not in state:
+            device = local_shard(p).device
+            state["step"] = torch.zeros((), dtype=torch.float32, device=device)
+        return state["step"]

@@ -1,0 +1,138 @@
+"""LARS, and SGD with momentum, in one pass over all tensors, with the EMA teacher in it."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from sslfast.ema import EMATeacher
+from sslfast.functional._ema import local_shard
+from sslfast.kernels import lars as kernels
+from sslfast.kernels import registry
+
+from ._multi_tensor import MultiTensor, local_gradient
+
+
+class LARS(MultiTensor, torch.optim.SGD):
+    """LARS (You et al. 2017, arXiv:1708.03888, algorithm 1): SGD with a rate for every layer.
+
+    A layer's direction g + weight_decay p is scaled by
+    trust_coefficient ||p|| / (||g|| + weight_decay ||p|| + eps), or 1 where a norm is 0, before the
+    momentum, as in lightly.utils.lars.LARS. With trust off it is torch.optim.SGD, with the same
+    trajectories; parameter groups and ``state_dict`` have SGD's layout in either case.
+
+    Args:
+        params: parameters, or groups of them (``sslfast.optim.param_groups``); of any mix of real
+            floating dtypes, on one device. The state has the dtype of its parameter.
+        lr: learning rate: a number, or a tensor of one element.
+        momentum: of the direction.
+        weight_decay: added to the gradient.
+        nesterov: Nesterov momentum.
+        trust: whether layers are scaled; an option of groups too. None: those with weight decay, so
+            that biases and normalisation layers without it are left out of both, as SimCLR and BYOL
+            do.
+        trust_coefficient: of the ratio.
+        eps: added to its denominator.
+        max_norm: clip the gradients to this Euclidean norm over all parameters first, without
+            writing them; ``grad_norm`` is the norm before, a tensor.
+        ema: a teacher that follows in the same pass; see ``AdamW``.
+
+    Raises:
+        TypeError: ``ema`` is no EMATeacher.
+        ValueError: numbers out of range, or a teacher of another network.
+    """
+
+    UNSUPPORTED = ("dampening", "maximize", "differentiable")
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        nesterov: bool = False,
+        *,
+        trust: bool | None = None,
+        trust_coefficient: float = 1e-3,
+        eps: float = 1e-8,
+        max_norm: float | None = None,
+        ema: EMATeacher | None = None,
+    ) -> None:
+        if not trust_coefficient > 0:
+            raise ValueError(f"trust_coefficient must be positive, got {trust_coefficient}")
+        if not eps >= 0:
+            raise ValueError(f"eps must not be negative, got {eps}")
+        self._trust = {"trust": trust, "trust_coefficient": trust_coefficient, "eps": eps}
+        super().__init__(
+            params,
+            lr,
+            momentum,
+            weight_decay=weight_decay,
+            nesterov=nesterov,
+            fused=True,
+        )
+        self.defaults.update(self._trust)
+        self._complete_groups()
+        self.attach(ema, max_norm)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_trust": self._trust}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._complete_groups()
+
+    def _complete_groups(self) -> None:
+        """Groups that torch's SGD saved get this optimiser's trust options."""
+        for group in self.param_groups:
+            for name, value in self._trust.items():
+                group.setdefault(name, value)
+
+    def _fields(self, group: dict[str, Any]) -> Sequence[float | Tensor]:
+        return group["lr"], group["momentum"], group["weight_decay"], float(group["nesterov"])
+
+    def _update(
+        self,
+        groups: list[int],
+        params: list[Tensor],
+        teachers: list[Tensor | None],
+        numbers: Tensor,
+        control: Tensor,
+    ) -> None:
+        with_buffer = [self.param_groups[g]["momentum"] != 0 for g in groups]
+        tensors = kernels.Tensors(
+            params=list(map(local_shard, params)),
+            grads=list(map(local_gradient, params)),
+            buffers=[
+                self._moments(p, "momentum_buffer") if has else None
+                for p, has in zip(params, with_buffer, strict=True)
+            ],
+            teachers=teachers,
+            groups=groups,
+        )
+        backend = registry.pick("lars", kernels.problem(tensors))
+        backend.step(tensors, numbers, control, self._ratios(groups, params, control[0]))
+
+    def _ratios(self, groups: list[int], params: list[Tensor], factor: Tensor) -> Tensor:
+        """The trust ratio of every parameter, float32 [n]; 1 where there is none."""
+        ratios = torch.ones(len(params), device=factor.device)
+        for g, group in enumerate(self.param_groups):
+            here = [n for n, owner in enumerate(groups) if owner == g]
+            trust = group["weight_decay"] != 0 if group["trust"] is None else group["trust"]
+            if here and trust:
+                weights = _norms([params[n] for n in here])
+                gradients = _norms([params[n].grad for n in here]) * factor.float()
+                below = gradients + group["weight_decay"] * weights + group["eps"]
+                ratio = group["trust_coefficient"] * weights / below
+                both = (weights > 0) & (gradients > 0)
+                # Groups lie one after the other.
+                ratios[here[0] : here[-1] + 1] = torch.where(both, ratio, 1.0)
+        return ratios
+
+
+def _norms(tensors: Sequence[Tensor | None]) -> Tensor:
+    """Euclidean norms, float32 [n]; of whole DTensors."""
+    norms = torch._foreach_norm([t for t in tensors if t is not None], dtype=torch.float32)
+    return torch.stack([n.full_tensor() if hasattr(n, "full_tensor") else n for n in norms])

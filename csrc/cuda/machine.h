@@ -127,12 +127,12 @@ class Machine {
         }
         return words;
     }
-    __device__ __forceinline__ std::uint32_t pack(Bfloat16, float low, float high) const {
+    __device__ __forceinline__ std::uint32_t pack(Bf16, float low, float high) const {
         std::uint32_t word;
         asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
         return word;
     }
-    __device__ __forceinline__ std::uint32_t pack(Float16, float low, float high) const {
+    __device__ __forceinline__ std::uint32_t pack(Fp16, float low, float high) const {
         std::uint32_t word;
         asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
         return word;
@@ -148,8 +148,8 @@ class Machine {
                      : "r"(a.word[0]), "r"(a.word[1]), "r"(a.word[2]), "r"(a.word[3]), "r"(b0),    \
                        "r"(b1));                                                                   \
     }
-    SSLFAST_MULTIPLY(Bfloat16, "m16n8k16.row.col.f32.bf16.bf16.f32")
-    SSLFAST_MULTIPLY(Float16, "m16n8k16.row.col.f32.f16.f16.f32")
+    SSLFAST_MULTIPLY(Bf16, "m16n8k16.row.col.f32.bf16.bf16.f32")
+    SSLFAST_MULTIPLY(Fp16, "m16n8k16.row.col.f32.f16.f16.f32")
     SSLFAST_MULTIPLY(Tf32, "m16n8k8.row.col.f32.tf32.tf32.f32")
 #undef SSLFAST_MULTIPLY
 

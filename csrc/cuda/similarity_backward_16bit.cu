@@ -3,9 +3,9 @@
 
 namespace sslfast::cuda {
 
-template void launch_backward<Bfloat16>(const Similarities&, const Plan&, RowStatistics,
+template void launch_backward<Bf16>(const Similarities&, const Plan&, RowStatistics,
                                        ColumnStatistics, const BackwardResults&, void*);
-template void launch_backward<Float16>(const Similarities&, const Plan&, RowStatistics,
+template void launch_backward<Fp16>(const Similarities&, const Plan&, RowStatistics,
                                       ColumnStatistics, const BackwardResults&, void*);
 
 }  // namespace sslfast::cuda

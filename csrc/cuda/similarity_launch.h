@@ -67,8 +67,8 @@ void launch(Kernel kernel, const char* name, const Similarities& p, const Plan& 
 template <class F>
 auto with_element(Arithmetic arithmetic, F f) {
     switch (arithmetic) {
-        case Arithmetic::bfloat16: return f(Bfloat16{});
-        case Arithmetic::float16: return f(Float16{});
+        case Arithmetic::bfloat16: return f(Bf16{});
+        case Arithmetic::float16: return f(Fp16{});
         case Arithmetic::tf32: return f(Tf32{});
         default: return f(Ieee32{});
     }

@@ -21,14 +21,14 @@ inline std::uint32_t to_bits(float value) {
     return word;
 }
 
-inline std::uint16_t element_bits(Bfloat16, float value) {
+inline std::uint16_t element_bits(Bf16, float value) {
     std::uint32_t word = to_bits(value);
     if (std::isnan(value)) return 0x7fff;
     word += 0x7fff + (word >> 16 & 1);  // ties to even
     return static_cast<std::uint16_t>(word >> 16);
 }
 
-inline std::uint16_t element_bits(Float16, float value) {
+inline std::uint16_t element_bits(Fp16, float value) {
     const auto sign = static_cast<std::uint16_t>(to_bits(value) >> 16 & 0x8000);
     const float size = std::fabs(value);
     if (std::isnan(value)) return 0x7fff;
@@ -47,11 +47,11 @@ inline std::uint32_t rounded_to_tf32(std::uint32_t word) {
     return finite ? (word + 0x1000) & 0xffffe000 : word;
 }
 
-inline float element_value(Bfloat16, std::uint32_t word, int e) {
+inline float element_value(Bf16, std::uint32_t word, int e) {
     return from_bits(e == 0 ? word << 16 : word & 0xffff0000);
 }
 
-inline float element_value(Float16, std::uint32_t word, int e) {
+inline float element_value(Fp16, std::uint32_t word, int e) {
     const std::uint32_t bits = word >> 16 * e & 0xffff;
     const int exponent = static_cast<int>(bits >> 10 & 31);
     const auto fraction = static_cast<float>(bits & 1023);

@@ -97,7 +97,7 @@ void backward(const Problem& p, const Statistics& g, float* u) {
     std::vector<float> parts = workspace(how.workspace(p.m, p.dim)), growth = workspace(2);
     const Similarity s = similarity<E>(p, how);
     const BackwardResults out{u, parts.data(), growth.data(), how.splits};
-    if (std::is_same_v<E, Float16> && g.column_lse != nullptr) {
+    if (std::is_same_v<E, Fp16> && g.column_lse != nullptr) {
         constexpr int threads = 128;
         Block block(threads, threads / warp_size * 4, how_run);
         block.run(0, 0, 0, [&](Machine& machine) {
@@ -124,8 +124,8 @@ template <class F>
 int guarded(const Problem& p, char* error, int size, F f) {
     try {
         switch (p.element) {
-            case 0: f(Bfloat16{}); break;
-            case 1: f(Float16{}); break;
+            case 0: f(Bf16{}); break;
+            case 1: f(Fp16{}); break;
             case 2: f(Tf32{}); break;
             default: f(Ieee32{});
         }
@@ -163,9 +163,9 @@ int plan_of(const Problem* p, int backward, int* fields, char* error, int size) 
 }
 
 // Bits of elements, as the emulated matrix units round them.
-std::uint16_t bfloat16_bits(float value) { return element_bits(Bfloat16{}, value); }
-std::uint16_t float16_bits(float value) { return element_bits(Float16{}, value); }
-float float16_value(std::uint16_t bits) { return element_value(Float16{}, bits, 0); }
+std::uint16_t bfloat16_bits(float value) { return element_bits(Bf16{}, value); }
+std::uint16_t float16_bits(float value) { return element_bits(Fp16{}, value); }
+float float16_value(std::uint16_t bits) { return element_value(Fp16{}, bits, 0); }
 
 // Whether NamedColumns finds every named element of every tile, and positive_of and self_of agree.
 int positive_of(const Problem* p, std::int64_t i) {

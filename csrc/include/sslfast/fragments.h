@@ -31,10 +31,10 @@ struct Fragment {
 };
 
 // What inputs are and how they are multiplied; weights of the second product become elements too.
-struct Bfloat16 {
+struct Bf16 {
     static constexpr int bytes = 2;
 };
-struct Float16 {
+struct Fp16 {
     static constexpr int bytes = 2;
 };
 struct Tf32 {  // float32, rounded to 10 bits of fraction

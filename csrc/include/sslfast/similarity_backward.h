@@ -42,7 +42,7 @@ SSLFAST_KERNEL_CODE void backward_block(Machine& machine, const Similarity& p, R
                               part_begin(tiles, out.splits, split + 1), panel);
     const float scale = *p.scale * log2_e;
 
-    const bool scaled = std::is_same_v<typename T::Element, Float16>, both = column.lse != nullptr;
+    const bool scaled = std::is_same_v<typename T::Element, Fp16>, both = column.lse != nullptr;
     constexpr float top = 1 << room;
     const float grow = !scaled ? 1.0f : both ? out.growth[0] : top;
     float row_lse[rows], row_weight[rows];

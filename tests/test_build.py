@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from sslfast.kernels._extension import extension
 
@@ -97,6 +98,18 @@ def test_cuda_kernels_do_not_spill() -> None:
     for registers, stack, local in usage:
         assert 0 < int(registers) <= 255
         assert int(stack) == int(local) == 0
+
+
+def test_errors_of_cuda_name_the_kernel_and_the_sizes() -> None:
+    module = extension()
+    if module is None or not module.CUDA_ARCHITECTURES:
+        pytest.skip("built without CUDA")
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU: nothing fails")
+    problem = (0, 0, 60, 0, 70, 8, 0, (0, 0, 0, 0, False))
+    for backward in (False, True):
+        with pytest.raises(RuntimeError, match=r"similarity_softmax.*60 x 70 logits, 8 features"):
+            module.similarity_workspace_cuda(problem, backward)
 
 
 @pytest.mark.slow

@@ -21,14 +21,14 @@ inline void check(cudaError_t error, const char* kernel, const Similarities& p) 
 }
 
 inline Gpu current_gpu(const Similarities& p) {
+    constexpr auto what = "similarity_softmax, properties of the GPU";
     int device = 0;
     Gpu gpu{};
-    check(cudaGetDevice(&device), "cudaGetDevice", p);
-    check(cudaDeviceGetAttribute(&gpu.processors, cudaDevAttrMultiProcessorCount, device),
-          "cudaDeviceGetAttribute", p);
+    check(cudaGetDevice(&device), what, p);
+    check(cudaDeviceGetAttribute(&gpu.processors, cudaDevAttrMultiProcessorCount, device), what, p);
     check(cudaDeviceGetAttribute(&gpu.shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin,
                                  device),
-          "cudaDeviceGetAttribute", p);
+          what, p);
     return gpu;
 }
 

@@ -1,5 +1,7 @@
 """Every backend that runs on CUDA tensors, against the float64 oracle, at GPU sizes."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,7 +9,11 @@ from torch import Tensor
 
 import sslfast
 from sslfast.functional import ntxent
+from sslfast.kernels import linear_cross_entropy as classifier
 from sslfast.kernels import registry
+from sslfast.kernels import sigmoid_contrast as contrast
+from sslfast.kernels.linear_cross_entropy import reference as classifier_oracle
+from sslfast.kernels.sigmoid_contrast import reference as contrast_oracle
 from sslfast.kernels.similarity_softmax import Pairing, problem, reference
 from sslfast.ops import random_bits
 
@@ -79,6 +85,82 @@ def test_tf32_where_it_is_allowed(name: str, monkeypatch: pytest.MonkeyPatch) ->
         g = torch.randn(252, device="cuda")
         want = reference.backward(x.double(), None, s.double(), pairing, *[(truth, g.double())] * 2)
         assert relative(backend.backward(x, None, s, pairing, *[(lse, g)] * 2), want) < 5e-3
+
+
+def module_for(op: str, name: str, problem: registry.Problem):
+    backend = {b.name: b for b in registry.candidates(op)}[name]
+    reason = backend.refusal(problem)
+    if reason:
+        pytest.skip(f"{name} refuses: {reason}")
+    return backend.module
+
+
+def twice(gradients: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+    """The gradients of a second call, which neither synchronises nor differs from the first."""
+    first = gradients()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        second = gradients()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    return second
+
+
+@pytest.mark.parametrize("name", cuda_backends("sigmoid_contrast"))
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("scale", "bias"), [(10.0, -10.0), (100.0, -20.0)])
+@pytest.mark.parametrize(("m", "n", "d"), [(252, 507, 123), (3000, 5001, 300), (1000, 2000, 768)])
+def test_sigmoid_contrast(
+    name: str, dtype: torch.dtype, scale: float, bias: float, m: int, n: int, d: int
+) -> None:
+    x, y, pairing = embeddings(m, d, dtype), embeddings(n, d, dtype), Pairing(m, 3, 0, n - m)
+    module = module_for("sigmoid_contrast", name, contrast.problem(x, y, pairing))
+    s, b = (torch.tensor(t, device="cuda") for t in (scale, bias))
+    weight = torch.randn(m, device="cuda") / m
+    got = twice(lambda: module.gradients(x, y, s, b, pairing, weight, True))
+    wide = x.double(), y.double(), s.double(), b.double(), pairing
+    truth = contrast_oracle.gradients(*wide, weight.double(), True)
+    eager = contrast_oracle.gradients(x, y, s, b, pairing, weight, True)
+    for value, exact, other in zip(got, truth, eager, strict=True):
+        assert relative(value, exact) <= relative(other, exact) + TOLERANCE[dtype]
+    assert relative(module.forward(x, y, s, b, pairing), truth[0]) <= 2e-6 * scale
+
+
+@pytest.mark.parametrize("name", cuda_backends("linear_cross_entropy"))
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize(("n", "v", "d"), [(7, 30522, 768), (252, 507, 123), (4000, 9001, 256)])
+def test_linear_cross_entropy(
+    name: str, dtype: torch.dtype, biased: bool, n: int, v: int, d: int
+) -> None:
+    x = torch.randn(n, d, device="cuda").to(dtype)
+    w = (torch.randn(v, d, device="cuda") / d**0.5).to(dtype)
+    bias = torch.randn(v, device="cuda").to(dtype) if biased else None
+    targets = torch.randint(v, (n,), device="cuda")
+    module = module_for("linear_cross_entropy", name, classifier.problem(x, w))
+    weight, wants = torch.randn(n, device="cuda") / n, classifier.Wants(True, True, True)
+    got = twice(lambda: module.gradients(x, w, bias, targets, weight, 0.1, wants))
+    wide = x.double(), w.double(), None if bias is None else bias.double(), targets
+    truth = classifier_oracle.gradients(*wide, weight.double(), 0.1, wants)
+    eager = classifier_oracle.gradients(x, w, bias, targets, weight, 0.1, wants)
+    for value, exact, other in zip(got, truth, eager, strict=True):
+        assert relative(value, exact) <= relative(other, exact) + TOLERANCE[dtype]
+    for value, exact in zip(module.forward(x, w, bias, targets), truth, strict=False):
+        assert (value.double() - exact).abs().max() <= 1e-4
+
+
+def test_weights_add_up_over_blocks_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Products of 16-bit operands are added to float32 gradients."""
+    triton = pytest.importorskip("sslfast.kernels.linear_cross_entropy.triton")
+    x = torch.randn(1000, 128, device="cuda", dtype=torch.bfloat16)
+    w = torch.randn(700, 128, device="cuda", dtype=torch.bfloat16) / 12
+    targets, weight = torch.randint(700, (1000,), device="cuda"), torch.ones(1000, device="cuda")
+    given = x, w, None, targets, weight, 0.0, classifier.Wants(True, True, True)
+    whole = triton.gradients(*given)
+    monkeypatch.setattr(triton, "rows_of_a_block", lambda *sizes: 130)
+    for part, one in zip(triton.gradients(*given), whole, strict=True):
+        torch.testing.assert_close(part, one, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", cuda_backends("philox"))

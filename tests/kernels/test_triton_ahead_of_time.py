@@ -21,8 +21,12 @@ pytest.importorskip("triton")
 SHARED = {80: 99, 90: 227, 100: 227}
 
 # The most used of each kind.
-SOME = r"(both|rows|columns|forward) bf16 D=128|(both|forward) fp32 D=128|^[^=]*$"
-QUICK = {80: SOME, 90: r"(both|forward|sigmoid rows) bf16|D=128|^[^=]*$", 100: SOME}
+SOME = r"(both|^forward) (bf16|fp32) D=128|sigmoid rows bf16 D=128|^[^=]*$"
+QUICK = {
+    80: SOME,
+    90: r"(both|^forward|sigmoid rows) bf16|^(for|back)ward.* D=128|(sig|cla).* bf16 D=128|^[^=]*$",
+    100: SOME,
+}
 OLDEST = SOME
 
 

@@ -13,15 +13,26 @@ import pytest
 pytest.importorskip("triton")
 
 
+HERE = Path(__file__).parent
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_kernels_in_the_interpreter() -> None:
-    file = Path(__file__).with_name("interpreted_kernels.py")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", file]
+@pytest.mark.parametrize(
+    "tests",
+    [
+        ["interpreted_kernels.py"],
+        # These iterate the registry, which has one backend more there.
+        ["-k", "triton", "test_patch_mask.py", "test_masked_mse.py"],
+    ],
+    ids=["similarity_softmax", "patches"],
+)
+def test_kernels_in_the_interpreter(tests: list[str]) -> None:
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests]
     done = subprocess.run(
         command,
         env={**os.environ, "TRITON_INTERPRET": "1"},
-        cwd=file.parent,  # not the root, where the sources would hide an installed package
+        cwd=HERE,  # not the root, where the sources would hide an installed package
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -21,7 +21,10 @@ import torch
 
 from benchmarks import common
 
-BENCHMARKS = {"similarity_softmax": "benchmarks.similarity_softmax"}
+BENCHMARKS = {
+    "similarity_softmax": "benchmarks.similarity_softmax",
+    "masking": "benchmarks.masking",
+}
 TESTS = ["tests/gpu"]
 
 

@@ -191,7 +191,7 @@ def measure(device: torch.device, quick: bool) -> list[common.Row]:
     ]
     rows = []
     for problem, runs, moved_bytes in problems:
-        found = common.rows_of("masking", problem, runs, device, 2.0 if quick else 12.0)
+        found = common.rows_of("masking", problem, runs, device, 2.0 if quick else 8.0)
         for row in found:
             row.bytes = moved_bytes
         rows += found

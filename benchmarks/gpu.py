@@ -23,7 +23,10 @@ import torch
 
 from benchmarks import common
 
-BENCHMARKS = {"similarity_softmax": "benchmarks.similarity_softmax"}
+BENCHMARKS = {
+    "similarity_softmax": "benchmarks.similarity_softmax",
+    "masking": "benchmarks.masking",
+}
 TESTS = ["tests/gpu"]
 
 

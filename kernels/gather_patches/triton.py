@@ -113,7 +113,8 @@ def ahead_of_time(capability: int) -> Iterator[Compilation]:
         pointers = {"p_tokens": f"*{label}", "p_rows": f"*{label}", "p_ids": "*i64"}
         constants: dict[str, object] = {"D": 768, "BLOCK": _block(768)}
         types = signature(gather_kernel, constants, **pointers)
-        yield Compilation(f"gather patches{tail}", gather_kernel, types, constants, _OPTIONS)
+        name = f"gather patches {label} D=768"
+        yield Compilation(name, gather_kernel, types, constants, _OPTIONS)
         constants = _scatter_constants(dtype, 768, 49)
         types = signature(scatter_kernel, constants, **pointers)
         yield Compilation(f"scatter patches{tail}", scatter_kernel, types, constants, _OPTIONS)

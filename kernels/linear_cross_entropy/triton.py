@@ -69,6 +69,7 @@ def forward(
     n, dim = hidden.shape
     if not n:
         return _empty(hidden, 0), _empty(hidden, 0)
+    classes, given = _classes(targets)
     arithmetic = arithmetic_of(hidden.dtype)
     tile = tile_for("statistics", dim, arithmetic, hidden.device)
     constants, options = settings(dim, hidden.dtype, arithmetic, tile)
@@ -77,9 +78,17 @@ def forward(
     lse, target_logit = _empty(hidden, parts, n), _empty(hidden, parts, n)
     with torch.cuda.device_of(hidden):
         classifier_kernel[(blocks, parts)](
-            hidden, weight, bias, targets, lse, target_logit, n, len(weight), **constants, **options
+            hidden, weight, bias, classes, lse, target_logit, n, len(weight), **constants, **options
         )
-    return merged(lse, target_logit)
+    lse, target_logit = merged(lse, target_logit)
+    return lse, target_logit if given is None else given
+
+
+def _classes(targets: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Classes of the targets, -1 where they are none, and then their logits."""
+    if not targets.is_floating_point():
+        return targets, None
+    return torch.full_like(targets, -1, dtype=torch.int64), targets
 
 
 def gradients(
@@ -143,11 +152,13 @@ def _weights(
     parts = splits(n, chunks, _RESIDENT * multiprocessors(x.device))
     lse, target_logit = _empty(x, parts, n), _empty(x, parts, n)
     settings = _ELEMENTWISE | _ELEMENTWISE_OPTIONS
+    classes, given = _classes(targets)
     with torch.cuda.device_of(x):
-        logits_kernel[(n, parts)](logits, bias, targets, lse, target_logit, n, v, **settings)
+        logits_kernel[(n, parts)](logits, bias, classes, lse, target_logit, n, v, **settings)
         lse, target_logit = merged(lse, target_logit)
+        target_logit = target_logit if given is None else given
         weigh_kernel[(n, chunks)](
-            logits, bias, targets, lse, target_logit, row_weight, growth, g,
+            logits, bias, classes, lse, target_logit, row_weight, growth, g,
             smoothing, smoothing / v, v, **settings,
         )  # fmt: skip
     return g, lse, target_logit

@@ -139,7 +139,8 @@ def ahead_of_time(capability: int) -> Iterator[Compilation]:
         data = dict.fromkeys(names, f"*{label}") | {"p_mask": "*i1", "eps": "fp32"}
         constants, options = _settings(768, True)
         types = signature(forward_kernel, constants, **data)
-        yield Compilation(f"masked MSE{tail}", forward_kernel, types, constants, options)
+        name = f"masked MSE {label} P=768"
+        yield Compilation(name, forward_kernel, types, constants, options)
         constants = {**constants, "p_d_target": None}
         types = signature(backward_kernel, constants, **data)
         yield Compilation(f"masked MSE backwards{tail}", backward_kernel, types, constants, options)

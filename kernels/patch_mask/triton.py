@@ -22,7 +22,7 @@ __all__ = [
 ]  # fmt: skip
 
 PRIORITY = 20
-MOST = 8192
+MOST = 4096
 
 available = unavailable
 
@@ -172,9 +172,11 @@ def ahead_of_time(capability: int) -> Iterator[Compilation]:
         )  # fmt: skip
         yield Compilation(f"random mask{tail}", random_kernel, types, constants, options)
         types = signature(compact_kernel, constants, **_INDICES, p_mask="*i1")
-        yield Compilation(f"indices of a mask{tail}", compact_kernel, types, constants, options)
+        name = f"indices of a mask L={length}"
+        yield Compilation(name, compact_kernel, types, constants, options)
         constants = {"BITS": KEY_BITS, **constants}
         types = signature(
             smallest_kernel, constants, p_keys="*i64", p_counts="*i64", p_chosen="*i1"
         )
-        yield Compilation(f"smallest keys{tail}", smallest_kernel, types, constants, options)
+        name = f"smallest keys L={length}"
+        yield Compilation(name, smallest_kernel, types, constants, options)

@@ -208,5 +208,5 @@ def ahead_of_time(capability: int) -> Iterator[Compilation]:
         cut_constants = _cut_constants(shape, patch)
         types = signature(cut_kernel, cut_constants, **data, p_ids="*i64")
         yield Compilation(
-            f"cut visible patches{tail}", cut_kernel, types, cut_constants, _CUT_OPTIONS
+            f"cut visible patches {label} C=3", cut_kernel, types, cut_constants, _CUT_OPTIONS
         )

@@ -65,9 +65,10 @@ def backward_kernel(  # type: ignore[no-untyped-def]
         place = tl.load(p_ids_restore + i_sample * length + i_element)
         p_row = p_gradient + (i_sample * length + i_element) * D
         values = tl.load(p_row + i_dim, mask=m_dim, other=0.0)
-        m_visible = m_dim & (place < keep)
-        tl.store(p_d_visible + (i_sample * keep + place) * D + i_dim, values, mask=m_visible)
-        total += tl.where(place < keep, 0.0, values.to(SUM))
+        if place < keep:
+            tl.store(p_d_visible + (i_sample * keep + place) * D + i_dim, values, mask=m_dim)
+        else:
+            total += values.to(SUM)
     tl.store(p_d_token + i_sample * D + i_dim, total, mask=m_dim)
 
 
@@ -119,7 +120,8 @@ def ahead_of_time(capability: int) -> Iterator[Compilation]:
         data = dict.fromkeys(("p_visible", "p_token", "p_positions", "p_out"), f"*{label}")
         constants = _constants(dtype, 512, 1024)
         types = signature(forward_kernel, constants, p_ids_restore="*i64", **data)
-        yield Compilation(f"restore with tokens{tail}", forward_kernel, types, constants, _OPTIONS)
+        name = f"restore with tokens {label} D=512"
+        yield Compilation(name, forward_kernel, types, constants, _OPTIONS)
         constants = _constants(dtype, 512, 256)
         data = dict.fromkeys(("p_gradient", "p_d_visible"), f"*{label}")
         types = signature(backward_kernel, constants, p_ids_restore="*i64", **data)

@@ -108,15 +108,10 @@ def check_grid(grid: tuple[int, int]) -> tuple[int, int]:
     return rows, columns
 
 
-def rectangles(
-    top: Tensor, left: Tensor, size: tuple[Tensor | int, ...], grid: tuple[int, int]
-) -> Tensor:
-    """Blocks as masks: bool [..., rows, columns] of corners [...] and sizes (height, width)."""
-    row = torch.arange(grid[0], device=top.device) - top[..., None]
-    column = torch.arange(grid[1], device=top.device) - left[..., None]
-    height, width = (s[..., None] if isinstance(s, Tensor) else s for s in size)
-    inside = (row >= 0) & (row < height), (column >= 0) & (column < width)
-    return inside[0][..., :, None] & inside[1][..., None, :]
+def interval(start: Tensor, size: Tensor | int, length: int) -> Tensor:
+    """Where start [...] <= position < start + size: bool [..., length]."""
+    place = torch.arange(length, device=start.device)
+    return (place >= start[..., None]) & (place < (start + size)[..., None])
 
 
 def patch_mask(mask: Tensor, keep: int) -> PatchMask:

@@ -15,8 +15,8 @@ from ._common import (
     below,
     check_grid,
     fixed_point,
+    interval,
     patch_mask,
-    rectangles,
     source,
 )
 
@@ -51,7 +51,8 @@ def _hide_blocks(
         height, width = sizes[area, below(aspect_word, ASPECTS)].unbind(-1)
         room = grid[0] - height, grid[1] - width
         top, left = (below(w, r + 1) for w, r in zip((top_word, left_word), room, strict=True))
-        new = rectangles(top, left, (height, width), grid) & ~hidden
+        rows, columns = interval(top, height, grid[0]), interval(left, width, grid[1])
+        new = rows[:, :, None] & columns[:, None] & ~hidden
         added = new.sum((1, 2))
         accepted = (room[0] >= 0) & (room[1] >= 0) & (added <= missing)
         hidden |= new & accepted[:, None, None]

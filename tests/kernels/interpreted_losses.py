@@ -214,3 +214,16 @@ def test_refuse_float64_and_are_dispatched() -> None:
             assert registry.pick(op, describe(x)) is module
             with pytest.raises(registry.BackendError, match="float32, not float64"):
                 registry.pick(op, describe(x.double()))
+
+
+def test_targets_that_are_no_class(generator: torch.Generator) -> None:
+    """Their logits are given, as those of MoCo's keys."""
+    x, w = torch.randn(5, 12, generator=generator), torch.randn(70, 12, generator=generator)
+    given, row_weight = torch.randn(5, generator=generator), torch.rand(5, generator=generator)
+    got = classifier.gradients(x, w, None, given, row_weight, 0.0, ALL)
+    want = classifier_oracle.gradients(*double(x, w), None, *double(given, row_weight), 0.0, ALL)
+    for value, truth in zip(got, want, strict=True):
+        torch.testing.assert_close(value.double(), truth, rtol=1e-5, atol=1e-6)
+    lse, target_logit = classifier.forward(x, w, None, given)
+    torch.testing.assert_close(lse.double(), want[0], rtol=1e-5, atol=1e-6)
+    assert torch.equal(target_logit, given)

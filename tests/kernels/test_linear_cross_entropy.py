@@ -201,3 +201,22 @@ def test_cpu_backend_gives_the_same_bits_with_any_number_of_threads(generator) -
     finally:
         torch.set_num_threads(threads)
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize("name", RUNNABLE)
+@pytest.mark.parametrize(("n", "v", "d"), [(3, 700, 9), (600, 300, 20)])
+def test_targets_that_are_no_class(name, n, v, d, generator) -> None:
+    """The keys of MoCo's queries are not in its queue: their logits are given."""
+    x, w, _, _ = layer(n, v, d, torch.float32, generator)
+    given = torch.randn(n, generator=generator) + 8
+    row_weight = torch.randn(n, generator=generator)
+    module = backend_for(name, x, w)
+    got = module.gradients(x, w, None, given, row_weight, 0.0, ALL)
+    want = reference.gradients(
+        x.double(), w.double(), None, given.double(), row_weight.double(), 0.0, ALL
+    )
+    for value, truth in zip(got, want, strict=True):
+        assert relative(value, truth) < 1e-5
+    lse, target_logit = module.forward(x, w, None, given)
+    assert relative(lse, want[0]) < 1e-5
+    assert torch.equal(target_logit, given)

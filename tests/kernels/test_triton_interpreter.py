@@ -13,16 +13,27 @@ import pytest
 pytest.importorskip("triton")
 
 
+HERE = Path(__file__).parent
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("name", ["interpreted_kernels.py", "interpreted_losses.py"])
-def test_kernels_in_the_interpreter(name: str) -> None:
-    file = Path(__file__).with_name(name)
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", file]
+@pytest.mark.parametrize(
+    "tests",
+    [
+        ["interpreted_kernels.py"],
+        ["interpreted_losses.py"],
+        # These iterate the registry, which has one backend more there.
+        ["-k", "triton", "test_patch_mask.py", "test_masked_mse.py"],
+    ],
+    ids=["similarity_softmax", "losses", "patches"],
+)
+def test_kernels_in_the_interpreter(tests: list[str]) -> None:
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests]
     done = subprocess.run(
         command,
         env={**os.environ, "TRITON_INTERPRET": "1"},
-        cwd=file.parent,  # not the root, where the sources would hide an installed package
+        cwd=HERE,  # not the root, where the sources would hide an installed package
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -41,6 +41,12 @@ struct RadixSearch {
         shift -= digit_bits;
     }
 
+    // The digit taken is one key's alone: this one's.
+    SSLFAST_HOST_DEVICE void settle(Key key) {
+        prefix = key;
+        shift = -digit_bits;
+    }
+
     // After the search: whether a key is chosen, given how many equal ones come before it.
     SSLFAST_HOST_DEVICE bool chosen(Key key, std::int64_t equal_before) const {
         return key < prefix || (key == prefix && equal_before < count);

@@ -1,0 +1,216 @@
+"""Masks, the visible patches, and the loss of masked models against their published formulations.
+
+    python -m benchmarks.masking              the tables, and JSON with --out
+
+Baselines, called eager: MAE's code (rand, two argsorts, repeated indices, gather), I-JEPA's
+collator (a Python loop over samples), Conv2d over all patches and a gather, MAE's loss in torch.
+"""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import sslfast
+from benchmarks import common
+from sslfast.functional import gather_patches, masked_mse, patchify_visible
+from sslfast.kernels import registry
+from sslfast.masking import multiblock_mask, random_mask
+
+LENGTH, KEEP, DIM, PATCH, SIDE = 196, 49, 768, 16, 14
+Work = Callable[[int], object]  # of the turn, which chooses among inputs and is the step
+
+
+def mae_masking(x: Tensor, keep: int) -> tuple[Tensor, Tensor, Tensor]:
+    """random_masking of MAE's models_mae.py."""
+    batch, length, dim = x.shape
+    noise = torch.rand(batch, length, device=x.device)
+    ids_shuffle = torch.argsort(noise, dim=1)
+    ids_restore = torch.argsort(ids_shuffle, dim=1)
+    ids_keep = ids_shuffle[:, :keep]
+    kept = torch.gather(x, 1, ids_keep.unsqueeze(-1).repeat(1, 1, dim))
+    mask = torch.ones(batch, length, device=x.device)
+    mask[:, :keep] = 0
+    return kept, torch.gather(mask, 1, ids_restore), ids_restore
+
+
+def ijepa_block(
+    height: int, width: int, size: tuple[int, int], regions: list[Tensor] | None, min_keep: int
+) -> tuple[Tensor, Tensor]:
+    """_sample_block_mask of I-JEPA's multiblock.py: one block, and its complement."""
+    h, w = size
+    failures = 0
+    while True:
+        top, left = (torch.randint(0, n, (1,)) for n in (height - h, width - w))
+        mask = torch.zeros((height, width), dtype=torch.int32)
+        mask[top : top + h, left : left + w] = 1
+        for region in (regions or [])[: max(len(regions or []) - failures // 20, 0)]:
+            mask *= region
+        ids = torch.nonzero(mask.flatten())
+        if len(ids) > min_keep:
+            break
+        failures += 1
+    complement = torch.ones((height, width), dtype=torch.int32)
+    complement[top : top + h, left : left + w] = 0
+    return ids.squeeze(1), complement
+
+
+def ijepa_collator(batch: int, side: int, step: int) -> tuple[Tensor, Tensor]:
+    """__call__ of I-JEPA's MaskCollator, ViT-H/14's settings: contexts and targets of a batch."""
+    generator = torch.Generator().manual_seed(step)
+
+    def size(scale: tuple[float, float], aspect: tuple[float, float]) -> tuple[int, int]:
+        u = torch.rand(1, generator=generator).item()
+        area = int(side * side * (scale[0] + u * (scale[1] - scale[0])))
+        ratio = aspect[0] + u * (aspect[1] - aspect[0])
+        sides = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        return min(sides[0], side - 1), min(sides[1], side - 1)
+
+    target_size, context_size = size((0.15, 0.2), (0.75, 1.5)), size((0.85, 1.0), (1.0, 1.0))
+    contexts, targets = [], []
+    for _ in range(batch):
+        blocks = [ijepa_block(side, side, target_size, None, 10) for _ in range(4)]
+        targets.append(torch.stack([ids for ids, _ in blocks]))
+        regions = [complement for _, complement in blocks]
+        contexts.append(ijepa_block(side, side, context_size, regions, 10)[0])
+    shortest = min(len(ids) for ids in contexts)
+    return torch.stack([ids[:shortest] for ids in contexts]), torch.stack(targets)
+
+
+def names(op: str, device: torch.device) -> list[str]:
+    """Backends of an op that run here, but the oracle."""
+    found = (b for b in registry.candidates(op) if b.unavailable() is None)
+    return [
+        b.name for b in found if b.name != "reference" and b.module.DEVICE in ("any", device.type)
+    ]
+
+
+def with_backends(op: str, device: torch.device, eager: Work, ours: Work) -> dict[str, common.Run]:
+    """The baseline, and the same work by every backend."""
+
+    def forced(name: str) -> common.Run:
+        def run(turn: int) -> None:
+            sslfast.use_backend(name)
+            ours(turn)
+
+        return run
+
+    return {"eager": eager, **{f"sslfast {name}": forced(name) for name in names(op, device)}}
+
+
+def mask_and_gather(device: torch.device, batch: int) -> dict[str, common.Run]:
+    """MAE's first step: 75 % hidden, tokens of the rest."""
+    tokens = [torch.randn(batch, LENGTH, DIM, device=device) for _ in range(2)]
+
+    def ours(turn: int) -> Tensor:
+        kept = random_mask(batch, LENGTH, 0.75, seed=0, step=turn, device=device)
+        return gather_patches(tokens[turn % 2], kept.ids_keep)
+
+    return with_backends(
+        "patch_mask", device, lambda turn: mae_masking(tokens[turn % 2], KEEP), ours
+    )
+
+
+def multiblock(device: torch.device, batch: int) -> dict[str, common.Run]:
+    """I-JEPA's masks of a batch; sizes differ from step to step."""
+    return with_backends(
+        "patch_mask",
+        device,
+        lambda turn: ijepa_collator(batch, SIDE, turn),
+        lambda turn: multiblock_mask(batch, (SIDE, SIDE), seed=0, step=turn, device=device),
+    )
+
+
+def embedding(device: torch.device, batch: int, backward: bool) -> dict[str, common.Run]:
+    """Patch embedding of ViT-B/16 with positions, 49 of 196 patches visible."""
+    images = [torch.randn(batch, 3, SIDE * PATCH, SIDE * PATCH, device=device) for _ in range(2)]
+    weight = torch.randn(DIM, 3, PATCH, PATCH, device=device, requires_grad=backward)
+    bias = torch.randn(DIM, device=device, requires_grad=backward)
+    positions = torch.randn(LENGTH, DIM, device=device)
+    ids = random_mask(batch, LENGTH, 0.75, seed=0, device=device).ids_keep
+
+    def eager(turn: int) -> Tensor:
+        every = F.conv2d(images[turn % 2], weight, bias, stride=PATCH).flatten(2).transpose(1, 2)
+        return (every + positions).gather(1, ids[..., None].expand(-1, -1, DIM))
+
+    def ours(turn: int) -> Tensor:
+        return patchify_visible(images[turn % 2], ids, weight, bias, positions)
+
+    above = torch.randn(batch, KEEP, DIM, device=device)
+
+    def work(forward: Work) -> Work:
+        def run(turn: int) -> None:
+            out = forward(turn)
+            if backward:
+                assert isinstance(out, Tensor)
+                torch.autograd.grad(out, (weight, bias), above)
+
+        return run
+
+    return with_backends("patchify_visible", device, work(eager), work(ours))
+
+
+def loss(device: torch.device, batch: int) -> dict[str, common.Run]:
+    """MAE's loss with normalised targets, forward and backward."""
+    shape = batch, LENGTH, 3 * PATCH * PATCH
+    pairs = [[torch.randn(shape, device=device) for _ in "xt"] for _ in range(2)]
+    mask = random_mask(batch, LENGTH, 0.75, seed=0, device=device).mask
+    for x, _ in pairs:
+        x.requires_grad_()
+
+    def eager(turn: int) -> None:
+        x, target = pairs[turn % 2]
+        mean, var = target.mean(-1, keepdim=True), target.var(-1, keepdim=True)
+        rows = (x - (target - mean) / (var + 1e-6) ** 0.5).square().mean(-1)
+        torch.autograd.grad((rows * mask).sum() / mask.sum(), x)
+
+    def ours(turn: int) -> None:
+        x, target = pairs[turn % 2]
+        torch.autograd.grad(masked_mse(x, target, mask, norm_target=True), x)
+
+    return with_backends("masked_mse", device, eager, ours)
+
+
+def measure(device: torch.device, quick: bool) -> list[common.Row]:
+    """All rows."""
+    big, small = (256, 64) if device.type == "cpu" else (4096, 256)
+    moved = 4.0 * big * (2 * KEEP * DIM) + 8 * big * (LENGTH + KEEP) + big * LENGTH
+    problems: list[tuple[str, dict[str, common.Run], float | None]] = [
+        (f"random mask and gather, B = {big}", mask_and_gather(device, big), moved),
+        ("multi-block masks, B = 256", multiblock(device, 256), None),
+        (f"visible patches, forward, B = {small}", embedding(device, small, False), None),
+        (
+            f"visible patches, forward and backward, B = {small}",
+            embedding(device, small, True),
+            None,
+        ),
+        (f"masked MSE, forward and backward, B = {small}", loss(device, small), None),
+    ]
+    rows = []
+    for problem, runs, moved_bytes in problems:
+        found = common.rows_of("masking", problem, runs, device, 2.0 if quick else 8.0)
+        for row in found:
+            row.bytes = moved_bytes
+        rows += found
+        sslfast.use_backend("auto")
+    return rows
+
+
+def main() -> None:
+    """Print the tables and write the results."""
+    options = common.arguments(__doc__).parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    torch.manual_seed(options.seed)
+    device = torch.device(options.device)
+    rows = measure(device, options.quick)
+    common.print_table(rows, baseline="eager")
+    if options.out:
+        common.write(Path(options.out), rows, device, seed=options.seed)
+
+
+if __name__ == "__main__":
+    main()

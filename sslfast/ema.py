@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -76,9 +76,13 @@ class Pairs:
     def without(self, done: set[int]) -> "Pairs":
         """The pairs but those of these numbers."""
         left = [n for n in range(len(self.names)) if n not in done]
-        lists = (self.names, self.teacher, self.student, self.copied)
-        names, teacher, student, copied = ([values[n] for n in left] for values in lists)
-        return Pairs(names, teacher, student, copied, self.modules, self.contents)
+        return replace(
+            self,
+            names=[self.names[n] for n in left],
+            teacher=[self.teacher[n] for n in left],
+            student=[self.student[n] for n in left],
+            copied=[self.copied[n] for n in left],
+        )
 
 
 class EMATeacher(nn.Module):
@@ -271,11 +275,14 @@ class EMATeacher(nn.Module):
         )
 
     def _warn_of_rounding(self) -> None:
-        schedule = not isinstance(self.momentum, (int, float, Tensor))
-        in_the_end = self.momentum(torch.full_like(self.updates, 2**40)) if schedule else None
-        momentum = self.next_momentum(in_the_end)
+        momentum = self.momentum
+        if not isinstance(momentum, (int, float, Tensor)):
+            momentum = momentum(torch.full_like(self.updates, 2**40))
         half = (torch.float16, torch.bfloat16)
-        if any(p.dtype in half for p in self.module.parameters()) and momentum >= 0.99:
+        if (
+            any(p.dtype in half for p in self.module.parameters())
+            and self.next_momentum(momentum) >= 0.99
+        ):
             warnings.warn(
                 "a 16-bit teacher rounds most updates away at a momentum of 0.99 or more: pass "
                 "dtype=torch.float32 to EMATeacher",
@@ -291,7 +298,7 @@ def unwrap(module: nn.Module) -> nn.Module:
     """The network inside DistributedDataParallel, DataParallel or torch.compile."""
     wrappers = (nn.parallel.DistributedDataParallel, nn.DataParallel)
     while isinstance(module, wrappers) or "_orig_mod" in module._modules:
-        module = module.module if isinstance(module, wrappers) else module._orig_mod
+        module = module.get_submodule("module" if isinstance(module, wrappers) else "_orig_mod")
     return module
 
 

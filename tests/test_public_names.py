@@ -18,6 +18,7 @@ MODULES = (
     ".losses",
     ".methods",
     ".models",
+    ".optim",
     ".training",
 )
 

@@ -1,6 +1,7 @@
 """Runs the Triton kernels on this machine, through Triton's interpreter: no GPU needed.
 
-Triton decides at import whether it interprets, so ``interpreted_kernels.py`` has its own process.
+Triton decides at import whether it interprets, so these tests have their own process. Files that
+test every backend of an op that runs here are taken as they are.
 """
 
 import os
@@ -15,9 +16,11 @@ pytest.importorskip("triton")
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_kernels_in_the_interpreter() -> None:
-    file = Path(__file__).with_name("interpreted_kernels.py")
+@pytest.mark.parametrize("name", ["interpreted_kernels", "test_ema", "test_optimisers"])
+def test_kernels_in_the_interpreter(name: str) -> None:
+    file = Path(__file__).with_name(f"{name}.py")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", file]
+    command += ["-k", "interpreted or triton"]
     done = subprocess.run(
         command,
         env={**os.environ, "TRITON_INTERPRET": "1"},

@@ -61,6 +61,7 @@ class WarmupMomentum:
 class Pairs:
     """What follows what, and the contents of both networks when that was found out."""
 
+    networks: tuple[nn.Module, nn.Module]  # teacher's and student's
     names: list[str]
     teacher: list[Tensor]
     student: list[Tensor]
@@ -68,8 +69,10 @@ class Pairs:
     modules: list[nn.Module]
     contents: list[object]
 
-    def still_hold(self) -> bool:
-        """Whether no parameter, buffer or module has come, gone or been replaced since."""
+    def still_hold(self, *networks: nn.Module) -> bool:
+        """Whether these networks are meant, and nothing in them has come, gone or been replaced."""
+        if not all(map(operator.is_, networks, self.networks)):
+            return False
         now = _contents(self.modules)
         return len(now) == len(self.contents) and all(map(operator.is_, now, self.contents))
 
@@ -146,7 +149,7 @@ class EMATeacher(nn.Module):
         pairs = self.pairs(student)
         if pairs.teacher:
             check_pairs(pairs.names, pairs.teacher, pairs.student)
-        self._warn_of_rounding()
+        self._check_momentum()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the copy without gradients."""
@@ -242,7 +245,7 @@ class EMATeacher(nn.Module):
                 raise ValueError("this teacher is a copy: call its update(student) once first")
             student = self._student[0]
         known = self._known
-        if known is None or self._student != (student,) or not known.still_hold():
+        if known is None or not known.still_hold(self.module, student):
             known = self._pair(student)
         if not torch.compiler.is_compiling():
             self._known = known
@@ -266,6 +269,7 @@ class EMATeacher(nn.Module):
         copies = self.buffers_are == "copy"
         modules = [*self.module.modules(), *student.modules()]
         return Pairs(
+            networks=(self.module, student),
             names=list(ours),
             teacher=list(ours.values()),
             student=[theirs[name] for name in ours],
@@ -274,15 +278,13 @@ class EMATeacher(nn.Module):
             contents=_contents(modules),
         )
 
-    def _warn_of_rounding(self) -> None:
+    def _check_momentum(self) -> None:
         momentum = self.momentum
         if not isinstance(momentum, (int, float, Tensor)):
             momentum = momentum(torch.full_like(self.updates, 2**40))
+        last = self.next_momentum(momentum)
         half = (torch.float16, torch.bfloat16)
-        if (
-            any(p.dtype in half for p in self.module.parameters())
-            and self.next_momentum(momentum) >= 0.99
-        ):
+        if any(p.dtype in half for p in self.module.parameters()) and last >= 0.99:
             warnings.warn(
                 "a 16-bit teacher rounds most updates away at a momentum of 0.99 or more: pass "
                 "dtype=torch.float32 to EMATeacher",

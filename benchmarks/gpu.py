@@ -21,7 +21,11 @@ import torch
 
 from benchmarks import common
 
-BENCHMARKS = {"similarity_softmax": "benchmarks.similarity_softmax"}
+BENCHMARKS = {
+    "similarity_softmax": "benchmarks.similarity_softmax",
+    "ema": "benchmarks.ema",
+    "optim": "benchmarks.optim",
+}
 TESTS = ["tests/gpu"]
 
 

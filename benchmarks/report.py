@@ -65,6 +65,24 @@ def similarity_softmax(results: dict[str, Any]) -> str:
     return "\n".join([*lines, "", provenance(results)])
 
 
+def many_tensors(results: dict[str, Any]) -> str:
+    """EMA updates and optimiser steps: one line a problem and provider, GB/s of what must move."""
+    lines = [
+        "| problem | provider | time | GB/s | faster than the first |",
+        "|---|---|---|---|---|",
+    ]
+    for problem in dict.fromkeys(row["problem"] for row in results["rows"]):
+        rows = [r for r in results["rows"] if r["problem"] == problem]
+        for row in rows:
+            rate = f"{row['bytes'] / row['seconds'] / 1e9:.3g}" if row["bytes"] else "-"
+            ratio = f"{rows[0]['seconds'] / row['seconds']:.2f}x"
+            lines.append(
+                f"| {problem} | {row['provider']} | {milliseconds(row['seconds'])} | {rate} "
+                f"| {ratio} |"
+            )
+    return "\n".join([*lines, "", provenance(results)])
+
+
 def headline(results: dict[str, Any]) -> str:
     """The README's first number."""
     rows = {r["provider"]: r for r in results["rows"] if "M=8192 " in r["problem"]}
@@ -90,6 +108,8 @@ def demo(results: dict[str, Any]) -> str:
 TABLES = {
     "headline": (headline, "similarity_softmax-cpu"),
     "demo": (demo, "demo"),
+    "ema-cpu": (many_tensors, "ema-cpu"),
+    "optim-cpu": (many_tensors, "optim-cpu"),
     "similarity-softmax-cpu": (similarity_softmax, "similarity_softmax-cpu"),
 }
 

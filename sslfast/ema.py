@@ -57,6 +57,9 @@ class WarmupMomentum:
         return ((1 + k) / (10 + k)).clamp(max=self.limit)
 
 
+Way = Literal["average", "copy", "integers"]  # integers are copied whatever the momentum
+
+
 @dataclass
 class Pairs:
     """What follows what, and the contents of both networks when that was found out."""
@@ -65,7 +68,7 @@ class Pairs:
     names: list[str]
     teacher: list[Tensor]
     student: list[Tensor]
-    copied: list[bool]  # not averaged
+    ways: list[Way]
     modules: list[nn.Module]
     contents: list[object]
 
@@ -84,7 +87,7 @@ class Pairs:
             names=[self.names[n] for n in left],
             teacher=[self.teacher[n] for n in left],
             student=[self.student[n] for n in left],
-            copied=[self.copied[n] for n in left],
+            ways=[self.ways[n] for n in left],
         )
 
 
@@ -229,8 +232,8 @@ class EMATeacher(nn.Module):
             self.updates += finite
         else:
             self.updates += 1
-        for copied, m in ((False, momentum), (True, copy)):
-            chosen = [n for n, c in enumerate(pairs.copied) if c == copied]
+        for way, m in (("average", momentum), ("copy", copy), ("integers", copy)):
+            chosen = [n for n, w in enumerate(pairs.ways) if w == way]
             if chosen:
                 move([pairs.teacher[n] for n in chosen], [pairs.student[n] for n in chosen], m)
 
@@ -266,14 +269,19 @@ class EMATeacher(nn.Module):
                     "teacher.adopt(student) after a change of the student's structure"
                 )
         buffers = {name for name, _ in self.module.named_buffers()}
-        copies = self.buffers_are == "copy"
+
+        def way(name: str) -> Way:
+            if not (ours[name].is_floating_point() or ours[name].is_complex()):
+                return "integers"
+            return self.buffers_are if name in buffers else "average"
+
         modules = [*self.module.modules(), *student.modules()]
         return Pairs(
             networks=(self.module, student),
             names=list(ours),
             teacher=list(ours.values()),
             student=[theirs[name] for name in ours],
-            copied=[copies and name in buffers for name in ours],
+            ways=[way(name) for name in ours],
             modules=modules,
             contents=_contents(modules),
         )

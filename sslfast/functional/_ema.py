@@ -51,7 +51,7 @@ def ema_update_(
 
 def move(teacher: list[Tensor], student: list[Tensor], momentum: Tensor) -> None:
     """``ema_update_`` of tensors that have been checked; momentum float64 [] on their device."""
-    if _are_plain(teacher, student):
+    if _are_plain([*teacher, *student]):
         op(teacher, student, momentum)
         return
     local = [(local_shard(t), local_shard(s)) for t, s in zip(teacher, student, strict=True)]
@@ -85,7 +85,11 @@ def as_momentum(momentum: float | Tensor, device: torch.device) -> Tensor:
 
 def check_pairs(names: Sequence[str], teacher: Sequence[Tensor], student: Sequence[Tensor]) -> None:
     """Raise, by name, for the first pair that cannot be updated; see ``ema_update_``."""
-    if _are_plain(teacher, student):
+    both = [*teacher, *student]
+    devices = set(map(_DEVICE, both)) if _are_plain(both) else set()
+    # Pair by pair: thousands of shapes held at once set off the garbage collector.
+    same_shapes = map(operator.eq, map(_SHAPE, teacher), map(_SHAPE, student))
+    if len(devices) == 1 and devices != {torch.device("meta")} and all(same_shapes):
         return
     for name, t, s in zip(names, teacher, student, strict=True):
         for who, x in (("teacher", t), ("student", s)):
@@ -117,18 +121,11 @@ def check_pairs(names: Sequence[str], teacher: Sequence[Tensor], student: Sequen
             )
 
 
-def _are_plain(teacher: Sequence[Tensor], student: Sequence[Tensor]) -> bool:
-    """Whether all are ordinary tensors of real numbers that fit: the usual case, seen quickly."""
+def _are_plain(tensors: list[Tensor]) -> bool:
+    """Whether all are ordinary tensors of real numbers: the usual case, seen quickly."""
     if torch.compiler.is_compiling():
         return False
-    both = [*teacher, *student]
-    return (
-        PLAIN.issuperset(map(type, both))
-        and REAL.issuperset(map(_DTYPE, both))
-        and len(set(map(_DEVICE, both))) == 1
-        and both[0].device.type != "meta"
-        and list(map(_SHAPE, teacher)) == list(map(_SHAPE, student))
-    )
+    return PLAIN.issuperset(map(type, tensors)) and REAL.issuperset(map(_DTYPE, tensors))
 
 
 def local_shard(tensor: Tensor) -> Tensor:

@@ -25,7 +25,10 @@ from benchmarks import common
 
 BENCHMARKS = {
     "similarity_softmax": "benchmarks.similarity_softmax",
+    "losses": "benchmarks.losses",
     "masking": "benchmarks.masking",
+    "ema": "benchmarks.ema",
+    "optim": "benchmarks.optim",
 }
 TESTS = ["tests/gpu"]
 

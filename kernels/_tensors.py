@@ -92,7 +92,8 @@ class Table:
     aligned: bool
 
 
-_tables: OrderedDict[tuple[bytes, object], Table] = OrderedDict()
+# By content, device and stream: memory goes back to the stream that it was taken on.
+_tables: OrderedDict[tuple[bytes, torch.device, object], Table] = OrderedDict()
 _captured: list[object] = []  # a CUDA graph reads at every replay what it read when captured
 KEPT_TABLES = 64
 
@@ -100,20 +101,25 @@ KEPT_TABLES = 64
 def device_table(words: "array[int]", like: Tensor) -> Table:
     """The table on the device of ``like``: copied there when anything in it has changed.
 
-    The key is the whole content, so that a table can never be an old one's.
+    It is looked up by its whole content, so that it can never be that of other tensors.
     """
-    cuda = like.device.type == "cuda"
-    # Memory goes back to the stream that it was taken on: each stream has tables of its own.
-    where = torch.cuda.current_stream(like.device) if cuda else like.device
-    key = (words.tobytes(), where)
+    device = like.device
+    cuda = device.type == "cuda"
+    key = (words.tobytes(), device, torch.cuda.current_stream(device) if cuda else None)
     table = _tables.get(key)
+    capturing = cuda and torch.cuda.is_current_stream_capturing()
+    if table is None and capturing:
+        # Graphs are captured on a stream of their own, when all others have been waited for.
+        table = next((t for k, t in _tables.items() if k[:2] == key[:2]), None)
     if table is None:
-        table = _tables[key] = _upload(words, like.device)
-    _tables.move_to_end(key)
-    if len(_tables) > KEPT_TABLES:
-        _tables.popitem(last=False)
-    if cuda and torch.cuda.is_current_stream_capturing():
+        table = _upload(words, device)
+    if capturing:
         _captured.append(table)
+    else:
+        _tables[key] = table
+        _tables.move_to_end(key)
+        if len(_tables) > KEPT_TABLES:
+            _tables.popitem(last=False)
     return table
 
 

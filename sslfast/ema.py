@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -57,28 +57,38 @@ class WarmupMomentum:
         return ((1 + k) / (10 + k)).clamp(max=self.limit)
 
 
+Way = Literal["average", "copy", "integers"]  # integers are copied whatever the momentum
+
+
 @dataclass
 class Pairs:
     """What follows what, and the contents of both networks when that was found out."""
 
+    networks: tuple[nn.Module, nn.Module]  # teacher's and student's
     names: list[str]
     teacher: list[Tensor]
     student: list[Tensor]
-    copied: list[bool]  # not averaged
+    ways: list[Way]
     modules: list[nn.Module]
     contents: list[object]
 
-    def still_hold(self) -> bool:
-        """Whether no parameter, buffer or module has come, gone or been replaced since."""
+    def still_hold(self, *networks: nn.Module) -> bool:
+        """Whether these networks are meant, and nothing in them has come, gone or been replaced."""
+        if not all(map(operator.is_, networks, self.networks)):
+            return False
         now = _contents(self.modules)
         return len(now) == len(self.contents) and all(map(operator.is_, now, self.contents))
 
     def without(self, done: set[int]) -> "Pairs":
         """The pairs but those of these numbers."""
         left = [n for n in range(len(self.names)) if n not in done]
-        lists = (self.names, self.teacher, self.student, self.copied)
-        names, teacher, student, copied = ([values[n] for n in left] for values in lists)
-        return Pairs(names, teacher, student, copied, self.modules, self.contents)
+        return replace(
+            self,
+            names=[self.names[n] for n in left],
+            teacher=[self.teacher[n] for n in left],
+            student=[self.student[n] for n in left],
+            ways=[self.ways[n] for n in left],
+        )
 
 
 class EMATeacher(nn.Module):
@@ -142,7 +152,7 @@ class EMATeacher(nn.Module):
         pairs = self.pairs(student)
         if pairs.teacher:
             check_pairs(pairs.names, pairs.teacher, pairs.student)
-        self._warn_of_rounding()
+        self._check_momentum()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the copy without gradients."""
@@ -222,8 +232,8 @@ class EMATeacher(nn.Module):
             self.updates += finite
         else:
             self.updates += 1
-        for copied, m in ((False, momentum), (True, copy)):
-            chosen = [n for n, c in enumerate(pairs.copied) if c == copied]
+        for way, m in (("average", momentum), ("copy", copy), ("integers", copy)):
+            chosen = [n for n, w in enumerate(pairs.ways) if w == way]
             if chosen:
                 move([pairs.teacher[n] for n in chosen], [pairs.student[n] for n in chosen], m)
 
@@ -238,7 +248,7 @@ class EMATeacher(nn.Module):
                 raise ValueError("this teacher is a copy: call its update(student) once first")
             student = self._student[0]
         known = self._known
-        if known is None or self._student != (student,) or not known.still_hold():
+        if known is None or not known.still_hold(self.module, student):
             known = self._pair(student)
         if not torch.compiler.is_compiling():
             self._known = known
@@ -259,23 +269,30 @@ class EMATeacher(nn.Module):
                     "teacher.adopt(student) after a change of the student's structure"
                 )
         buffers = {name for name, _ in self.module.named_buffers()}
-        copies = self.buffers_are == "copy"
+
+        def way(name: str) -> Way:
+            if not (ours[name].is_floating_point() or ours[name].is_complex()):
+                return "integers"
+            return self.buffers_are if name in buffers else "average"
+
         modules = [*self.module.modules(), *student.modules()]
         return Pairs(
+            networks=(self.module, student),
             names=list(ours),
             teacher=list(ours.values()),
             student=[theirs[name] for name in ours],
-            copied=[copies and name in buffers for name in ours],
+            ways=[way(name) for name in ours],
             modules=modules,
             contents=_contents(modules),
         )
 
-    def _warn_of_rounding(self) -> None:
-        schedule = not isinstance(self.momentum, (int, float, Tensor))
-        in_the_end = self.momentum(torch.full_like(self.updates, 2**40)) if schedule else None
-        momentum = self.next_momentum(in_the_end)
+    def _check_momentum(self) -> None:
+        momentum = self.momentum
+        if not isinstance(momentum, (int, float, Tensor)):
+            momentum = momentum(torch.full_like(self.updates, 2**40))
+        last = self.next_momentum(momentum)
         half = (torch.float16, torch.bfloat16)
-        if any(p.dtype in half for p in self.module.parameters()) and momentum >= 0.99:
+        if any(p.dtype in half for p in self.module.parameters()) and last >= 0.99:
             warnings.warn(
                 "a 16-bit teacher rounds most updates away at a momentum of 0.99 or more: pass "
                 "dtype=torch.float32 to EMATeacher",
@@ -291,7 +308,7 @@ def unwrap(module: nn.Module) -> nn.Module:
     """The network inside DistributedDataParallel, DataParallel or torch.compile."""
     wrappers = (nn.parallel.DistributedDataParallel, nn.DataParallel)
     while isinstance(module, wrappers) or "_orig_mod" in module._modules:
-        module = module.module if isinstance(module, wrappers) else module._orig_mod
+        module = module.get_submodule("module" if isinstance(module, wrappers) else "_orig_mod")
     return module
 
 

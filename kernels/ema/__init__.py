@@ -39,6 +39,8 @@ def split(
     teacher: Sequence[Tensor], student: Sequence[Tensor]
 ) -> tuple[tuple[list[Tensor], list[Tensor]], tuple[list[Tensor], list[Tensor]]]:
     """(teachers, students) whose elements lie in the same order, then those where they do not."""
+    if all(map(Tensor.is_contiguous, teacher)) and all(map(Tensor.is_contiguous, student)):
+        return (list(teacher), list(student)), ([], [])
     fits = list(map(same_layout, teacher, student))
     same = list(compress(teacher, fits)), list(compress(student, fits))
     misfits = [not fit for fit in fits]

@@ -29,5 +29,10 @@ def update(teacher: Sequence[Tensor], student: Sequence[Tensor], momentum: Tenso
     if same:
         torch._foreach_lerp_([t for t, _ in same], [s for _, s in same], 1 - m)
     for t, s in pairs:
-        if t.dtype != s.dtype:  # a copy of one tensor at a time
+        if t.dtype == s.dtype:
+            continue
+        # A copy of one tensor at a time.
+        if t.dtype == torch.float64 or (t.dtype == torch.float32 and s.dtype != torch.float64):
+            t.lerp_(s.to(t.dtype), 1 - m)
+        else:
             reference.update([t], [s], momentum)

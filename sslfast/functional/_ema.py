@@ -1,5 +1,6 @@
 """Exponential moving averages of lists of tensors."""
 
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +10,9 @@ from torch import Tensor
 from sslfast.ops import ema_update_ as op
 
 from ._common import FLOATS
+
+PLAIN, REAL = {Tensor, torch.nn.Parameter}, set(FLOATS)
+_DTYPE, _DEVICE, _SHAPE = map(operator.attrgetter, ("dtype", "device", "shape"))
 
 
 def ema_update_(
@@ -45,8 +49,11 @@ def ema_update_(
         move(teacher, student, weight)
 
 
-def move(teacher: Sequence[Tensor], student: Sequence[Tensor], momentum: Tensor) -> None:
+def move(teacher: list[Tensor], student: list[Tensor], momentum: Tensor) -> None:
     """``ema_update_`` of tensors that have been checked; momentum float64 [] on their device."""
+    if _are_plain([*teacher, *student]):
+        op(teacher, student, momentum)
+        return
     local = [(local_shard(t), local_shard(s)) for t, s in zip(teacher, student, strict=True)]
     floats = [(_real(t), _real(s)) for t, s in local if _is_number(t)]
     others = [(t, s) for t, s in local if not _is_number(t)]
@@ -78,6 +85,12 @@ def as_momentum(momentum: float | Tensor, device: torch.device) -> Tensor:
 
 def check_pairs(names: Sequence[str], teacher: Sequence[Tensor], student: Sequence[Tensor]) -> None:
     """Raise, by name, for the first pair that cannot be updated; see ``ema_update_``."""
+    both = [*teacher, *student]
+    devices = set(map(_DEVICE, both)) if _are_plain(both) else set()
+    # Pair by pair: thousands of shapes held at once set off the garbage collector.
+    same_shapes = map(operator.eq, map(_SHAPE, teacher), map(_SHAPE, student))
+    if len(devices) == 1 and devices != {torch.device("meta")} and all(same_shapes):
+        return
     for name, t, s in zip(names, teacher, student, strict=True):
         for who, x in (("teacher", t), ("student", s)):
             if not isinstance(x, Tensor):
@@ -106,6 +119,13 @@ def check_pairs(names: Sequence[str], teacher: Sequence[Tensor], student: Sequen
                 f"{name} is sharded differently in teacher and student: apply fully_shard to both, "
                 "over the same mesh (to the teacher's after it was made of the unsharded student)"
             )
+
+
+def _are_plain(tensors: list[Tensor]) -> bool:
+    """Whether all are ordinary tensors of real numbers: the usual case, seen quickly."""
+    if torch.compiler.is_compiling():
+        return False
+    return PLAIN.issuperset(map(type, tensors)) and REAL.issuperset(map(_DTYPE, tensors))
 
 
 def local_shard(tensor: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ class MultiTensor(ABC):
     UNSUPPORTED: ClassVar[tuple[str, ...]]  # options of torch's that must stay off
 
     param_groups: list[dict[str, Any]]
-    state: dict[Tensor, dict[str, Any]]
+    state: Any  # torch's: a dict of every parameter's tensors
 
     def attach(self, ema: EMATeacher | None, max_norm: float | None) -> None:
         """Take the options that torch's classes do not have.
@@ -60,7 +60,7 @@ class MultiTensor(ABC):
         self._step_supports_amp_scaling = False
 
     def __getstate__(self) -> dict[str, Any]:
-        extra = {"ema": self.ema, "max_norm": self.max_norm, "_followed": {}}
+        extra: dict[str, Any] = {"ema": self.ema, "max_norm": self.max_norm, "_followed": {}}
         return {**super().__getstate__(), **extra}  # type: ignore[misc]
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -172,9 +172,8 @@ class MultiTensor(ABC):
             if isinstance(value, Tensor):
                 numbers[2 + n].copy_(value.squeeze())
         if self.max_norm is not None:
-            self.grad_norm = torch.nn.utils.get_total_norm([p.grad for p in params])
-            norm = getattr(self.grad_norm, "full_tensor", lambda: self.grad_norm)()
-            numbers[0].copy_((self.max_norm / (norm + 1e-6)).clamp(max=1))
+            self.grad_norm = whole(torch.nn.utils.get_total_norm(list(map(_gradient, params))))
+            numbers[0].copy_((self.max_norm / (self.grad_norm + 1e-6)).clamp(max=1))
         if momentum is not None:
             numbers[1].copy_(momentum)
         return numbers[:2], numbers[2:].view(len(self.param_groups), -1)
@@ -189,18 +188,26 @@ class MultiTensor(ABC):
         return local_shard(state[name])
 
 
+def whole(value: Tensor) -> Tensor:
+    """A number over all ranks of a DTensor; other tensors as they are."""
+    return value.full_tensor() if hasattr(value, "full_tensor") else value
+
+
+def _gradient(p: Tensor) -> Tensor:
+    assert p.grad is not None
+    return p.grad
+
+
 def local_gradient(p: Tensor) -> Tensor:
     """The local part of a gradient, in the layout of its parameter."""
-    assert p.grad is not None
-    gradient, parameter = local_shard(p.grad), local_shard(p)
+    gradient, parameter = local_shard(_gradient(p)), local_shard(p)
     if same_layout(parameter, gradient):
         return gradient
     return torch.empty_like(parameter).copy_(gradient)
 
 
 def _check(p: Tensor, first: Tensor) -> None:
-    shape, gradient = list(p.shape), p.grad
-    assert gradient is not None
+    shape, gradient = list(p.shape), _gradient(p)
     if p.dtype not in FLOATS:
         raise TypeError(f"a parameter of shape {shape} is {p.dtype}: only real numbers are trained")
     if gradient.layout != torch.strided:

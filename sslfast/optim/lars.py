@@ -12,7 +12,7 @@ from sslfast.functional._ema import local_shard
 from sslfast.kernels import lars as kernels
 from sslfast.kernels import registry
 
-from ._multi_tensor import MultiTensor, local_gradient
+from ._multi_tensor import MultiTensor, local_gradient, whole
 
 
 class LARS(MultiTensor, torch.optim.SGD):
@@ -135,4 +135,4 @@ class LARS(MultiTensor, torch.optim.SGD):
 def _norms(tensors: Sequence[Tensor | None]) -> Tensor:
     """Euclidean norms, float32 [n]; of whole DTensors."""
     norms = torch._foreach_norm([t for t in tensors if t is not None], dtype=torch.float32)
-    return torch.stack([n.full_tensor() if hasattr(n, "full_tensor") else n for n in norms])
+    return torch.stack([whole(n) for n in norms])

@@ -1,6 +1,7 @@
 """Runs the Triton kernels on this machine, through Triton's interpreter: no GPU needed.
 
-Triton decides at import whether it interprets, so ``interpreted_*.py`` have their own processes.
+Triton decides at import whether it interprets, so these tests have their own processes. Files that
+test every backend of an op that runs here are taken as they are: it is one more there.
 """
 
 import os
@@ -23,10 +24,10 @@ HERE = Path(__file__).parent
     [
         ["interpreted_kernels.py"],
         ["interpreted_losses.py"],
-        # These iterate the registry, which has one backend more there.
         ["-k", "triton", "test_patch_mask.py", "test_masked_mse.py"],
+        ["-k", "triton", "test_ema.py", "test_optimisers.py"],
     ],
-    ids=["similarity_softmax", "losses", "patches"],
+    ids=["similarity_softmax", "losses", "patches", "many_tensors"],
 )
 def test_kernels_in_the_interpreter(tests: list[str]) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests]

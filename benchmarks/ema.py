@@ -1,0 +1,180 @@
+"""EMA updates: sslfast's backends, foreach kernels, the loop of most scripts, and a plain copy.
+
+    python -m benchmarks.ema                 the table, and JSON with --out
+
+Networks are lists of tensors in the shapes of a real one. Bytes are those that an update must move;
+the floor is torch's own copy of as many. On a GPU the many small tensors are also timed as a
+replayed graph, without what the host does.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import sslfast
+from benchmarks import common
+from sslfast import EMATeacher
+from sslfast.functional import ema_update_
+from sslfast.kernels import ema, registry
+from sslfast.models import resnet50
+
+FLOOR = "floor: copy"
+MOMENTUM = 0.996
+
+
+def vit_shapes(width: int, depth: int = 12) -> list[tuple[int, ...]]:
+    """A vision transformer's tensors; width 768 is ViT-B/16, 85.8 million parameters."""
+    block: list[tuple[int, ...]] = [(width,)] * 6 + [(3 * width, width), (3 * width,)]
+    block += [(width, width), (4 * width, width), (4 * width,), (width, 4 * width)]
+    return [(width, 3, 16, 16), (1, 197, width), *block * depth, (width,), (width,)]
+
+
+@dataclass(frozen=True)
+class Size:
+    """One problem: shapes, and the dtype of the student beside a float32 teacher."""
+
+    name: str
+    shapes: tuple[tuple[int, ...], ...]
+    dtype: torch.dtype = torch.float32
+
+    @property
+    def elements(self) -> int:
+        """Of all tensors."""
+        return sum(torch.Size(shape).numel() for shape in self.shapes)
+
+    @property
+    def bytes(self) -> int:
+        """A student read, a teacher read and written."""
+        return self.elements * (8 + self.dtype.itemsize)
+
+    def __str__(self) -> str:
+        dtype = str(self.dtype).removeprefix("torch.")
+        return f"{self.name}: {len(self.shapes)} tensors, {self.elements / 1e6:.1f} M, {dtype}"
+
+
+def loop(teacher: list[Tensor], student: list[Tensor]) -> None:
+    """As lightly's update_momentum and DINO's script write it: 20 bytes a float32 element."""
+    for t, s in zip(teacher, student, strict=True):
+        t.mul_(MOMENTUM).add_(s.to(t.dtype), alpha=1 - MOMENTUM)
+
+
+def foreach(teacher: list[Tensor], student: list[Tensor]) -> None:
+    """One foreach call, after a cast where dtypes differ."""
+    torch._foreach_lerp_(teacher, [s.to(t.dtype) for t, s in zip(teacher, student, strict=True)],
+                         1 - MOMENTUM)  # fmt: skip
+
+
+def copy_of(size: Size, device: torch.device) -> common.Run:
+    """Torch's copy of as many bytes, half read and half written."""
+    source = torch.randn(size.bytes // 8, device=device)
+    target = torch.empty_like(source)
+    return lambda turn: target.copy_(source)
+
+
+def runs(size: Size, device: torch.device) -> dict[str, common.Run]:
+    """Every provider that can run here; large tensors are past the cache by themselves."""
+    sets = 1 if size.elements > 3e7 else 4
+    pairs = [
+        (
+            [torch.randn(shape, device=device) for shape in size.shapes],
+            [torch.randn(shape, device=device).to(size.dtype) for shape in size.shapes],
+        )
+        for _ in range(sets)
+    ]
+    problem = ema.problem(*pairs[0])
+
+    def forced(name: str) -> common.Run:
+        def run(turn: int) -> None:
+            with sslfast.use_backend(name):
+                ema_update_(*pairs[turn % sets], MOMENTUM)
+
+        return run
+
+    table: dict[str, common.Run] = {
+        "eager loop": lambda turn: loop(*pairs[turn % sets]),
+        "foreach": lambda turn: foreach(*pairs[turn % sets]),
+    }
+    for backend in registry.candidates("ema"):
+        if backend.name != "reference" and backend.refusal(problem) is None:
+            table[f"sslfast {backend.name}"] = forced(backend.name)
+    if device.type == "cuda" and len(size.shapes) > 1000:
+        table |= {f"{name}, graph": replayed(table[name]) for name in list(table)[1:]}
+    table[FLOOR] = copy_of(size, device)
+    return table
+
+
+def replayed(run: common.Run) -> common.Run:
+    """The same work as a CUDA graph."""
+    run(0)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run(0)
+    return lambda turn: graph.replay()
+
+
+def teacher_runs(device: torch.device) -> dict[str, common.Run]:
+    """A whole ResNet-50 with its buffers, through EMATeacher, and the same by foreach calls."""
+    student = resnet50().to(device)
+    teacher, other = EMATeacher(student, MOMENTUM), EMATeacher(student, MOMENTUM)
+
+    @torch.no_grad()
+    def by_hand(turn: int) -> None:
+        for ours, theirs in (
+            (other.module.parameters(), student.parameters()),
+            (other.module.buffers(), student.buffers()),
+        ):
+            pairs = list(zip(ours, theirs, strict=True))
+            floats = [(t, s) for t, s in pairs if t.is_floating_point()]
+            foreach([t for t, _ in floats], [s for _, s in floats])
+            for t, s in pairs:
+                if not t.is_floating_point():
+                    t.copy_(s)
+
+    return {"foreach": by_hand, "EMATeacher": lambda turn: teacher.update(student)}
+
+
+def sizes(device: torch.device, quick: bool) -> list[Size]:
+    """The sizes that the project's targets name."""
+    width = 192 if quick else 768 if device.type == "cpu" else 1440
+    network = tuple(vit_shapes(width))
+    name = f"ViT, width {width}"
+    return [
+        Size(name, network),
+        Size(name, network, torch.bfloat16),
+        Size("small tensors", ((64,),) * (500 if quick else 5000)),
+    ]
+
+
+def measure(device: torch.device, quick: bool) -> list[common.Row]:
+    """All rows."""
+    rows: list[common.Row] = []
+    budget = 1.0 if quick else 8.0
+    for size in sizes(device, quick):
+        table = runs(size, device)
+        found = common.rows_of("ema", str(size), table, device, budget, None, (FLOOR,))
+        for row in found:
+            row.bytes = size.bytes
+        rows += found
+    if not quick:
+        whole = teacher_runs(device)
+        rows += common.rows_of("ema", "ResNet-50 with buffers", whole, device, budget)
+    return rows
+
+
+def main() -> None:
+    """Print the table and write the results."""
+    options = common.arguments(__doc__).parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    torch.manual_seed(options.seed)
+    device = torch.device(options.device)
+    rows = measure(device, options.quick)
+    common.print_table(rows, baseline="foreach", floor=FLOOR)
+    if options.out:
+        common.write(Path(options.out), rows, device, seed=options.seed)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,147 @@
+"""Optimiser steps with an EMA teacher: one pass of sslfast's against torch's and an update.
+
+    python -m benchmarks.optim               the table, and JSON with --out
+
+Bytes are those that step and teacher must move in one pass: 36 a float32 parameter for AdamW, 28
+without the teacher; the floor is torch's own copy of as many.
+"""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import sslfast
+from benchmarks import common
+from benchmarks.ema import FLOOR, MOMENTUM, vit_shapes
+from sslfast import EMATeacher
+from sslfast.kernels import registry
+from sslfast.kernels.adamw import Problem
+from sslfast.models import resnet50
+from sslfast.optim import LARS, AdamW
+
+sys.path.insert(0, str(common.ROOT / "tests"))
+import peers
+
+Make = Callable[..., torch.optim.Optimizer]
+
+
+def network(shapes: list[tuple[int, ...]], gradients: list[Tensor]) -> nn.Module:
+    """Parameters of these shapes, with gradients that all providers share."""
+    net = nn.ParameterList(torch.randn_like(g) * 0.02 for g in gradients)
+    for p, gradient in zip(net, gradients, strict=True):
+        p.grad = gradient
+    return net
+
+
+def apart(make: Make, net: nn.Module, teacher: bool, **options: Any) -> common.Run:
+    """A step of torch's optimiser, then the teacher by one foreach call."""
+    optimizer = make(net.parameters(), **options)
+    params = [p.detach() for p in net.parameters()]
+    copies = [p.clone() for p in params] if teacher else []
+
+    def run(turn: int) -> None:
+        optimizer.step()
+        if teacher:
+            torch._foreach_lerp_(copies, params, 1 - MOMENTUM)
+
+    return run
+
+
+def fused(make: Make, net: nn.Module, backend: str, teacher: bool, **options: Any) -> common.Run:
+    """One pass of ours."""
+    ema = EMATeacher(net, MOMENTUM) if teacher else None
+    optimizer = make(net.parameters(), ema=ema, **options)
+
+    def run(turn: int) -> None:
+        with sslfast.use_backend(backend):
+            optimizer.step()
+
+    return run
+
+
+def backends(device: torch.device) -> list[str]:
+    """Ours that run here."""
+    problem = Problem(device.type, frozenset([torch.float32]))
+    found = [b.name for b in registry.candidates("adamw") if b.refusal(problem) is None]
+    return [name for name in found if name != "reference"]
+
+
+def adamw_runs(
+    shapes: list[tuple[int, ...]], device: torch.device, teacher: bool
+) -> dict[str, common.Run]:
+    """AdamW with every provider on a network of its own."""
+    gradients = [torch.randn(shape, device=device) for shape in shapes]
+    with_teacher = " + foreach lerp" if teacher else ""
+    table = {
+        f"torch {how}{with_teacher}": apart(
+            torch.optim.AdamW, network(shapes, gradients), teacher, **{how: True}
+        )
+        for how in ("fused", "foreach")
+    }
+    for name in backends(device):
+        table[f"sslfast {name}"] = fused(AdamW, network(shapes, gradients), name, teacher)
+    count = sum(g.numel() for g in gradients)
+    source = torch.randn(count * (36 if teacher else 28) // 8, device=device)
+    target = torch.empty_like(source)
+    table[FLOOR] = lambda turn: target.copy_(source)
+    return table
+
+
+def lars_runs(device: torch.device) -> dict[str, common.Run]:
+    """LARS and the teacher of a ResNet-50."""
+    shapes = [tuple(p.shape) for p in resnet50().parameters()]
+    gradients = [torch.randn(shape, device=device) * 1e-3 for shape in shapes]
+    options = {"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-6}
+    table = {}
+    if peers.PEERS.is_dir():
+        lightly = peers.load("lightly.utils.lars").LARS
+        table["lightly + foreach lerp"] = apart(
+            lightly, network(shapes, gradients), True, **options
+        )
+    else:
+        print("lightly is missing: run `make peers`")
+    for name in backends(device):
+        table[f"sslfast {name}"] = fused(LARS, network(shapes, gradients), name, True, **options)
+    return table
+
+
+def measure(device: torch.device, quick: bool) -> list[common.Row]:
+    """All rows."""
+    rows: list[common.Row] = []
+    width = 192 if quick else 768 if device.type == "cpu" else 1440
+    shapes = vit_shapes(width)
+    count = sum(torch.Size(shape).numel() for shape in shapes)
+    budget = 1.0 if quick else 10.0
+    for teacher in (True, False):
+        table = adamw_runs(shapes, device, teacher)
+        names = "AdamW + EMA" if teacher else "AdamW"
+        problem = f"{names}, ViT, width {width}: {len(shapes)} tensors, {count / 1e6:.1f} M"
+        found = common.rows_of("optim", problem, table, device, budget, None, (FLOOR,))
+        for row in found:
+            row.bytes = count * (36 if teacher else 28)
+        rows += found
+    table = lars_runs(device)
+    return rows + common.rows_of("optim", "LARS + EMA, ResNet-50", table, device, budget)
+
+
+def main() -> None:
+    """Print the table and write the results."""
+    options = common.arguments(__doc__).parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    torch.manual_seed(options.seed)
+    device = torch.device(options.device)
+    rows = measure(device, options.quick)
+    for problem in dict.fromkeys(row.problem for row in rows):
+        here = [row for row in rows if row.problem == problem]
+        common.print_table(here, baseline=here[0].provider, floor=FLOOR)
+    if options.out:
+        common.write(Path(options.out), rows, device, seed=options.seed)
+
+
+if __name__ == "__main__":
+    main()

@@ -121,6 +121,19 @@ def losses(results: dict[str, Any]) -> str:
     return "\n".join([*lines, "", provenance(results)])
 
 
+def headline(results: dict[str, Any]) -> str:
+    """The README's first number."""
+    rows = {r["provider"]: r for r in results["rows"] if "M=8192 " in r["problem"]}
+    ours, eager, lightly = (rows[n] for n in ("sslfast cpu", "eager", "lightly"))
+    return (
+        f"NT-Xent forward + backward over 8,192 embeddings of 128 float32 numbers on two CPU "
+        f"cores: **{milliseconds(ours['seconds'])}**, {eager['seconds'] / ours['seconds']:.1f} "
+        f"times faster than eager PyTorch, {lightly['seconds'] / ours['seconds']:.1f} times faster "
+        f"than lightly, in 1/{eager['peak_bytes'] / max(ours['peak_bytes'], 1):.0f} of eager's "
+        f"memory.\n"
+    )
+
+
 def demo(results: dict[str, Any]) -> str:
     """What `make demo` prints: its report.json."""
     probe = f"linear probe, {results['labels_per_class']} labels a class"

@@ -23,7 +23,7 @@ namespace sslfast::cpu {
 namespace {
 
 constexpr float log2_e = 1.44269504088896340736f, ln_2 = 0.69314718055994530942f;
-constexpr int row_block = 512;
+constexpr int row_block = 256;
 constexpr int class_block = 256;
 // Parts of the classes with sums of their own for d_hidden, added in order: results do not depend
 // on the number of threads up to this many.

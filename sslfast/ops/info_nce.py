@@ -16,7 +16,7 @@ from sslfast.kernels import registry
 from sslfast.kernels.linear_cross_entropy import Wants
 from sslfast.kernels.similarity_softmax import accumulation_dtype
 
-from ._double_backward import refuse_double_backward
+from ._gradients import refuse_double_backward, times
 
 OP = "linear_cross_entropy"
 
@@ -77,8 +77,8 @@ def _backward(
         return (None,) * 5
     d_rows, d_negatives, d_positive = ctx.saved_tensors
     return (
-        (d_rows * d_sum).to(ctx.dtype),
-        (d_negatives * d_sum).to(ctx.dtype) if ctx.needs_input_grad[1] else None,
+        times(d_rows, d_sum, ctx.dtype),
+        times(d_negatives, d_sum, ctx.dtype) if ctx.needs_input_grad[1] else None,
         d_positive * d_sum,
         None,
         None,

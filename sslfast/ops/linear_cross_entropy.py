@@ -18,7 +18,7 @@ from sslfast.kernels import registry
 from sslfast.kernels.linear_cross_entropy import Wants
 from sslfast.kernels.similarity_softmax import accumulation_dtype
 
-from ._double_backward import refuse_double_backward
+from ._gradients import refuse_double_backward, times
 
 OP = "linear_cross_entropy"
 Gradients = tuple[Tensor, Tensor, Tensor]
@@ -217,7 +217,7 @@ def _as_inputs(
             found.append(None)
             continue
         dtype = like if isinstance(like, torch.dtype) else like.dtype
-        found.append((gradient if factor is None else gradient * factor).to(dtype))
+        found.append(gradient.to(dtype) if factor is None else times(gradient, factor, dtype))
     return tuple(found)
 
 

@@ -14,7 +14,7 @@ from sslfast.kernels import registry
 from sslfast.kernels import sigmoid_contrast as kernels
 from sslfast.kernels.similarity_softmax import Pairing, accumulation_dtype
 
-from ._double_backward import refuse_double_backward
+from ._gradients import refuse_double_backward, times
 
 OP = "sigmoid_contrast"
 
@@ -129,8 +129,8 @@ def _backward_sum(
     if d_sum is None:
         return (None,) * 7
     dx, dy, d_scale, d_bias = ctx.saved_tensors
-    d_columns = (dy * d_sum).to(ctx.dtype) if ctx.needs_input_grad[1] else None
-    d_rows = (dx * d_sum).to(ctx.dtype)
+    d_columns = times(dy, d_sum, ctx.dtype) if ctx.needs_input_grad[1] else None
+    d_rows = times(dx, d_sum, ctx.dtype)
     return d_rows, d_columns, d_scale * d_sum, d_bias * d_sum, None, None, None
 
 

@@ -14,7 +14,7 @@ from sslfast.kernels import registry
 from sslfast.kernels import similarity_softmax as kernels
 from sslfast.kernels.similarity_softmax import Pairing, accumulation_dtype
 
-from ._double_backward import refuse_double_backward
+from ._gradients import refuse_double_backward
 
 OP = "similarity_softmax"
 EPS = 1e-12  # of torch.nn.functional.normalize; in the accumulation dtype, so fp16 has no NaN

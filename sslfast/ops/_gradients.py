@@ -1,0 +1,26 @@
+"""What ops share whose gradients are formed in the forward pass."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def refuse_double_backward(gradients: Sequence[Tensor | None]) -> None:
+    """Raise RuntimeError if anything comes from above for what a backward pass returned."""
+    if any(gradient is not None for gradient in gradients):
+        raise RuntimeError(
+            "sslfast: this loss has no second derivative; "
+            "call backward() without create_graph=True, or use a loss written in plain PyTorch"
+        )
+
+
+def times(gradient: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
+    """A saved gradient times what comes from above, 0-d, in a dtype.
+
+    On a CPU the usual factor of 1 copies nothing. While a graph is traced the factor is no plain
+    tensor, and has no value.
+    """
+    if type(factor) is Tensor and factor.device.type == "cpu" and factor.item() == 1:
+        return gradient.to(dtype)
+    return (gradient * factor).to(dtype)

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -66,6 +66,7 @@ def test_selection_gives_the_same_bits(name: str, batch: int, length: int, keep:
 
 
 @given(st.data())
+@settings(max_examples=50, deadline=None)
 def test_smallest_is_a_sort(data: st.DataObject) -> None:
     keys = data.draw(st.lists(st.integers(0, 2**KEY_BITS - 1) | st.integers(0, 2), min_size=1))
     count = data.draw(st.integers(0, len(keys)))

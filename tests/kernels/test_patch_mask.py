@@ -100,7 +100,7 @@ def test_more_than_there_are_is_refused() -> None:
 @pytest.mark.parametrize("name", backends("gather_patches"))
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
-    ("batch", "length", "keep", "dim"), [(3, 7, 4, 5), (2, 50, 50, 130), (0, 4, 2, 3), (2, 3, 0, 4)]
+    ("batch", "length", "keep", "dim"), [(3, 7, 4, 5), (2, 15, 15, 130), (0, 4, 2, 3), (2, 3, 0, 4)]
 )
 def test_gather_and_scatter(
     name: str, dtype: torch.dtype, batch: int, length: int, keep: int, dim: int
@@ -118,7 +118,7 @@ def test_gather_and_scatter(
 
 @pytest.mark.parametrize("name", backends("gather_patches"))
 def test_sums_of_repeated_rows_are_the_same_from_run_to_run(name: str) -> None:
-    rows, ids = torch.randn(3, 70, 33), torch.randint(3, (3, 70))
+    rows, ids = torch.randn(2, 40, 33), torch.randint(3, (2, 40))
     with sslfast.use_backend(name):
         first = scatter_patches(rows, ids, 5)
         for _ in range(3):
@@ -155,7 +155,7 @@ def patchify_problem(rows: Tensor) -> Any:
 @pytest.mark.parametrize(("name", "dtype"), accepted("restore_with_tokens", restore_problem))
 @pytest.mark.parametrize("with_positions", [False, True])
 @pytest.mark.parametrize(
-    ("batch", "length", "keep", "dim"), [(3, 7, 4, 5), (2, 50, 13, 130), (0, 4, 2, 3), (2, 3, 3, 4)]
+    ("batch", "length", "keep", "dim"), [(3, 7, 4, 5), (2, 15, 6, 130), (0, 4, 2, 3), (2, 3, 3, 4)]
 )
 def test_restore_with_tokens(
     name: str,

@@ -42,7 +42,8 @@ def rounds(c0: Word, c1: Word, c2: Word, c3: Word, seed: int) -> tuple[Word, Wor
 
 def philox(counter: Tensor, seed: int) -> Tensor:
     """Ten rounds over counters int64 [..., 4] with words in [0, 2^32); the same shape back."""
-    return torch.stack(rounds(*counter.unbind(-1), seed), -1)
+    c0, c1, c2, c3 = counter.unbind(-1)
+    return torch.stack(rounds(c0, c1, c2, c3, seed), -1)
 
 
 def random_bits(sample_ids: Tensor, step: Tensor, seed: int, stream: int, count: int) -> Tensor:

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -66,6 +66,7 @@ def test_selection_gives_the_same_bits(name: str, batch: int, length: int, keep:
 
 
 @given(st.data())
+@settings(max_examples=50, deadline=None)
 def test_smallest_is_a_sort(data: st.DataObject) -> None:
     keys = data.draw(st.lists(st.integers(0, 2**KEY_BITS - 1) | st.integers(0, 2), min_size=1))
     count = data.draw(st.integers(0, len(keys)))
@@ -99,7 +100,7 @@ def test_more_than_there_are_is_refused() -> None:
 @pytest.mark.parametrize("name", backends("gather_patches"))
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
-    ("batch", "length", "keep", "dim"), [(3, 7, 4, 5), (2, 50, 50, 130), (0, 4, 2, 3), (2, 3, 0, 4)]
+    ("batch", "length", "keep", "dim"), [(3, 7, 4, 5), (2, 15, 15, 130), (0, 4, 2, 3), (2, 3, 0, 4)]
 )
 def test_gather_and_scatter(
     name: str, dtype: torch.dtype, batch: int, length: int, keep: int, dim: int
@@ -117,7 +118,7 @@ def test_gather_and_scatter(
 
 @pytest.mark.parametrize("name", backends("gather_patches"))
 def test_sums_of_repeated_rows_are_the_same_from_run_to_run(name: str) -> None:
-    rows, ids = torch.randn(3, 70, 33), torch.randint(3, (3, 70))
+    rows, ids = torch.randn(2, 40, 33), torch.randint(3, (2, 40))
     with sslfast.use_backend(name):
         first = scatter_patches(rows, ids, 5)
         for _ in range(3):
@@ -154,7 +155,7 @@ def patchify_problem(rows: Tensor) -> Any:
 @pytest.mark.parametrize(("name", "dtype"), accepted("restore_with_tokens", restore_problem))
 @pytest.mark.parametrize("with_positions", [False, True])
 @pytest.mark.parametrize(
-    ("batch", "length", "keep", "dim"), [(3, 7, 4, 5), (2, 50, 13, 130), (0, 4, 2, 3), (2, 3, 3, 4)]
+    ("batch", "length", "keep", "dim"), [(3, 7, 4, 5), (2, 15, 6, 130), (0, 4, 2, 3), (2, 3, 3, 4)]
 )
 def test_restore_with_tokens(
     name: str,

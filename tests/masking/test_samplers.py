@@ -11,9 +11,12 @@ from torch import Tensor
 
 import sslfast
 from sslfast import masking
+from sslfast.data.draws import STREAM_VIEWS
 from sslfast.kernels import registry
 from sslfast.masking import (
+    _common,
     block_mask,
+    blocks,
     image_ratio_mask,
     multiblock_mask,
     random_mask,
@@ -94,10 +97,17 @@ def test_an_empty_batch_gives_empty_masks(name: str) -> None:
         assert part.shape[0] == 0
 
 
-def test_samplers_share_no_bits() -> None:
-    a = random_mask(64, 200, 0.5, seed=1).mask
-    b = image_ratio_mask(64, (10, 20), (0.5, 0.5), probability=1, blocks=False, seed=1)
-    assert abs((a == b).float().mean() - 0.5) < 0.03
+def test_samplers_and_streams_share_no_bits() -> None:
+    keys: dict[str, Any] = {"seed": 0, "step": 0, "sample_ids": None, "device": None}
+    samplers = range(_common.IMAGE_RATIO + 1)
+    streams = [
+        _common.source(sampler, 1, stream=stream, **keys).stream
+        for sampler in samplers
+        for stream in (0, 1, _common.STREAMS - 1)
+    ]
+    views = range(STREAM_VIEWS, STREAM_VIEWS + 1000)  # of the augmentations
+    assert len({*streams, *views}) == len(streams) + len(views)
+    assert max(streams) < 2**32
 
 
 def check_indices(kept: masking.PatchMask, keep: int) -> None:
@@ -150,20 +160,28 @@ def edges(mask: Tensor) -> Tensor:
 
 
 def test_block_mask_makes_blocks() -> None:
-    blocks = block_mask(200, (14, 14), 75, seed=1).mask.view(-1, 14, 14)
+    blocked = block_mask(200, (14, 14), 75, seed=1).mask.view(-1, 14, 14)
     scattered = random_mask(200, 196, 75 / 196, seed=1).mask.view(-1, 14, 14)
-    assert edges(blocks).float().mean() < 0.35 * edges(scattered).float().mean()
+    assert edges(blocked).float().mean() < 0.35 * edges(scattered).float().mean()
     # Aspects of 0.3 to 1 / 0.3: neither direction is preferred.
-    flipped = edges(blocks.transpose(1, 2))
-    assert torch.equal(flipped, edges(blocks))
-    across = (blocks[:, :, 1:] != blocks[:, :, :-1]).sum().item()
-    down = (blocks[:, 1:] != blocks[:, :-1]).sum().item()
+    flipped = edges(blocked.transpose(1, 2))
+    assert torch.equal(flipped, edges(blocked))
+    across = (blocked[:, :, 1:] != blocked[:, :, :-1]).sum().item()
+    down = (blocked[:, 1:] != blocked[:, :-1]).sum().item()
     assert abs(across - down) < 0.06 * (across + down)
 
 
+def test_what_blocks_leave_missing_grows_out_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blocks, "ROUNDS", 1)
+    hidden = block_mask(500, (14, 14), 30, seed=1).mask.view(-1, 14, 14)
+    wide = torch.nn.functional.pad(hidden, (1, 1, 1, 1))
+    beside = wide[:, 2:, 1:-1] | wide[:, :-2, 1:-1] | wide[:, 1:-1, 2:] | wide[:, 1:-1, :-2]
+    assert (hidden & ~beside).sum() < 0.05 * hidden.sum()
+
+
 def test_image_ratio_mask() -> None:
-    for blocks in (False, True):
-        hidden = image_ratio_mask(2000, (14, 14), blocks=blocks, seed=5).sum(1)
+    for in_blocks in (False, True):
+        hidden = image_ratio_mask(2000, (14, 14), blocks=in_blocks, seed=5).sum(1)
         some = hidden[hidden > 0]
         assert abs(len(some) / 2000 - 0.5) < 0.04
         assert some.min() >= int(0.1 * 196)

@@ -40,20 +40,17 @@ def ema_update_(
     teacher, student = list(teacher_tensors), list(student_tensors)
     if len(teacher) != len(student):
         raise ValueError(f"{len(teacher)} teacher tensors, but {len(student)} student tensors")
-    check_pairs([f"tensor {n}" for n in range(len(teacher))], teacher, student)
-    if not teacher:
-        as_momentum(momentum, torch.device("cpu"))
-        return
-    weight = as_momentum(momentum, teacher[0].device)
+    plain = check_pairs([f"tensor {n}" for n in range(len(teacher))], teacher, student)
+    weight = as_momentum(momentum, teacher[0].device if teacher else torch.device("cpu"))
     with torch.no_grad():
-        move(teacher, student, weight)
+        if plain:
+            op(teacher, student, weight)
+        else:
+            move(teacher, student, weight)
 
 
-def move(teacher: list[Tensor], student: list[Tensor], momentum: Tensor) -> None:
+def move(teacher: Sequence[Tensor], student: Sequence[Tensor], momentum: Tensor) -> None:
     """``ema_update_`` of tensors that have been checked; momentum float64 [] on their device."""
-    if _are_plain([*teacher, *student]):
-        op(teacher, student, momentum)
-        return
     local = [(local_shard(t), local_shard(s)) for t, s in zip(teacher, student, strict=True)]
     floats = [(_real(t), _real(s)) for t, s in local if _is_number(t)]
     others = [(t, s) for t, s in local if not _is_number(t)]
@@ -83,14 +80,18 @@ def as_momentum(momentum: float | Tensor, device: torch.device) -> Tensor:
     return momentum.detach().reshape(()).to(torch.float64)
 
 
-def check_pairs(names: Sequence[str], teacher: Sequence[Tensor], student: Sequence[Tensor]) -> None:
-    """Raise, by name, for the first pair that cannot be updated; see ``ema_update_``."""
+def check_pairs(names: Sequence[str], teacher: Sequence[Tensor], student: Sequence[Tensor]) -> bool:
+    """Raise, by name, for the first pair that cannot be updated; see ``ema_update_``.
+
+    Returns:
+        Whether all are ordinary tensors of real numbers, which the op takes as they are.
+    """
     both = [*teacher, *student]
     devices = set(map(_DEVICE, both)) if _are_plain(both) else set()
     # Pair by pair: thousands of shapes held at once set off the garbage collector.
     same_shapes = map(operator.eq, map(_SHAPE, teacher), map(_SHAPE, student))
     if len(devices) == 1 and devices != {torch.device("meta")} and all(same_shapes):
-        return
+        return True
     for name, t, s in zip(names, teacher, student, strict=True):
         for who, x in (("teacher", t), ("student", s)):
             if not isinstance(x, Tensor):
@@ -119,6 +120,7 @@ def check_pairs(names: Sequence[str], teacher: Sequence[Tensor], student: Sequen
                 f"{name} is sharded differently in teacher and student: apply fully_shard to both, "
                 "over the same mesh (to the teacher's after it was made of the unsharded student)"
             )
+    return False
 
 
 def _are_plain(tensors: list[Tensor]) -> bool:

@@ -1,0 +1,121 @@
+"""Peak memory grows with M and not with M^2, and large problems are right: measured."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from sslfast.functional import clip, info_nce, linear_cross_entropy, ntxent, siglip
+
+# A process of its own for every size: what one has freed would hide what the next one takes.
+PROGRAM = """
+import json, sys
+import torch, torch.nn.functional as F
+from sslfast import functional
+
+def status(key):
+    for line in open("/proc/self/status"):
+        if line.startswith(key + ":"):
+            return int(line.split()[1]) * 1024
+
+name, n, d = sys.argv[1], int(sys.argv[2]), 16
+torch.manual_seed(0)
+x, y = (F.normalize(torch.randn(n, d), dim=1).requires_grad_() for _ in "xy")
+losses = {
+    "ntxent": lambda x, y: functional.ntxent(x, y, 0.1),
+    "clip": lambda x, y: functional.clip(x, y, 10.0),
+    "siglip": lambda x, y: functional.siglip(x, y, 10.0, -10.0),
+    "info_nce": lambda x, y: functional.info_nce(x, y),
+    "supcon": lambda x, y: functional.supcon(x, torch.arange(len(x)) % 50),
+}
+losses[name](x[:64], y[:64]).backward()  # what is taken once
+open("/proc/self/clear_refs", "w").write("5")
+before = status("VmRSS")
+losses[name](x, y).backward()
+print(json.dumps(status("VmHWM") - before))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("name", ["ntxent", "clip", "siglip", "info_nce", "supcon"])
+def test_peak_memory_is_linear_in_the_batch(name: str) -> None:
+    peaks = {}
+    for n in (2048, 8192):
+        done = subprocess.run(
+            [sys.executable, "-c", PROGRAM, name, str(n)],
+            stdout=subprocess.PIPE,
+            check=True,
+            cwd="/",
+        )
+        peaks[n] = json.loads(done.stdout)
+    # Four times the rows: four times the memory (a half more for noise); the matrix would take 16.
+    assert peaks[8192] <= 6 * max(peaks[2048], 4 << 20)
+    assert peaks[8192] < 8192 * 8192 * 4 / 4, "a quarter of the matrix of logits"
+
+
+@pytest.mark.slow
+def test_sampled_rows_of_a_large_cold_problem() -> None:
+    """65,536 rows at temperature 0.01: losses and gradients of sampled rows, in float64."""
+    m, d, tau = 65536, 8, 0.01
+    generator = torch.Generator().manual_seed(0)
+    centre = F.normalize(torch.randn(m // 2, d, generator=generator), dim=1)
+    views = [
+        F.normalize(centre + 0.05 * torch.randn(m // 2, d, generator=generator), dim=1)
+        for _ in "ab"
+    ]
+    a, b = (view.requires_grad_() for view in views)
+    losses = ntxent(a, b, tau, normalize=False, reduction="none")
+    losses.sum().backward()
+    z = torch.cat((a, b)).detach().double()
+    rows = torch.randint(m, (24,), generator=generator)
+    positive = (rows + m // 2) % m
+    logits = z[rows] @ z.T / tau
+    logits[torch.arange(24), rows] = -torch.inf
+    lse = logits.logsumexp(1)
+    truth = lse - logits[torch.arange(24), positive]
+    torch.testing.assert_close(losses[rows].double(), truth, rtol=1e-4, atol=1e-5)
+    # dL/dz_i = (1/tau) sum_j (p_ij + p_ji) z_j - 2 z_pos / tau; p_ji needs the lse of row j.
+    full = losses.detach().double() + (z * z.roll(m // 2, 0)).sum(1) / tau
+    weight = (logits - lse[:, None]).exp() + (logits - full).exp()
+    expected = (weight @ z - 2 * z[positive]) / tau
+    assert a.grad is not None
+    assert b.grad is not None
+    found = torch.cat((a.grad, b.grad))[rows].double()
+    assert (found - expected).norm() <= 5e-4 * expected.norm()
+
+
+def test_a_large_vocabulary_and_a_wide_layer() -> None:
+    """V = 256k and D = 4096, few rows: against float64 with the logits in memory."""
+    for v, d, n in ((256_000, 8, 6), (300, 4096, 70)):
+        x = torch.randn(n, d).requires_grad_()
+        w = (torch.randn(v, d) / d**0.5).requires_grad_()
+        targets = torch.randint(v, (n,))
+        loss = linear_cross_entropy(x, w, targets)
+        truth = F.cross_entropy(x.double() @ w.double().T, targets)
+        torch.testing.assert_close(loss.double(), truth, rtol=1e-5, atol=0)
+        for value, exact in zip(
+            torch.autograd.grad(loss, (x, w)), torch.autograd.grad(truth, (x, w)), strict=True
+        ):
+            assert (value - exact).norm() <= 1e-5 * exact.norm()
+
+
+def test_large_batches_of_the_other_losses_against_rows_in_float64() -> None:
+    n, d = 3000, 24
+    x, y = (F.normalize(torch.randn(n, d), dim=1) for _ in "xy")
+    t = 100 * x.double() @ y.double().T
+    diagonal = t.diagonal()
+    rows = t.logsumexp(1) - diagonal
+    columns = t.logsumexp(0) - diagonal
+    torch.testing.assert_close(
+        clip(x, y, 100.0, reduction="none").double(), (rows + columns) / 2, rtol=1e-5, atol=1e-5
+    )
+    torch.testing.assert_close(
+        info_nce(x, y, temperature=0.01, reduction="none").double(), rows, rtol=1e-5, atol=1e-5
+    )
+    z = torch.full_like(t, -1).fill_diagonal_(1)
+    truth = -F.logsigmoid(z * (t - 10)).sum(1)
+    found = siglip(x, y, 100.0, -10.0, reduction="none").double()
+    torch.testing.assert_close(found, truth, rtol=1e-5, atol=1e-5)

@@ -18,7 +18,7 @@ constexpr int lanes = SSLFAST_VECTOR_BYTES / 4;
 constexpr int width = 2 * lanes;
 // Sums of a register block: max_rows x 2 vectors, beside two of B and one of A.
 #if SSLFAST_VECTOR_BYTES == 64 || defined(__aarch64__)
-constexpr int max_rows = 8;  // 32 registers
+constexpr int max_rows = 12;  // 32 registers
 #else
 constexpr int max_rows = 6;  // 16 registers
 #endif
@@ -32,7 +32,7 @@ template <int R>
 SSLFAST_INLINE void block(int k, Strided a, const float* b, bool accumulate, float* c,
                           std::ptrdiff_t ldc) {
     Vector sum[R][2] = {};
-#pragma GCC unroll 8
+#pragma GCC unroll 12
     for (int i = 0; i < R; ++i) {  // c may be far away: it is needed when the sums are
         __builtin_prefetch(c + i * ldc, 1);
         __builtin_prefetch(c + i * ldc + lanes, 1);
@@ -40,7 +40,7 @@ SSLFAST_INLINE void block(int k, Strided a, const float* b, bool accumulate, flo
     const float* x = a.data;
     for (int step = 0; step < k; ++step, x += a.column, b += width) {
         const Vector b0 = load(b), b1 = load(b + lanes);
-#pragma GCC unroll 8
+#pragma GCC unroll 12
         for (int i = 0; i < R; ++i) {
             const float xi = x[i * a.row];
             sum[i][0] += xi * b0;
@@ -48,13 +48,13 @@ SSLFAST_INLINE void block(int k, Strided a, const float* b, bool accumulate, flo
         }
     }
     if (accumulate) {
-#pragma GCC unroll 8
+#pragma GCC unroll 12
         for (int i = 0; i < R; ++i) {
             sum[i][0] += load(c + i * ldc);
             sum[i][1] += load(c + i * ldc + lanes);
         }
     }
-#pragma GCC unroll 8
+#pragma GCC unroll 12
     for (int i = 0; i < R; ++i) {
         store(c + i * ldc, sum[i][0]);
         store(c + i * ldc + lanes, sum[i][1]);

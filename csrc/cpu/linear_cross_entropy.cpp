@@ -25,9 +25,9 @@ namespace {
 constexpr float log2_e = 1.44269504088896340736f, ln_2 = 0.69314718055994530942f;
 constexpr int row_block = 256;
 constexpr int class_block = 256;
-// Parts of the classes with sums of their own for d_hidden, added in order: results do not depend
-// on the number of threads up to this many.
-constexpr std::int64_t least_spans = 16;
+// Parts of the classes with sums of their own for d_hidden, added in order: so many threads have work,
+// and results do not depend on how many there are.
+constexpr std::int64_t most_spans = 32;
 
 std::unique_ptr<float[]> floats(std::size_t n) { return std::unique_ptr<float[]>(new float[n]); }
 
@@ -38,7 +38,7 @@ class Work {
           g_(gradients),
           kernels_(tile_kernels()),
           blocks_((p_.v + class_block - 1) / class_block),
-          spans_(std::min<std::int64_t>(blocks_, std::max<std::int64_t>(least_spans, p_.threads))),
+          spans_(std::min(blocks_, most_spans)),
           height_(static_cast<int>(std::min<std::int64_t>(row_block, p_.n))),
           logits_(floats(g_ == nullptr ? 1 : static_cast<std::size_t>(p_.v) * height_)),
           maxima_(floats(blocks_ * height_)),

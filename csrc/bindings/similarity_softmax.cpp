@@ -76,11 +76,11 @@ void similarity_softmax(py::module_& module) {
         "similarity_backward_cpu",
         [](Address rows, std::int64_t m, Address columns, std::int64_t n, int dim, float scale,
            PairingFields pairing, int threads, Address row_lse, Address row_g, Address column_lse,
-           Address column_g, Address d_rows, Address d_columns) {
+           Address column_g, Address positive, Address d_rows, Address d_columns) {
             sslfast::cpu::similarity_backward(
                 similarities(rows, m, columns, n, dim, scale, pairing, threads),
                 statistics(row_lse, row_g), statistics(column_lse, column_g),
-                pointer<float>(d_rows), pointer<float>(d_columns));
+                pointer<const float>(positive), pointer<float>(d_rows), pointer<float>(d_columns));
         },
         Release());
 #ifdef SSLFAST_WITH_CUDA

@@ -74,7 +74,7 @@ void similarity_forward(const Similarities& problem, float* lse, float* positive
 }
 
 void similarity_backward(const Similarities& problem, Statistics row_side, Statistics column_side,
-                         float* d_rows, float* d_columns) {
+                         const float* positive, float* d_rows, float* d_columns) {
     const bool symmetric = problem.columns == nullptr;
     const int dim = problem.dim;
     const std::vector<float> row_lse = base_2(row_side.lse, problem.m);
@@ -98,6 +98,7 @@ void similarity_backward(const Similarities& problem, Statistics row_side, Stati
         const float* column_lses = column_lse.empty() ? nullptr : &column_lse[strip.first_column];
         const float* row_g = from(row_side.g, strip.first_row);
         const float* column_g = from(column_side.g, strip.first_column);
+        const float* row_positive = from(positive, strip.first_row);
         float* d_row = d_rows + strip.first_row * dim;
         float* d_other = symmetric              ? d_rows
                          : d_columns == nullptr ? nullptr
@@ -107,8 +108,10 @@ void similarity_backward(const Similarities& problem, Statistics row_side, Stati
             plan.logits(row, column, tile);
             plan.kernels.weigh(tile, ld, row.size, column.size, at(row_lses, row), at(row_g, row),
                                at(column_lses, column), at(column_g, column));
-            for_each_named(plan.p.pairing, row, column,
-                           [&](int i, int j, bool) { tile[i * ld + j] = 0.0f; });
+            for_each_named(plan.p.pairing, row, column, [&](int i, int j, bool is_positive) {
+                const bool given = is_positive && row_positive != nullptr;
+                tile[i * ld + j] = given ? row_positive[row.first + i] : 0.0f;
+            });
             plan.kernels.multiply(row.size, dim, column.size, {tile, ld, 1},
                                   column_values.of(column), true, d_row + row.first * dim, dim);
             if (d_other != nullptr && !(symmetric && row.first == column.first))

@@ -14,8 +14,9 @@ With logits t_ij = s <x_i, y_j>, every backend has two functions.
     (lse_columns, h), and either may be None for nothing from that side. The gradient of x_i is
     s U_i; that of y is the transposed call.
 
-``backward_both(...)`` with the arguments of backward, where a backend gains from doing both sides
-    of the rectangular form in one pass: -> (U [M, D], V [N, D]) with V_j = sum_i G_ij x_i.
+``backward_both(..., positive)`` with the arguments of backward and the weights [M] that stand in G
+    at the rows' positives, where a backend gains from doing both sides of the rectangular form in
+    one pass: -> (U [M, D], V [N, D]) with V_j = sum_i G_ij x_i.
 
 ``columns=None`` is the symmetric form: Y = X, column = row statistics, and mutual positives: shift
 is M / 2, or 0 where a row has no positive but itself.

@@ -64,7 +64,7 @@ def backward(
     column: tuple[Tensor, Tensor] | None,
 ) -> Tensor:
     """Unscaled gradient of the rows; see the package."""
-    return _backward(rows, columns, scale, pairing, row, column, both=False)[0]
+    return _backward(rows, columns, scale, pairing, row, column, None)[0]
 
 
 def backward_both(
@@ -74,9 +74,10 @@ def backward_both(
     pairing: Pairing,
     row: tuple[Tensor, Tensor] | None,
     column: tuple[Tensor, Tensor] | None,
+    positive: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Unscaled gradients of rows and columns from one pass over the tiles; see the package."""
-    return _backward(rows, columns, scale, pairing, row, column, both=True)
+    return _backward(rows, columns, scale, pairing, row, column, positive)
 
 
 def _backward(
@@ -86,18 +87,23 @@ def _backward(
     pairing: Pairing,
     row: tuple[Tensor, Tensor] | None,
     column: tuple[Tensor, Tensor] | None,
-    both: bool,
+    positive: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     rows, columns = rows.float(), None if columns is None else columns.float()
     d_rows = torch.empty_like(rows)
-    d_columns = torch.empty_like(columns) if both and columns is not None else rows.new_empty(0)
+    d_columns = (
+        torch.empty_like(columns)
+        if positive is not None and columns is not None
+        else rows.new_empty(0)
+    )
     # A list keeps contiguous copies alive until the call has returned.
     sides = [side or (None, None) for side in (row, column)]
-    statistics = [None if t is None else t.contiguous() for side in sides for t in side]
+    given = [*sides[0], *sides[1], positive]
+    statistics = [None if t is None else t.contiguous() for t in given]
     loaded().similarity_backward_cpu(
         *describe(rows, columns, scale, pairing),
         *(address(t) for t in statistics),
         d_rows.data_ptr(),
-        d_columns.data_ptr() if both else 0,
+        d_columns.data_ptr() if positive is not None else 0,
     )
     return d_rows, d_columns

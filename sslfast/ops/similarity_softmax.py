@@ -151,11 +151,10 @@ def similarity_softmax_backward(
             column = None if d_column_lse is None else (lse_columns, d_column_lse)
         dy = None
         if y is not None and columns_gradient:
-            dx, dy = _both_gradients(backend, x, y, scale, pairing, row, column)
-            _add_positives(dy, x, d_positive.roll(pairing.shift), pairing.transposed())
+            dx, dy = _both_gradients(backend, x, y, scale, pairing, row, column, d_positive)
         else:
             dx = backend.backward(x, y, scale, pairing, row, column)
-        _add_positives(dx, x if y is None else y, d_positive, pairing)
+            _add_positives(dx, x if y is None else y, d_positive, pairing)
         d_scale = torch.linalg.vecdot(x.to(dx.dtype), dx).sum()
         if y is None:
             d_scale /= 2  # every similarity has been counted from both its ends
@@ -174,12 +173,17 @@ def _both_gradients(
     pairing: Pairing,
     row: tuple[Tensor, Tensor] | None,
     column: tuple[Tensor, Tensor] | None,
+    d_positive: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """In one pass where the backend has one, else by the transposed problem."""
     if hasattr(backend, "backward_both"):
-        return backend.backward_both(x, y, scale, pairing, row, column)
+        return backend.backward_both(x, y, scale, pairing, row, column, d_positive)
+    back = pairing.transposed()
     dx = backend.backward(x, y, scale, pairing, row, column)
-    return dx, backend.backward(y, x, scale, pairing.transposed(), column, row)
+    dy = backend.backward(y, x, scale, back, column, row)
+    _add_positives(dx, y, d_positive, pairing)
+    _add_positives(dy, x, d_positive.roll(pairing.shift), back)
+    return dx, dy
 
 
 @similarity_softmax_backward.register_fake

@@ -37,10 +37,11 @@ void similarity_forward(const Similarities& problem, float* lse, float* positive
                         float* column_lse);
 
 // d_rows [m, dim] = sum_j G_ij columns_j and, unless null, d_columns [n, dim] = sum_i G_ij rows_i
-// with G_ij = g_i exp(t_ij - lse_i) + h_j exp(t_ij - column_lse_j); either statistics may be null.
+// with G_ij = g_i exp(t_ij - lse_i) + h_j exp(t_ij - column_lse_j) over the negatives; either
+// statistics may be null. At the positive of row i, G is positive[i], or 0 where positive is null.
 // Symmetric: column is row, and d_columns is null.
 void similarity_backward(const Similarities& problem, Statistics row, Statistics column,
-                         float* d_rows, float* d_columns);
+                         const float* positive, float* d_rows, float* d_columns);
 
 // Logits <hidden_i, weight_j> + bias_j; bias may be null. targets[i] in [0, v), or null where the targets
 // are no class: then target_logit is given.

@@ -7,24 +7,30 @@ from sslfast.functional import restore_with_tokens
 from sslfast.models.positions import Grid, sincos_positions
 from sslfast.models.transformer import EPS, Block, init_linear
 
+HEAD = 32  # width of a head, as in MAE's decoder and in I-JEPA's predictor beside ViT-B
+
 
 class _Narrow(nn.Module):
     """A transformer of another width than the encoder's, with fixed positions and a mask token."""
 
     positions: Tensor
 
-    def __init__(
-        self, in_dim: int, dim: int, out_dim: int, depth: int, num_heads: int, grid: Grid
-    ) -> None:
+    def __init__(self, in_dim: int, dim: int, out_dim: int, depth: int, grid: Grid) -> None:
         super().__init__()
         self.embed = nn.Linear(in_dim, dim)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, dim))
         self.register_buffer("positions", sincos_positions(dim, grid), persistent=False)
-        self.blocks = nn.Sequential(*(Block(dim, num_heads) for _ in range(depth)))
+        heads = max(dim // HEAD, 1)
+        self.blocks = nn.Sequential(*(Block(dim, heads) for _ in range(depth)))
         self.norm = nn.LayerNorm(dim, eps=EPS)
         self.head = nn.Linear(dim, out_dim)
         init_linear(self)
         nn.init.trunc_normal_(self.mask_token, std=0.02)
+
+    @staticmethod
+    def default_dim(encoder_dim: int, most: int) -> int:
+        """``most``, the paper's width, or half of an encoder that is no wider than that."""
+        return most if encoder_dim > most else encoder_dim // 2
 
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that take no weight decay though they are matrices."""
@@ -36,10 +42,9 @@ class Decoder(_Narrow):
 
     Args:
         in_dim: width of the encoder.
-        dim: width of the decoder, a multiple of 4.
+        dim: width of the decoder, a multiple of 4 and of its heads' 32.
         out_dim: numbers predicted for a patch.
         depth: blocks.
-        num_heads: heads of a block.
         grid: patches along each axis of the image.
         prefix: class and register tokens before the patches.
     """
@@ -50,11 +55,10 @@ class Decoder(_Narrow):
         dim: int,
         out_dim: int,
         depth: int,
-        num_heads: int,
         grid: Grid,
         prefix: int = 0,
     ) -> None:
-        super().__init__(in_dim, dim, out_dim, depth, num_heads, grid)
+        super().__init__(in_dim, dim, out_dim, depth, grid)
         self.prefix = prefix
 
     def forward(self, tokens: Tensor, ids_restore: Tensor) -> Tensor:
@@ -80,14 +84,13 @@ class Predictor(_Narrow):
 
     Args:
         in_dim: width of the encoder, and of what is predicted.
-        dim: width of the predictor, a multiple of 4.
+        dim: width of the predictor, a multiple of 4 and of its heads' 32.
         depth: blocks.
-        num_heads: heads of a block.
         grid: patches along each axis of the image.
     """
 
-    def __init__(self, in_dim: int, dim: int, depth: int, num_heads: int, grid: Grid) -> None:
-        super().__init__(in_dim, dim, in_dim, depth, num_heads, grid)
+    def __init__(self, in_dim: int, dim: int, depth: int, grid: Grid) -> None:
+        super().__init__(in_dim, dim, in_dim, depth, grid)
 
     def forward(self, context: Tensor, ids_context: Tensor, ids_target: Tensor) -> Tensor:
         """Predict target blocks, each by itself from the whole context.

@@ -66,14 +66,15 @@ class IJEPA(Method):
             target = gather_patches(features, blocks.targets.flatten(1))
         context = self.encoder.forward_features(images, blocks.context)[:, prefix:]
         prediction = self.predictor(context, blocks.context, blocks.targets)
-        return prediction, target.view_as(prediction)
+        return prediction.to(target.dtype), target.view_as(prediction)
 
     def loss(self, outputs: tuple[Tensor, Tensor], ctx: Context) -> dict[str, Tensor]:
         """Smooth L1, and the spread of the teacher's features over patches (0: collapsed)."""
-        prediction, target = (t.float() for t in outputs)
+        prediction, target = outputs
         spread = target.flatten(0, 2).std(0).mean()
         return {"loss": F.smooth_l1_loss(prediction, target), "target_std": spread}
 
+    @torch.compiler.disable  # shapes follow from numbers drawn on the host
     def mask(self, batch: Batch, ctx: Context) -> MultiBlockMask:
         """Context and targets of each sample in this step: the same on any number of ranks."""
         ids, (rows, columns) = batch.sample_ids, self.encoder.grid_size

@@ -72,12 +72,13 @@ class SimMIM(Method):
         _, positions = encoder.positions(encoder.grid_size)
         tokens = restore_with_tokens(visible, self.mask_token, ids_restore, positions)
         encoded = encoder.transform(tokens)[:, encoder.num_prefix_tokens :]
-        return self.head(encoded), patchify(images, encoder.patch_size), mask
+        target = patchify(images, encoder.patch_size)
+        return self.head(encoded).to(target.dtype), target, mask
 
     def loss(self, outputs: tuple[Tensor, Tensor, Tensor], ctx: Context) -> dict[str, Tensor]:
         """The error over hidden patches, in units of the normalised pixels."""
         prediction, target, mask = outputs
-        errors = (prediction.float() - target.float()).abs().mean(-1)
+        errors = (prediction - target).abs().mean(-1)
         return {"loss": (errors * mask).sum() / mask.sum()}
 
     def mask(self, batch: Batch, ctx: Context) -> tuple[Tensor, int]:

@@ -64,9 +64,11 @@ def probes(run: FinishedRun) -> dict[str, float]:
     )
     scores = {}
     for name, encoder in (("random", run.random_encoder()), ("trained", run.encoder())):
-        pair = run.features(encoder, train_set), run.features(encoder, test_set)
+        train_features, test_features = (run.features(encoder, images) for images in sets)
         found = [
-            linear_probe(*pair, labels_per_class=LABELS_PER_CLASS, seed=seed).accuracy
+            linear_probe(
+                train_features, test_features, labels_per_class=LABELS_PER_CLASS, seed=seed
+            ).accuracy
             for seed in range(LABEL_DRAWS)
         ]
         scores[name] = statistics.fmean(found)

@@ -87,9 +87,21 @@ def demo(results: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def vit(results: dict[str, Any]) -> str:
+    """MAE's steps: one line a part, with its share of the time on all patches."""
+    rows = results["rows"]
+    lines = [f"{rows[0]['problem']}; forward and backward:", ""]
+    lines += ["| what runs | time | of the first |", "|---|---|---|"]
+    for row in rows:
+        share = f"{row['seconds'] / rows[0]['seconds']:.2f}"
+        lines.append(f"| {row['provider']} | {milliseconds(row['seconds'])} | {share} |")
+    return "\n".join([*lines, "", provenance(results)])
+
+
 TABLES = {
     "headline": (headline, "similarity_softmax-cpu"),
     "demo": (demo, "demo"),
+    "vit-cpu": (vit, "vit-cpu"),
     "similarity-softmax-cpu": (similarity_softmax, "similarity_softmax-cpu"),
 }
 

@@ -59,9 +59,7 @@ def measure(method: str, seed: int, device: str, threads: int, quick: bool) -> d
 
 def probes(run: FinishedRun) -> dict[str, float]:
     """Accuracy of linear probes on both encoders: the mean of five draws of the labels."""
-    train_set, test_set = (
-        data.open_dataset(SETTINGS["data"], split) for split in ("train", "test")
-    )
+    sets = [data.open_dataset(SETTINGS["data"], split) for split in ("train", "test")]
     scores = {}
     for name, encoder in (("random", run.random_encoder()), ("trained", run.encoder())):
         train_features, test_features = (run.features(encoder, images) for images in sets)

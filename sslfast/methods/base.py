@@ -106,7 +106,7 @@ class Method(nn.Module, ABC):
         """
         free: set[nn.Parameter] = set()
         for module in self.modules():
-            named = getattr(module, "no_weight_decay", set)()
+            named: set[str] = getattr(module, "no_weight_decay", set)()
             free |= {p for name, p in module.named_parameters(recurse=False) if name in named}
         parameters = [p for p in self.parameters() if p.requires_grad]
         decayed = [p.ndim > 1 and p not in free for p in parameters]

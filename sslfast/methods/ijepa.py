@@ -61,8 +61,8 @@ class IJEPA(Method):
         blocks = self.mask(batch, ctx)
         self.teacher.eval()  # without stochastic depth
         with torch.no_grad():
-            features = self.teacher.module.forward_features(images)[:, prefix:]
-            features = F.layer_norm(features, features.shape[-1:])
+            encoded = self.teacher.module.forward_features(images)  # type: ignore[operator]
+            features = F.layer_norm(encoded[:, prefix:], encoded.shape[-1:])
             target = gather_patches(features, blocks.targets.flatten(1))
         context = self.encoder.forward_features(images, blocks.context)[:, prefix:]
         prediction = self.predictor(context, blocks.context, blocks.targets)

@@ -28,8 +28,8 @@ def sincos_positions(dim: int, grid: Grid) -> Tensor:
     if dim % parts:
         raise ValueError(f"sine and cosine positions need a width divisible by {parts}, got {dim}")
     if len(grid) == 3:
-        angles = _angles(torch.arange(math.prod(grid)), dim // 2)
-        return torch.stack((angles.sin(), angles.cos()), -1).flatten(1).float()
+        number = _angles(torch.arange(math.prod(grid)), dim // 2)
+        return torch.stack((number.sin(), number.cos()), -1).flatten(1).float()
     row, column = torch.meshgrid(*map(torch.arange, grid), indexing="ij")
     angles = [_angles(axis.flatten(), dim // 4) for axis in (column, row)]
     return torch.cat([f for a in angles for f in (a.sin(), a.cos())], 1).float()

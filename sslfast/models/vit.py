@@ -229,7 +229,7 @@ class VisionTransformer(nn.Module):
             grid: of the whole image; None: the model's own.
         """
         own, _ = self.positions(grid or self.grid_size)
-        prefix = [t for t in (self.cls_token, self.reg_token) if t is not None]
+        prefix: list[Tensor] = [t for t in (self.cls_token, self.reg_token) if t is not None]
         if prefix:
             first = torch.cat(prefix, 1)
             first = first if own is None else first + own

@@ -5,8 +5,6 @@
 Forward and backward in training mode; the decoder is the paper's (512 wide, 8 blocks).
 """
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -36,7 +34,6 @@ def main() -> None:
         Batch((torch.randn(batch, 3, *encoder.img_size, device=device),), ids)
         for ids in torch.arange(4 * batch, device=device).split(batch)
     ]
-    patches = math.prod(encoder.grid_size)
     contexts = [Context(step, 0, len(inputs)) for step in range(len(inputs))]
 
     def step(loss: Tensor) -> None:
@@ -48,7 +45,7 @@ def main() -> None:
 
     def visible(turn: int) -> None:
         images = inputs[turn % 4]
-        ids = method.mask(images, contexts[turn % 4], patches).ids_keep
+        ids = method.mask(images, contexts[turn % 4]).ids_keep
         step(encoder.forward_features(images.views[0], ids).square().mean())
 
     def mae(turn: int) -> None:

@@ -1,5 +1,7 @@
 """MAE: an encoder of the visible patches, and a light decoder that predicts the hidden pixels."""
 
+import math
+
 from torch import Tensor
 
 from sslfast.data.batch import Batch
@@ -22,6 +24,9 @@ class MAE(Method):
         decoder_dim: width of the decoder; None: the paper's 512, or half of an encoder that is no
             wider than that.
         decoder_depth: its blocks.
+
+    Raises:
+        ValueError: a ratio that hides no patch or all, an encoder of videos.
     """
 
     recipe = "mae"
@@ -52,6 +57,7 @@ class MAE(Method):
     ) -> None:
         super().__init__(encoder)
         self.mask_ratio, self.norm_pix = mask_ratio, norm_pix
+        random_mask(0, math.prod(encoder.grid_size), mask_ratio, seed=0)  # checks the ratio
         self.decoder = Decoder(
             encoder.num_features,
             decoder_dim or Decoder.default_dim(encoder.num_features, 512),
@@ -65,7 +71,7 @@ class MAE(Method):
         """Predictions and true patches [B, L, P], and what was hidden, bool [B, L]."""
         images = only_view(batch)
         target = patchify(images, self.encoder.patch_size)
-        ids_keep, ids_restore, mask = self.mask(batch, ctx, target.shape[1])
+        ids_keep, ids_restore, mask = self.mask(batch, ctx)
         prediction = self.decoder(self.encoder.forward_features(images, ids_keep), ids_restore)
         return prediction.to(target.dtype), target, mask
 
@@ -73,11 +79,11 @@ class MAE(Method):
         """The error over hidden patches, in units of a patch's variance with ``norm_pix``."""
         return {"loss": masked_mse(*outputs, norm_target=self.norm_pix)}
 
-    def mask(self, batch: Batch, ctx: Context, length: int) -> PatchMask:
+    def mask(self, batch: Batch, ctx: Context) -> PatchMask:
         """What each sample hides in this step: the same on any number of ranks."""
-        ids, seed = batch.sample_ids, ctx.seed
+        ids, length = batch.sample_ids, math.prod(self.encoder.grid_size)
         return random_mask(
-            len(ids), length, self.mask_ratio, seed=seed, step=ctx.step, sample_ids=ids
+            len(ids), length, self.mask_ratio, seed=ctx.seed, step=ctx.step, sample_ids=ids
         )
 
     def pictures(self, batch: Batch, ctx: Context) -> dict[str, Tensor]:

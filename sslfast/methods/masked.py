@@ -25,7 +25,13 @@ def only_view(batch: Batch) -> Tensor:
 
 
 def patch_numbers(encoder: VisionTransformer) -> int:
-    """Numbers in a patch of the encoder's images: channels x height x width."""
+    """Numbers in a patch of the encoder's images: channels x height x width.
+
+    Raises:
+        ValueError: an encoder of videos.
+    """
+    if len(encoder.grid_size) != 2:
+        raise ValueError("this method takes images: build the encoder without num_frames")
     return encoder.patch_embed.proj.in_channels * math.prod(encoder.patch_size)
 
 

@@ -31,15 +31,9 @@ class SimMIM(Method):
     encoders = VisionTransformer
     reference = Reference(
         "Xie et al. 2022, arXiv:2111.09886",
-        {
-            "model": "vit_base",
-            "batch_size": 2048,
-            "epochs": 800,
-            "optimizer": "AdamW",
-            "lr": 8e-4,  # 1e-4 * batch_size / 256
-            "weight_decay": 0.05,
-            "warmup_epochs": 10,
-            "mask_ratio": 0.6,
+        {  # lr: 1e-4 * batch_size / 256
+            **{"model": "vit_base", "batch_size": 2048, "epochs": 800, "optimizer": "AdamW"},
+            **{"lr": 8e-4, "weight_decay": 0.05, "warmup_epochs": 10, "mask_ratio": 0.6},
         },
     )
     encoder: VisionTransformer
@@ -48,16 +42,18 @@ class SimMIM(Method):
         self, encoder: VisionTransformer, *, mask_ratio: float = 0.6, mask_patches: int = 2
     ) -> None:
         super().__init__(encoder)
+        numbers = patch_numbers(encoder)
         rows, columns = encoder.grid_size
         if mask_patches < 1 or rows % mask_patches or columns % mask_patches:
             raise ValueError(
                 f"mask_patches={mask_patches} does not divide the grid of {rows} x {columns} "
                 "patches: choose one that does"
             )
+        random_mask(0, rows * columns // mask_patches**2, mask_ratio, seed=0)  # checks the ratio
         self.mask_ratio, self.mask_patches = mask_ratio, mask_patches
         self.mask_token = nn.Parameter(torch.zeros(1, 1, encoder.num_features))
         nn.init.trunc_normal_(self.mask_token, std=0.02)
-        self.head = nn.Linear(encoder.num_features, patch_numbers(encoder))
+        self.head = nn.Linear(encoder.num_features, numbers)
 
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that take no weight decay though they are matrices."""

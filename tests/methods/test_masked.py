@@ -130,9 +130,7 @@ def test_what_is_hidden_depends_on_seed_step_and_sample_alone(name: str) -> None
     method = small(name)
 
     def masks(ids: list[int], step: int = 3, seed: int = 1) -> Tensor:
-        drawn = (batch_of(ids), Context(step, 0, 10, seed=seed), *((64,) if name == "mae" else ()))
-        found = method.mask(*drawn)
-        return found[0]
+        return method.mask(batch_of(ids), Context(step, 0, 10, seed=seed))[0]
 
     whole = masks([4, 8, 15, 16])
     assert torch.equal(whole, torch.cat([masks([4, 8]), masks([15, 16])]))  # two ranks
@@ -143,7 +141,7 @@ def test_what_is_hidden_depends_on_seed_step_and_sample_alone(name: str) -> None
 
 @pytest.mark.parametrize("name", NAMES)
 def test_tokens_and_positions_take_no_weight_decay(name: str) -> None:
-    encoder = models.vit(img_size=8, patch_size=4, embed_dim=32, depth=1, num_heads=2, reg_tokens=1,
+    encoder = models.vit(img_size=16, patch_size=4, embed_dim=32, depth=1, num_heads=2, reg_tokens=1,
                          global_pool="avg")  # fmt: skip
     keywords = {} if name == "simmim" else {"ijepa": {"predictor_depth": 1}}.get(name, {})
     method = methods.create(name, encoder, **keywords)
@@ -193,7 +191,8 @@ def test_pictures_show_what_is_hidden(name: str) -> None:
                 set(i) for i in ids.tolist()
             ]
         return
-    mask = method.mask(batch, ctx, 64).mask if name == "mae" else method.mask(batch, ctx)[0]
+    drawn = method.mask(batch, ctx)
+    mask = drawn.mask if name == "mae" else drawn[0]
     masked, made = (patches_by_hand(pictures[row]) for row in ("masked", "reconstructed"))
     true = patches_by_hand(images)
     assert not masked[mask].any()
@@ -230,3 +229,8 @@ def test_wrong_settings_are_explained() -> None:
         methods.create("ijepa", token)
     with pytest.raises(ValueError, match=r"mask_patches=3 does not divide the grid of 8 x 8"):
         small("simmim", mask_patches=3)
+    for name in ("mae", "simmim"):
+        with pytest.raises(ValueError, match=r"mask_ratio=0.99 leaves no patch of \d+ visible"):
+            small(name, mask_ratio=0.99)
+        with pytest.raises(ValueError, match="build the encoder without num_frames"):
+            methods.create(name, models.create("vit_micro", num_frames=4, depth=1))

@@ -98,9 +98,20 @@ def vit(results: dict[str, Any]) -> str:
     return "\n".join([*lines, "", provenance(results)])
 
 
+def learning(results: dict[str, Any]) -> str:
+    """Linear probes of pre-trained encoders: one line a method."""
+    lines = ["| method | epochs | time | random initialisation | pre-trained |"]
+    lines.append("|---|---|---|---|---|")
+    for run in results["runs"]:
+        scores = " | ".join(f"{run['scores'][name]:.1%}" for name in ("random", "trained"))
+        lines.append(f"| {run['method']} | {run['epochs']} | {run['seconds']:.0f} s | {scores} |")
+    return "\n".join([*lines, "", provenance(results)])
+
+
 TABLES = {
     "headline": (headline, "similarity_softmax-cpu"),
     "demo": (demo, "demo"),
+    "learning": (learning, "learning"),
     "vit-cpu": (vit, "vit-cpu"),
     "similarity-softmax-cpu": (similarity_softmax, "similarity_softmax-cpu"),
 }

@@ -141,10 +141,9 @@ def test_what_is_hidden_depends_on_seed_step_and_sample_alone(name: str) -> None
 
 @pytest.mark.parametrize("name", NAMES)
 def test_tokens_and_positions_take_no_weight_decay(name: str) -> None:
-    encoder = models.vit(img_size=16, patch_size=4, embed_dim=32, depth=1, num_heads=2, reg_tokens=1,
-                         global_pool="avg")  # fmt: skip
-    keywords = {} if name == "simmim" else {"ijepa": {"predictor_depth": 1}}.get(name, {})
-    method = methods.create(name, encoder, **keywords)
+    shape = {"img_size": 16, "patch_size": 4, "embed_dim": 32, "depth": 1, "num_heads": 2}
+    encoder = models.vit(**shape, reg_tokens=1, global_pool="avg")
+    method = methods.create(name, encoder)
     decayed, free = (set(map(id, group["params"])) for group in method.param_groups())
     trained = {n: p for n, p in method.named_parameters() if p.requires_grad}
     assert decayed | free == {id(p) for p in trained.values()}

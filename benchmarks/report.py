@@ -30,14 +30,19 @@ def milliseconds(seconds: float) -> str:
     return f"{seconds * 1e3:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"
 
 
-def provenance(results: dict[str, Any]) -> str:
+def machine(results: dict[str, Any]) -> str:
     """Where and when a table's figures were measured."""
     facts = results["environment"]
-    machine = facts.get("gpu") or f"{facts['cpu']}, {facts['threads']} threads, {facts['isa']}"
+    name = facts.get("gpu") or f"{facts['cpu']}, {facts['threads']} threads, {facts['isa']}"
     return (
-        f"Measured on {facts['date'][:10]} at commit {facts['commit'][:10]}: {machine}, "
-        f"torch {facts['torch']}. Medians of interleaved runs; ratios are within one run.\n"
+        f"Measured on {facts['date'][:10]} at commit {facts['commit'][:10]}: {name}, "
+        f"torch {facts['torch']}."
     )
+
+
+def provenance(results: dict[str, Any]) -> str:
+    """The machine, and how times were taken."""
+    return f"{machine(results)} Medians of interleaved runs; ratios are within one run.\n"
 
 
 def similarity_softmax(results: dict[str, Any]) -> str:
@@ -105,7 +110,7 @@ def learning(results: dict[str, Any]) -> str:
     for run in results["runs"]:
         scores = " | ".join(f"{run['scores'][name]:.1%}" for name in ("random", "trained"))
         lines.append(f"| {run['method']} | {run['epochs']} | {run['seconds']:.0f} s | {scores} |")
-    return "\n".join([*lines, "", provenance(results)])
+    return "\n".join([*lines, "", machine(results) + " Accuracies: the mean of five draws.\n"])
 
 
 TABLES = {

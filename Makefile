@@ -31,7 +31,7 @@ suite: $(VENV)/.dev peers triton36
 	SSLFAST_TRITON_36=$(CURDIR)/build/triton36 $(BIN)/python -m pytest
 
 bench: $(VENV)/.dev peers
-	for name in similarity_softmax losses masking ema optim data train_step; do \
+	for name in similarity_softmax losses masking vit ema optim data train_step; do \
 	  $(BIN)/python -m benchmarks.$$name --out build/benchmarks/$$name.json || exit 1; done
 
 $(VENV)/bin/python:
@@ -52,7 +52,7 @@ peers: build/peers/.done
 build/peers/.done: $(VENV)/.dev
 	rm -rf build/peers
 	$(PIP) --no-deps --target build/peers lightly==1.6.0 open_clip_torch==3.3.0 info-nce-pytorch==0.1.4 \
-	  pytorch-metric-learning==2.9.0
+	  pytorch-metric-learning==2.9.0 timm==1.0.31
 	touch $@
 
 # The oldest Triton that is supported, beside the newest.

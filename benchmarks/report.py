@@ -30,14 +30,19 @@ def milliseconds(seconds: float) -> str:
     return f"{seconds * 1e3:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"
 
 
-def provenance(results: dict[str, Any]) -> str:
+def machine(results: dict[str, Any]) -> str:
     """Where and when a table's figures were measured."""
     facts = results["environment"]
-    machine = facts.get("gpu") or f"{facts['cpu']}, {facts['threads']} threads, {facts['isa']}"
+    name = facts.get("gpu") or f"{facts['cpu']}, {facts['threads']} threads, {facts['isa']}"
     return (
-        f"Measured on {facts['date'][:10]} at commit {facts['commit'][:10]}: {machine}, "
-        f"torch {facts['torch']}. Medians of interleaved runs; ratios are within one run.\n"
+        f"Measured on {facts['date'][:10]} at commit {facts['commit'][:10]}: {name}, "
+        f"torch {facts['torch']}."
     )
+
+
+def provenance(results: dict[str, Any]) -> str:
+    """The machine, and how times were taken."""
+    return f"{machine(results)} Medians of interleaved runs; ratios are within one run.\n"
 
 
 def similarity_softmax(results: dict[str, Any]) -> str:
@@ -143,6 +148,27 @@ def demo(results: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def vit(results: dict[str, Any]) -> str:
+    """MAE's steps: one line a part, with its share of the time on all patches."""
+    rows = results["rows"]
+    lines = [f"{rows[0]['problem']}; forward and backward:", ""]
+    lines += ["| what runs | time | of the first |", "|---|---|---|"]
+    for row in rows:
+        share = f"{row['seconds'] / rows[0]['seconds']:.2f}"
+        lines.append(f"| {row['provider']} | {milliseconds(row['seconds'])} | {share} |")
+    return "\n".join([*lines, "", provenance(results)])
+
+
+def learning(results: dict[str, Any]) -> str:
+    """Linear probes of pre-trained encoders: one line a method."""
+    lines = ["| method | epochs | time | random initialisation | pre-trained |"]
+    lines.append("|---|---|---|---|---|")
+    for run in results["runs"]:
+        scores = " | ".join(f"{run['scores'][name]:.1%}" for name in ("random", "trained"))
+        lines.append(f"| {run['method']} | {run['epochs']} | {run['seconds']:.0f} s | {scores} |")
+    return "\n".join([*lines, "", machine(results) + " Accuracies: the mean of five draws.\n"])
+
+
 TABLES = {
     "headline": (headline, "similarity_softmax-cpu"),
     "demo": (demo, "demo"),
@@ -150,6 +176,8 @@ TABLES = {
     "masking-cpu": (masking, "masking-cpu"),
     "ema-cpu": (many_tensors, "ema-cpu"),
     "optim-cpu": (many_tensors, "optim-cpu"),
+    "learning": (learning, "learning"),
+    "vit-cpu": (vit, "vit-cpu"),
     "similarity-softmax-cpu": (similarity_softmax, "similarity_softmax-cpu"),
 }
 

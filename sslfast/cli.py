@@ -172,6 +172,7 @@ def _add_settings(parser: Parser) -> None:
 
 def _add_preview(parser: Parser) -> None:
     _add_settings(parser)
+    parser.add_argument("--run", help="a finished run: what its method makes of the images")
     parser.add_argument("--png", default="preview.png", help="the picture to write")
     parser.add_argument("--samples", type=int, default=16, help="how many images")
 
@@ -228,11 +229,17 @@ def _settings(options: Any) -> TrainConfig:
 
 
 def _preview(options: Any) -> int:
-    from sslfast.training.report import preview
+    from sslfast.training.report import preview, preview_run
 
+    if options.run:
+        from sslfast.training.evaluation import FinishedRun
+
+        run = FinishedRun.open(options.run, options.device, options.threads)
+        print(preview_run(run, Path(options.png), options.samples))
+        return 0
     config = _settings(options)
     if not config.data:
-        raise ConfigError("'data' is missing: set --data")
+        raise ConfigError("'data' is missing: set --data, or --run")
     print(preview(config, Path(options.png), options.samples))
     return 0
 
@@ -304,7 +311,11 @@ _COMMANDS: dict[str, tuple[str, Callable[[Any], int], Callable[[Parser], None]]]
     "eval": ("kNN or linear probe of a run's encoder on labelled images", _eval, _add_eval),
     "report": ("table, figures and page of a run, against two baselines", _report, _add_report),
     "embed": ("features of images, as an .npz file", _embed, _add_embed),
-    "preview": ("a picture of augmented views, before training", _preview, _add_preview),
+    "preview": (
+        "a picture of augmented views, or of a run's masked images",
+        _preview,
+        _add_preview,
+    ),
     "doctor": ("what works here, what does not and why", _doctor, lambda parser: None),
 }
 

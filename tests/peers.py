@@ -7,7 +7,7 @@ that its losses do not use; empty stand-ins take their place while it is importe
 import importlib
 import importlib.util
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
@@ -28,8 +28,11 @@ class _Anything(ModuleType):
 
 
 class _StandIns(MetaPathFinder, Loader):
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = names
+
     def find_spec(self, name: str, path: object, target: object = None) -> ModuleSpec | None:
-        if name.split(".")[0] not in STAND_INS:
+        if not any(name == known or name.startswith(f"{known}.") for known in self.names):
             return None
         return ModuleSpec(name, self, is_package=True)
 
@@ -41,8 +44,8 @@ class _StandIns(MetaPathFinder, Loader):
 
 
 @contextmanager
-def _peers_first() -> Iterator[None]:
-    finder = _StandIns()
+def _peers_first(stand_ins: Sequence[str] = STAND_INS) -> Iterator[None]:
+    finder = _StandIns(stand_ins)
     with mock.patch.object(sys, "path", [str(PEERS), *sys.path]):
         sys.meta_path.insert(0, finder)
         try:
@@ -73,3 +76,17 @@ def load(module: str) -> ModuleType:
         raise FileNotFoundError(f"{PEERS} is missing: run `make peers` to install the peers")
     with _peers_first():
         return importlib.import_module(module)
+
+
+def timm_vision_transformer() -> ModuleType:
+    """timm.models.vision_transformer and what it needs, without timm's data and other models."""
+    if not (PEERS / "timm").is_dir():
+        raise FileNotFoundError(f"{PEERS / 'timm'} is missing: run `make peers`")
+    bare = {}
+    for name in ("timm", "timm.models"):  # packages whose __init__ would import everything
+        bare[name] = ModuleType(name)
+        bare[name].__path__ = [str(PEERS / name.replace(".", "/"))]
+        bare[name].__dict__["__version__"] = "of the peers"
+    stand_ins = ("torchvision", "huggingface_hub", "timm.data")
+    with mock.patch.dict(sys.modules, bare), _peers_first(stand_ins):
+        return importlib.import_module("timm.models.vision_transformer")

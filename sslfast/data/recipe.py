@@ -108,9 +108,20 @@ _SIMCLR = View(
 _SIMCLR_SMALL = replace(
     _SIMCLR, size=32, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, blur_prob=0.0
 )
+# K. He et al., "Masked Autoencoders Are Scalable Vision Learners", CVPR 2022, section 4.1: random
+# crops and flips, nothing else.
+_MAE = View(size=224, crop_scale=(0.2, 1.0), flip=0.5)
+# Z. Xie et al., "SimMIM", CVPR 2022, section 4.1.1: crops of at least 67 % of the area, and flips.
+_SIMMIM = replace(_MAE, crop_scale=(0.67, 1.0))
+# M. Assran et al., "Self-Supervised Learning from Images with a Joint-Embedding Predictive
+# Architecture", CVPR 2023, published configurations: crops of at least 30 %, no flips.
+_IJEPA = View(size=224, crop_scale=(0.3, 1.0))
 _RECIPES = {
     "simclr": (_SIMCLR, _SIMCLR),
     "simclr_small": (_SIMCLR_SMALL, _SIMCLR_SMALL),
+    "mae": (_MAE,),
+    "simmim": (_SIMMIM,),
+    "ijepa": (_IJEPA,),
     "eval": (View(size=224, crop_scale=None),),
 }
 
@@ -121,6 +132,8 @@ def recipe(name: str, size: int | None = None, **overrides: Any) -> Recipe:
     - ``simclr``: two views, SimCLR's ImageNet values (Chen et al. 2020, appendix A); 224 pixels.
     - ``simclr_small``: two views for small images, SimCLR's CIFAR-10 values (the same paper,
       appendix B.9): jitter of strength 0.5 and no blur; 32 pixels.
+    - ``mae``, ``simmim``, ``ijepa``: one view, a random crop of at least 20, 67 or 30 % of the
+      area, with flips but for ``ijepa`` (those papers' values); 224 pixels.
     - ``eval``: one view without randomness: shorter side to ``size``, centre crop; 224 pixels.
 
     All normalise by ImageNet's channel statistics, which is the field's habit, not the paper's.

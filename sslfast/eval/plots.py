@@ -80,6 +80,7 @@ def plot_views(
     samples: int = 16,
     columns: int = 8,
     title: str = "Augmented views",
+    names: Sequence[str] | None = None,
 ) -> Path:
     """Draw a grid of images: a column a sample, its views below each other.
 
@@ -91,6 +92,7 @@ def plot_views(
         samples: draw at most this many.
         columns: samples in a row of the grid.
         title: above the grid.
+        names: of the views; None: "view 1", "view 2" ...
 
     Returns:
         ``path``.
@@ -119,7 +121,7 @@ def plot_views(
     for block in range(blocks):
         for number, view in enumerate(images):
             top = block * block_height + number * (height + gap)
-            ticks.append((top + height / 2 - 0.5, f"view {number + 1}"))
+            ticks.append((top + height / 2 - 0.5, names[number] if names else f"view {number + 1}"))
             for column, image in enumerate(
                 view[block * columns : min(count, (block + 1) * columns)]
             ):

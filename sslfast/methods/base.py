@@ -53,18 +53,28 @@ class Method(nn.Module, ABC):
     Class attributes:
         recipe: name of the augmentation recipe that makes its views (``sslfast.data.recipe``).
         modalities: the kinds of data that it accepts.
+        encoders: what the encoder must be.
         reference: the paper and its settings.
 
     Attributes:
         encoder: the module that is kept at the end of the training.
+
+    Raises:
+        ValueError: an encoder of another class than ``encoders``.
     """
 
     recipe: ClassVar[str]
     modalities: ClassVar[tuple[str, ...]] = ("image",)
+    encoders: ClassVar[type[nn.Module]] = nn.Module
     reference: ClassVar[Reference]
 
     def __init__(self, encoder: nn.Module) -> None:
         super().__init__()
+        if not isinstance(encoder, self.encoders):
+            raise ValueError(
+                f"{type(self).__name__} needs a {self.encoders.__name__} as its encoder, got "
+                f"{type(encoder).__name__}: choose another model"
+            )
         self.encoder = encoder
 
     @abstractmethod
@@ -90,13 +100,32 @@ class Method(nn.Module, ABC):
         return {}
 
     def param_groups(self) -> list[dict[str, Any]]:
-        """Parameter groups for the optimiser: biases, norms and scalars take no weight decay."""
+        """Parameter groups for the optimiser: biases, norms and scalars take no weight decay.
+
+        Neither does what a module names in ``no_weight_decay()`` (positions and tokens).
+        """
+        free: set[nn.Parameter] = set()
+        for module in self.modules():
+            named: set[str] = getattr(module, "no_weight_decay", set)()
+            free |= {p for name, p in module.named_parameters(recurse=False) if name in named}
         parameters = [p for p in self.parameters() if p.requires_grad]
+        decayed = [p.ndim > 1 and p not in free for p in parameters]
         groups: list[dict[str, Any]] = [
-            {"params": [p for p in parameters if p.ndim > 1]},
-            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+            {"params": [p for p, decay in zip(parameters, decayed, strict=True) if decay]},
+            {
+                "params": [p for p, decay in zip(parameters, decayed, strict=True) if not decay],
+                "weight_decay": 0.0,
+            },
         ]
         return [group for group in groups if group["params"]]
+
+    def pictures(self, batch: Batch, ctx: Context) -> dict[str, Tensor]:
+        """Images [B, C, H, W] that show what the method does with a batch, by name.
+
+        They are normalised as the views are. The default has none.
+        """
+        del batch, ctx
+        return {}
 
     def after_step(self, ctx: Context) -> None:
         """Run after every optimiser step (EMA teachers, queues, prototype norms)."""

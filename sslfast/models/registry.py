@@ -13,13 +13,13 @@ Factory = TypeVar("Factory", bound=Callable[..., nn.Module])
 _FACTORIES: dict[str, Callable[..., nn.Module]] = {}
 
 
-def register(factory: Factory) -> Factory:
-    """Make ``factory`` available under its own name (a decorator).
+def register(factory: Factory, name: str | None = None) -> Factory:
+    """Make ``factory`` available under its own name, or under ``name`` (a decorator).
 
     A factory spells out its keywords (no ``**kwargs``), gives each a default, and returns an
     encoder: a module with ``num_features`` that maps images [B, C, H, W] to features [B, F].
     """
-    name = factory.__name__
+    name = name or factory.__name__
     if name in _FACTORIES:
         raise ValueError(f"an encoder named '{name}' is already registered")
     _FACTORIES[name] = factory

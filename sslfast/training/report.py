@@ -12,11 +12,16 @@ from typing import Any
 import torch
 
 from sslfast import data, methods
+from sslfast.data import Batch, View
 from sslfast.eval import Features, embed_2d, knn_accuracy, linear_probe
 from sslfast.eval.plots import plot_loss_curve, plot_map, plot_views
+from sslfast.methods.base import Context
+from sslfast.training import checkpoint
 from sslfast.training.config import TrainConfig
 from sslfast.training.evaluation import FinishedRun, has_test_split
 from sslfast.training.pipeline import build_recipe
+from sslfast.training.run_folder import RunFolderError
+from sslfast.training.trainer import build_method
 
 LABELS_PER_CLASS = 100
 LABEL_DRAWS = 5  # one draw of 100 labels moves the accuracy by some points
@@ -107,14 +112,54 @@ def preview(config: TrainConfig, path: Path, samples: int = 16) -> Path:
         path: the PNG to write.
         samples: how many images.
     """
+    batch, view = _first_batch(config, samples)
+    return plot_views(batch, path, mean=view.mean, std=view.std, samples=samples)
+
+
+def preview_run(run: FinishedRun, path: Path, samples: int = 16) -> Path:
+    """Draw what a run's method does with training images: original, masked, reconstructed ...
+
+    The masks are those of the step after the last one. A method that has no such pictures gets its
+    augmented views drawn.
+
+    Args:
+        run: a finished one, with its last checkpoint.
+        path: the PNG to write.
+        samples: how many images.
+
+    Raises:
+        CheckpointError: the checkpoint is damaged.
+        RunFolderError: there is none.
+    """
+    config = TrainConfig(**run.settings)
+    state = checkpoint.load_newest(run.folder.checkpoints)
+    if state is None:
+        raise RunFolderError(f"{run.folder.path} has no checkpoint: its method cannot be rebuilt")
+    method = build_method(config, run.device).eval()
+    method.load_state_dict(state["model"])
+    batch, view = _first_batch(config, samples)
+    ctx = Context(state["step"], state["epoch"], state["step"], config.seed)
+    with torch.inference_mode():
+        pictures = method.pictures(batch.to(run.device), ctx)
+    return plot_views(
+        list(pictures.values()) or batch,
+        path,
+        mean=view.mean,
+        std=view.std,
+        samples=samples,
+        names=list(pictures) or None,
+        title=f"{config.method} after {state['step']} steps" if pictures else "Augmented views",
+    )
+
+
+def _first_batch(config: TrainConfig, samples: int) -> tuple[Batch, View]:
+    """The first training images, as the method would see them, and what made their first view."""
     images = data.open_dataset(config.data, "train")
     recipe = build_recipe(config, methods.get(config.method).recipe)
-    samples = min(samples, len(images))
-    loader = data.make_loader(images, recipe, batch_size=samples, seed=config.seed, threads=1)
+    size = min(samples, len(images))
+    loader = data.make_loader(images, recipe, batch_size=size, seed=config.seed, threads=1)
     with closing(loader):
-        batch = next(iter(loader))
-    view = recipe.views[0]
-    return plot_views(batch, path, mean=view.mean, std=view.std, samples=samples)
+        return next(iter(loader)), recipe.views[0]
 
 
 def _draw_loss(metrics: Path, path: Path) -> Path:

@@ -7,23 +7,32 @@ from torch import nn
 
 from sslfast import methods, models
 from sslfast.data.batch import Batch
+from sslfast.data.recipe import recipe
 from sslfast.losses import NTXentLoss
 from sslfast.methods.base import Context, Method, Reference
 from sslfast.methods.registry import _discover
 
 
-def pairs(count: int = 16) -> Batch:
-    views = torch.randn(count, 3, 16, 16), torch.randn(count, 3, 16, 16)
-    return Batch(views, torch.arange(count))
+def pairs(count: int = 16, views: int = 2) -> Batch:
+    return Batch(tuple(torch.randn(count, 3, 16, 16) for _ in range(views)), torch.arange(count))
+
+
+def fitting(name: str) -> tuple[Method, Batch]:
+    """The method around a small encoder of a kind that it takes, and a batch for it."""
+    vit = {"img_size": 16, "embed_dim": 64, "depth": 2, "num_heads": 2}
+    encoder = models.create("convnet_small", width=8, depth=2)
+    if not isinstance(encoder, methods.get(name).encoders):
+        encoder = models.create("vit_micro", **vit)
+    return methods.create(name, encoder), pairs(views=len(recipe(methods.get(name).recipe).views))
 
 
 @pytest.mark.parametrize("name", methods.names())
 def test_every_method_learns_on_a_fixed_batch(name: str) -> None:
     torch.manual_seed(0)
-    method = methods.create(name, models.create("convnet_small", width=8, depth=2))
+    method, batch = fitting(name)
     optimizer = torch.optim.AdamW(method.param_groups(), 3e-3)
-    batch, ctx, losses = pairs(), Context(0, 0, 30), []
-    for _ in range(30):
+    ctx, losses = Context(0, 0, 50), []
+    for _ in range(50):
         values = method(batch, ctx)
         assert all(v.shape == () for v in values.values())
         losses.append(values["loss"].item())

@@ -1,0 +1,98 @@
+"""I-JEPA: predict an EMA teacher's features of target blocks from a context block."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sslfast.data.batch import Batch
+from sslfast.ema import EMATeacher
+from sslfast.functional import gather_patches
+from sslfast.masking import MultiBlockMask, multiblock_mask
+from sslfast.methods.base import Context, Method, Reference
+from sslfast.methods.masked import only_view, visible_only
+from sslfast.methods.registry import register
+from sslfast.models import Predictor, VisionTransformer
+
+
+@register("ijepa")
+class IJEPA(Method):
+    """I-JEPA (arXiv:2301.08243): smooth L1 between predicted and true features of target blocks.
+
+    The features are layer-normed patch tokens of the teacher, which sees the whole image.
+
+    Args:
+        encoder: a VisionTransformer whose features are the mean of the patches' tokens.
+        predictor_dim: width of the predictor; None: the paper's 384, or half of an encoder that is
+            no wider than that.
+        predictor_depth: its blocks.
+        momentum: of the teacher at the start; it rises linearly to 1.
+    """
+
+    recipe = "ijepa"
+    encoders = VisionTransformer
+    reference = Reference(
+        "Assran et al. 2023, arXiv:2301.08243",
+        {  # the published code lets the weight decay rise to 0.4
+            **{"model": "vit_huge", "batch_size": 2048, "epochs": 300, "optimizer": "AdamW"},
+            **{"lr": 1e-3, "weight_decay": 0.04, "warmup_epochs": 40, "predictor_depth": 12},
+        },
+    )
+    encoder: VisionTransformer
+
+    def __init__(
+        self,
+        encoder: VisionTransformer,
+        *,
+        predictor_dim: int | None = None,
+        predictor_depth: int = 6,
+        momentum: float = 0.996,
+    ) -> None:
+        super().__init__(encoder)
+        if encoder.global_pool == "token":
+            raise ValueError('I-JEPA trains no class token: build the model with global_pool="avg"')
+        self.momentum = momentum
+        self.teacher = EMATeacher(encoder, momentum)
+        dim = predictor_dim or Predictor.default_dim(encoder.num_features, 384)
+        self.predictor = Predictor(encoder.num_features, dim, predictor_depth, encoder.grid_size)
+
+    def encode(self, batch: Batch, ctx: Context) -> tuple[Tensor, Tensor]:
+        """Predicted and true features of the target blocks, [B, T, N, D]."""
+        images, prefix = only_view(batch), self.encoder.num_prefix_tokens
+        blocks = self.mask(batch, ctx)
+        self.teacher.eval()  # without stochastic depth
+        with torch.no_grad():
+            encoded = self.teacher.module.forward_features(images)  # type: ignore[operator]
+            features = F.layer_norm(encoded[:, prefix:], encoded.shape[-1:])
+            target = gather_patches(features, blocks.targets.flatten(1))
+        context = self.encoder.forward_features(images, blocks.context)[:, prefix:]
+        prediction = self.predictor(context, blocks.context, blocks.targets)
+        return prediction.to(target.dtype), target.view_as(prediction)
+
+    def loss(self, outputs: tuple[Tensor, Tensor], ctx: Context) -> dict[str, Tensor]:
+        """Smooth L1, and the spread of the teacher's features over patches (0: collapsed)."""
+        prediction, target = outputs
+        spread = target.flatten(0, 2).std(0).mean()
+        return {"loss": F.smooth_l1_loss(prediction, target), "target_std": spread}
+
+    @torch.compiler.disable  # shapes follow from numbers drawn on the host
+    def mask(self, batch: Batch, ctx: Context) -> MultiBlockMask:
+        """Context and targets of each sample in this step: the same on any number of ranks."""
+        ids, (rows, columns) = batch.sample_ids, self.encoder.grid_size
+        return multiblock_mask(
+            len(ids), (rows, columns), seed=ctx.seed, step=ctx.step, sample_ids=ids
+        )
+
+    def schedules(self, progress: float) -> dict[str, float]:
+        """The teacher's momentum: linear from its start to 1."""
+        return {"momentum": self.momentum + (1 - self.momentum) * progress}
+
+    def after_step(self, ctx: Context) -> None:
+        """The teacher follows."""
+        self.teacher.update(self.encoder, ctx.schedules.get("momentum"))
+
+    def pictures(self, batch: Batch, ctx: Context) -> dict[str, Tensor]:
+        """Original, the context, and the patches that are to be predicted from it."""
+        images, blocks = only_view(batch), self.mask(batch, ctx)
+        named = {"context": blocks.context, "targets": blocks.targets.flatten(1)}
+        seen = {name: visible_only(images, ids, self.encoder) for name, ids in named.items()}
+        return {"original": images, **seen}

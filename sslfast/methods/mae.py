@@ -1,0 +1,95 @@
+"""MAE: an encoder of the visible patches, and a light decoder that predicts the hidden pixels."""
+
+import math
+
+from torch import Tensor
+
+from sslfast.data.batch import Batch
+from sslfast.functional import masked_mse
+from sslfast.masking import PatchMask, random_mask
+from sslfast.methods.base import Context, Method, Reference
+from sslfast.methods.masked import only_view, patch_numbers, patchify, reconstruction
+from sslfast.methods.registry import register
+from sslfast.models import Decoder, VisionTransformer
+
+
+@register("mae")
+class MAE(Method):
+    """Masked autoencoder (arXiv:2111.06377): mean squared error over the hidden patches.
+
+    Args:
+        encoder: a VisionTransformer; it runs on the visible patches only.
+        mask_ratio: share of hidden patches.
+        norm_pix: predict pixels normalised over each patch.
+        decoder_dim: width of the decoder; None: the paper's 512, or half of an encoder that is no
+            wider than that.
+        decoder_depth: its blocks.
+
+    Raises:
+        ValueError: a ratio that hides no patch or all, an encoder of videos.
+    """
+
+    recipe = "mae"
+    encoders = VisionTransformer
+    reference = Reference(
+        "He et al. 2022, arXiv:2111.06377",
+        {
+            "model": "vit_large",
+            "batch_size": 4096,
+            "epochs": 800,
+            "optimizer": "AdamW, betas 0.9 and 0.95",
+            "lr": 2.4e-3,  # 1.5e-4 * batch_size / 256
+            "weight_decay": 0.05,
+            "warmup_epochs": 40,
+            "mask_ratio": 0.75,
+        },
+    )
+    encoder: VisionTransformer
+
+    def __init__(
+        self,
+        encoder: VisionTransformer,
+        *,
+        mask_ratio: float = 0.75,
+        norm_pix: bool = True,
+        decoder_dim: int | None = None,
+        decoder_depth: int = 8,
+    ) -> None:
+        super().__init__(encoder)
+        self.mask_ratio, self.norm_pix = mask_ratio, norm_pix
+        random_mask(0, math.prod(encoder.grid_size), mask_ratio, seed=0)  # checks the ratio
+        self.decoder = Decoder(
+            encoder.num_features,
+            decoder_dim or Decoder.default_dim(encoder.num_features, 512),
+            patch_numbers(encoder),
+            decoder_depth,
+            encoder.grid_size,
+            encoder.num_prefix_tokens,
+        )
+
+    def encode(self, batch: Batch, ctx: Context) -> tuple[Tensor, Tensor, Tensor]:
+        """Predictions and true patches [B, L, P], and what was hidden, bool [B, L]."""
+        images = only_view(batch)
+        target = patchify(images, self.encoder.patch_size)
+        ids_keep, ids_restore, mask = self.mask(batch, ctx)
+        prediction = self.decoder(self.encoder.forward_features(images, ids_keep), ids_restore)
+        return prediction.to(target.dtype), target, mask
+
+    def loss(self, outputs: tuple[Tensor, Tensor, Tensor], ctx: Context) -> dict[str, Tensor]:
+        """The error over hidden patches, in units of a patch's variance with ``norm_pix``."""
+        return {"loss": masked_mse(*outputs, norm_target=self.norm_pix)}
+
+    def mask(self, batch: Batch, ctx: Context) -> PatchMask:
+        """What each sample hides in this step: the same on any number of ranks."""
+        ids, length = batch.sample_ids, math.prod(self.encoder.grid_size)
+        return random_mask(
+            len(ids), length, self.mask_ratio, seed=ctx.seed, step=ctx.step, sample_ids=ids
+        )
+
+    def pictures(self, batch: Batch, ctx: Context) -> dict[str, Tensor]:
+        """Original, masked and reconstructed; with ``norm_pix`` in the true patch's statistics."""
+        prediction, target, mask = self.encode(batch, ctx)
+        if self.norm_pix:
+            spread = (target.var(-1, keepdim=True) + 1e-6).sqrt()
+            prediction = prediction * spread + target.mean(-1, keepdim=True)
+        return reconstruction(target, prediction, mask, self.encoder)

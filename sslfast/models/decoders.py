@@ -1,0 +1,112 @@
+"""What sits behind an encoder of visible patches: MAE's decoder and I-JEPA's predictor."""
+
+import torch
+from torch import Tensor, nn
+
+from sslfast.functional import restore_with_tokens
+from sslfast.models.positions import Grid, sincos_positions
+from sslfast.models.transformer import EPS, Block, init_linear
+
+HEAD = 32  # width of a head, as in MAE's decoder and in I-JEPA's predictor beside ViT-B
+
+
+class _Narrow(nn.Module):
+    """A transformer of another width than the encoder's, with fixed positions and a mask token."""
+
+    positions: Tensor
+
+    def __init__(self, in_dim: int, dim: int, out_dim: int, depth: int, grid: Grid) -> None:
+        super().__init__()
+        self.embed = nn.Linear(in_dim, dim)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, dim))
+        self.register_buffer("positions", sincos_positions(dim, grid), persistent=False)
+        heads = max(dim // HEAD, 1)
+        self.blocks = nn.Sequential(*(Block(dim, heads) for _ in range(depth)))
+        self.norm = nn.LayerNorm(dim, eps=EPS)
+        self.head = nn.Linear(dim, out_dim)
+        init_linear(self)
+        nn.init.trunc_normal_(self.mask_token, std=0.02)
+
+    @staticmethod
+    def default_dim(encoder_dim: int, most: int) -> int:
+        """``most``, the paper's width, or half of an encoder that is no wider than that."""
+        return most if encoder_dim > most else encoder_dim // 2
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters that take no weight decay though they are matrices."""
+        return {"mask_token"}
+
+
+class Decoder(_Narrow):
+    """MAE's decoder (He et al. 2022, arXiv:2111.06377, section 3): pixels from visible patches.
+
+    Args:
+        in_dim: width of the encoder.
+        dim: width of the decoder, a multiple of 4 and of its heads' 32.
+        out_dim: numbers predicted for a patch.
+        depth: blocks.
+        grid: patches along each axis of the image.
+        prefix: class and register tokens before the patches.
+    """
+
+    def __init__(
+        self,
+        in_dim: int,
+        dim: int,
+        out_dim: int,
+        depth: int,
+        grid: Grid,
+        prefix: int = 0,
+    ) -> None:
+        super().__init__(in_dim, dim, out_dim, depth, grid)
+        self.prefix = prefix
+
+    def forward(self, tokens: Tensor, ids_restore: Tensor) -> Tensor:
+        """Predict every patch.
+
+        Args:
+            tokens: the encoder's, [B, prefix + K, in_dim].
+            ids_restore: int64 [B, L], see ``sslfast.masking.PatchMask``.
+
+        Returns:
+            [B, L, out_dim].
+        """
+        x = self.embed(tokens)
+        first, visible = x[:, : self.prefix], x[:, self.prefix :]
+        token, positions = (t.to(x.dtype) for t in (self.mask_token, self.positions))
+        whole = restore_with_tokens(visible, token, ids_restore, positions)
+        x = self.blocks(torch.cat((first, whole), 1))
+        return self.head(self.norm(x[:, self.prefix :]))
+
+
+class Predictor(_Narrow):
+    """I-JEPA's predictor (Assran et al. 2023, arXiv:2301.08243, section 3).
+
+    Args:
+        in_dim: width of the encoder, and of what is predicted.
+        dim: width of the predictor, a multiple of 4 and of its heads' 32.
+        depth: blocks.
+        grid: patches along each axis of the image.
+    """
+
+    def __init__(self, in_dim: int, dim: int, depth: int, grid: Grid) -> None:
+        super().__init__(in_dim, dim, in_dim, depth, grid)
+
+    def forward(self, context: Tensor, ids_context: Tensor, ids_target: Tensor) -> Tensor:
+        """Predict target blocks, each by itself from the whole context.
+
+        Args:
+            context: encoded patches [B, K, in_dim].
+            ids_context: int64 [B, K], which patches they are.
+            ids_target: int64 [B, T, N], the patches of each target.
+
+        Returns:
+            [B, T, N, in_dim].
+        """
+        count = ids_target.shape[1]
+        seen = self.embed(context)
+        seen = seen + self.positions[ids_context].to(seen.dtype)
+        seen = seen.repeat_interleave(count, 0)
+        asked = (self.mask_token + self.positions[ids_target.flatten(0, 1)]).to(seen.dtype)
+        x = self.blocks(torch.cat((seen, asked), 1))[:, seen.shape[1] :]
+        return self.head(self.norm(x)).unflatten(0, (-1, count))

@@ -1,0 +1,235 @@
+"""MAE, SimMIM and I-JEPA against their papers' formulas written out, and what they promise."""
+
+import copy
+import math
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sslfast import methods, models
+from sslfast.data.batch import Batch
+from sslfast.masking import multiblock_mask, random_mask
+from sslfast.methods.base import Context, Method
+from sslfast.methods.masked import patchify, unpatchify
+
+NAMES = ("ijepa", "mae", "simmim")
+
+
+def small(name: str, dtype: torch.dtype = torch.float64, **keywords: Any) -> Method:
+    torch.manual_seed(0)
+    shape = {"img_size": 32, "patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 2}
+    encoder = models.create("vit_micro", **shape)
+    return methods.create(name, encoder, **keywords).to(dtype).train()
+
+
+def batch_of(ids: list[int], dtype: torch.dtype = torch.float64) -> Batch:
+    images = torch.randn(20, 3, 32, 32, generator=torch.Generator().manual_seed(5)).to(dtype)
+    return Batch((images[ids],), torch.tensor(ids))
+
+
+def patches_by_hand(images: Tensor) -> Tensor:
+    """[B, 64, 48] of images [B, 3, 32, 32] in patches of 4."""
+    return F.unfold(images, 4, stride=4).transpose(1, 2)
+
+
+def test_patches_come_back_and_are_unfolds(generator: torch.Generator) -> None:
+    images = torch.randn(2, 3, 8, 12, generator=generator)
+    patches = patchify(images, (2, 4))
+    torch.testing.assert_close(patches, F.unfold(images, (2, 4), stride=(2, 4)).transpose(1, 2))
+    assert torch.equal(unpatchify(patches, (2, 4), (4, 3)), images)
+
+
+@pytest.mark.parametrize("norm_pix", [True, False])
+def test_mae_is_the_error_of_hidden_patches(norm_pix: bool) -> None:
+    method = small("mae", norm_pix=norm_pix, decoder_depth=1)
+    batch, ctx = batch_of([3, 9, 11]), Context(7, 0, 10, seed=2)
+    loss = method(batch, ctx)["loss"]
+
+    images = batch.views[0]
+    mask = random_mask(3, 64, 0.75, seed=2, step=7, sample_ids=batch.sample_ids)
+    tokens, decoder = method.encoder.forward_features(images), method.decoder
+    assert tokens.shape == (3, 64, 32)
+    # The encoder, by hand, on the visible tokens alone.
+    at = mask.ids_keep[..., None].expand(-1, -1, 32)
+    visible = method.encoder.transform(method.encoder.embed(images).gather(1, at))
+    x = decoder.mask_token.expand(3, 64, -1).clone()
+    x = x.scatter(1, at[..., :16], decoder.embed(visible)) + decoder.positions
+    prediction = decoder.head(decoder.norm(decoder.blocks(x)))
+    target = patches_by_hand(images)
+    if norm_pix:
+        spread = (target.var(-1, keepdim=True) + 1e-6).sqrt()
+        target = (target - target.mean(-1, keepdim=True)) / spread
+    expected = (prediction - target).square().mean(-1)[mask.mask].mean()
+    assert mask.mask.sum(1).tolist() == [48] * 3
+    torch.testing.assert_close(loss, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_simmim_is_the_absolute_error_of_hidden_squares() -> None:
+    method = small("simmim")
+    batch, ctx = batch_of([3, 9, 11]), Context(7, 0, 10, seed=2)
+    loss = method(batch, ctx)["loss"]
+
+    images = batch.views[0]
+    squares = random_mask(3, 16, 0.6, seed=2, step=7, sample_ids=batch.sample_ids).mask
+    mask = F.interpolate(squares.view(3, 1, 4, 4).float(), scale_factor=2).bool().flatten(1)
+    assert mask.sum(1).tolist() == [4 * 10] * 3  # ceil(0.6 * 16) squares of 2 x 2
+    tokens = method.encoder.patch_embed(images)
+    tokens = torch.where(mask[..., None], method.mask_token, tokens) + method.encoder.pos_embed
+    prediction = method.head(method.encoder.transform(tokens))
+    expected = (prediction - patches_by_hand(images)).abs().mean(-1)[mask].mean()
+    torch.testing.assert_close(loss, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_ijepa_predicts_the_teachers_features_of_each_block() -> None:
+    method = small("ijepa", predictor_depth=1)
+    with torch.no_grad():  # so that teacher and student differ
+        for parameter in method.encoder.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.05)
+    batch, ctx = batch_of([3, 9, 11]), Context(7, 0, 10, seed=2)
+    values = method(batch, ctx)
+
+    images, predictor = batch.views[0], method.predictor
+    blocks = multiblock_mask(3, (8, 8), seed=2, step=7, sample_ids=batch.sample_ids)
+    target = F.layer_norm(method.teacher.module.forward_features(images), (32,))
+    losses = []
+    for n in range(3):
+        tokens = method.encoder.embed(images[n : n + 1])[:, blocks.context[n]]
+        seen = predictor.embed(method.encoder.transform(tokens))
+        seen = seen + predictor.positions[blocks.context[n]]
+        for block in blocks.targets[n]:
+            asked = predictor.mask_token + predictor.positions[block]
+            x = predictor.blocks(torch.cat((seen, asked), 1))[:, len(blocks.context[n]) :]
+            losses.append(F.smooth_l1_loss(predictor.head(predictor.norm(x))[0], target[n, block]))
+    expected = torch.stack(losses).mean()
+    torch.testing.assert_close(values["loss"], expected, rtol=1e-5, atol=1e-6)
+    assert 0 < values["target_std"] < 2
+
+    values["loss"].backward()
+    assert all(p.grad is None for p in method.teacher.parameters())
+    assert all(p.grad is not None for p in method.predictor.parameters())
+
+
+def test_the_teacher_of_ijepa_follows_with_a_rising_momentum() -> None:
+    method = small("ijepa", momentum=0.9)
+    assert [method.schedules(t)["momentum"] for t in (0.0, 0.5, 1.0)] == [0.9, 0.95, 1.0]
+    before = method.teacher.module.blocks[0].mlp.fc1.weight.clone()
+    with torch.no_grad():
+        method.encoder.blocks[0].mlp.fc1.weight.add_(1.0)
+    method.after_step(Context(0, 0, 1, schedules={"momentum": torch.tensor(0.75)}))
+    after = method.teacher.module.blocks[0].mlp.fc1.weight
+    torch.testing.assert_close(after, before + 0.25)
+    method.after_step(Context(0, 0, 1))  # a loop without schedules: the start
+    torch.testing.assert_close(after, before + 0.25 + 0.1 * 0.75)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_hidden_depends_on_seed_step_and_sample_alone(name: str) -> None:
+    method = small(name)
+
+    def masks(ids: list[int], step: int = 3, seed: int = 1) -> Tensor:
+        return method.mask(batch_of(ids), Context(step, 0, 10, seed=seed))[0]
+
+    whole = masks([4, 8, 15, 16])
+    assert torch.equal(whole, torch.cat([masks([4, 8]), masks([15, 16])]))  # two ranks
+    assert torch.equal(whole.flip(0), masks([16, 15, 8, 4]))
+    for other in (masks([4, 8, 15, 16], step=4), masks([4, 8, 15, 16], seed=2)):
+        assert whole.shape != other.shape or not torch.equal(whole, other)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_tokens_and_positions_take_no_weight_decay(name: str) -> None:
+    shape = {"img_size": 16, "patch_size": 4, "embed_dim": 32, "depth": 1, "num_heads": 2}
+    encoder = models.vit(**shape, reg_tokens=1, global_pool="avg")
+    method = methods.create(name, encoder)
+    decayed, free = (set(map(id, group["params"])) for group in method.param_groups())
+    trained = {n: p for n, p in method.named_parameters() if p.requires_grad}
+    assert decayed | free == {id(p) for p in trained.values()}
+    for parameter_name, parameter in trained.items():
+        token = parameter_name.endswith(("token", "pos_embed"))
+        assert (id(parameter) in free) == (token or parameter.ndim == 1), parameter_name
+    assert not any(parameter_name.startswith("teacher") for parameter_name in trained)
+
+
+# Dynamo looks at .grad of whatever crosses a graph break, and I-JEPA's masks are one.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+@pytest.mark.parametrize("name", NAMES)
+def test_methods_compile_and_train_in_bf16(name: str) -> None:
+    method = small(name, torch.float32)
+    batch = batch_of([3, 9, 11], torch.float32)
+    expected = method(batch, Context(2, 0, 10))["loss"]
+    compiled = torch.compile(copy.deepcopy(method), backend="aot_eager")
+    torch.testing.assert_close(compiled(batch, Context(2, 0, 10))["loss"], expected)
+    other = method(batch, Context(3, 0, 10))["loss"]
+    torch.testing.assert_close(compiled(batch, Context(3, 0, 10))["loss"], other)
+    torch.compiler.reset()
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = method(batch, Context(2, 0, 10))["loss"]
+    assert rounded.dtype == torch.float32
+    assert math.isclose(rounded.item(), expected.item(), rel_tol=0.03)
+    rounded.backward()
+    assert all(p.grad.isfinite().all() for p in method.encoder.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_pictures_show_what_is_hidden(name: str) -> None:
+    method, batch, ctx = small(name).eval(), batch_of([3, 9]), Context(7, 0, 10, seed=2)
+    with torch.no_grad():
+        pictures = method.pictures(batch, ctx)
+    images = batch.views[0]
+    assert torch.equal(pictures["original"], images)
+    assert all(picture.shape == images.shape for picture in pictures.values())
+    if name == "ijepa":
+        blocks = method.mask(batch, ctx)
+        shown = {"context": blocks.context, "targets": blocks.targets.flatten(1)}
+        for row, ids in shown.items():
+            visible = patches_by_hand(pictures[row]).abs().sum(-1) > 0
+            assert [set(v.nonzero()[:, 0].tolist()) for v in visible] == [
+                set(i) for i in ids.tolist()
+            ]
+        return
+    drawn = method.mask(batch, ctx)
+    mask = drawn.mask if name == "mae" else drawn[0]
+    masked, made = (patches_by_hand(pictures[row]) for row in ("masked", "reconstructed"))
+    true = patches_by_hand(images)
+    assert not masked[mask].any()
+    assert torch.equal(masked[~mask], true[~mask])
+    assert torch.equal(made[~mask], true[~mask])
+    assert not torch.isclose(made[mask], true[mask]).all(-1).any()
+
+
+def test_a_perfect_decoder_reconstructs_the_image() -> None:
+    """With norm_pix, predictions are put back into the patches' own mean and spread."""
+    method, batch = small("mae"), batch_of([3, 9])
+    target = patches_by_hand(batch.views[0])
+    spread = (target.var(-1, keepdim=True) + 1e-6).sqrt()
+    perfect = (target - target.mean(-1, keepdim=True)) / spread
+    method.decoder.forward = lambda tokens, ids_restore: perfect
+    with torch.no_grad():
+        pictures = method.pictures(batch, Context(0, 0, 1))
+    torch.testing.assert_close(pictures["reconstructed"], batch.views[0])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_wrong_encoders_and_views_are_explained(name: str) -> None:
+    with pytest.raises(ValueError, match="needs a VisionTransformer as its encoder, got ConvNet"):
+        methods.create(name, models.create("convnet_small"))
+    batch = batch_of([1, 2])
+    pair = Batch((*batch.views, *batch.views), batch.sample_ids)
+    with pytest.raises(ValueError, match="one view, got 2: choose a recipe of one view"):
+        small(name)(pair, Context(0, 0, 1))
+
+
+def test_wrong_settings_are_explained() -> None:
+    token = models.create("vit_tiny", img_size=16, patch_size=8, depth=1)
+    with pytest.raises(ValueError, match='build the model with global_pool="avg"'):
+        methods.create("ijepa", token)
+    with pytest.raises(ValueError, match=r"mask_patches=3 does not divide the grid of 8 x 8"):
+        small("simmim", mask_patches=3)
+    for name in ("mae", "simmim"):
+        with pytest.raises(ValueError, match=r"mask_ratio=0.99 leaves no patch of \d+ visible"):
+            small(name, mask_ratio=0.99)
+        with pytest.raises(ValueError, match="build the encoder without num_frames"):
+            methods.create(name, models.create("vit_micro", num_frames=4, depth=1))

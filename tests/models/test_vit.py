@@ -1,0 +1,235 @@
+"""Vision Transformers: timm's names and numerics, visible patches, videos, other image sizes."""
+
+from functools import cache
+
+import pytest
+import torch
+from torch import nn
+
+import peers
+from sslfast import models
+from sslfast.masking import random_mask
+from sslfast.models.positions import resize_positions, sincos_positions
+from sslfast.models.transformer import DropPath
+
+SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 4}
+
+timm = cache(peers.timm_vision_transformer)
+
+
+def small(**changes):
+    torch.manual_seed(0)
+    return models.vit(**{**SMALL, **changes})
+
+
+def shaken(model):
+    """Weights none of which is 0 or 1, so that none can be left out unnoticed."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.1)
+    return model.double().eval()
+
+
+CONFIGURATIONS = {
+    "class token": {"num_classes": 5},
+    "mean token": {"global_pool": "avg", "class_token": False, "num_classes": 5},
+    "mean token, norm before": {"global_pool": "avg", "fc_norm": False},
+    "registers, layer scale, norms of q and k": {
+        **{"reg_tokens": 4, "init_values": 0.1, "qk_norm": True, "num_classes": 3},
+    },
+    "registers without positions": {"reg_tokens": 2, "no_embed_class": True, "qkv_bias": False},
+    "no biases, oblong": {"proj_bias": False, "img_size": (16, 24), "patch_size": (8, 4)},
+    "grey, no norm, no positions": {"in_chans": 1, "final_norm": False, "pos_embed": "none"},
+}
+
+
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_weights_load_in_timm_and_give_the_same_output(name):
+    keywords = CONFIGURATIONS[name]
+    ours = shaken(small(**keywords))
+    theirs = timm().VisionTransformer(**{**SMALL, "num_classes": 0, **keywords}).double().eval()
+    theirs.load_state_dict(ours.state_dict(), strict=True)
+    images = torch.randn(3, keywords.get("in_chans", 3), *ours.img_size).double()
+    with torch.no_grad():
+        torch.testing.assert_close(
+            ours.forward_features(images), theirs.forward_features(images), rtol=1e-9, atol=1e-9
+        )
+        torch.testing.assert_close(ours(images), theirs(images), rtol=1e-9, atol=1e-9)
+
+
+def test_other_image_sizes_are_timms():
+    ours = shaken(small(dynamic_img_size=True)).float()
+    theirs = timm().VisionTransformer(**SMALL, num_classes=0, dynamic_img_size=True).eval()
+    theirs.load_state_dict(ours.state_dict(), strict=True)
+    images = torch.randn(2, 3, 48, 40)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(images), theirs(images), rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match=r"no whole number of patches of \[8, 8\]"):
+        ours(torch.randn(2, 3, 36, 40))
+    with pytest.raises(ValueError, match=r"for images of \[32, 32\], got \[48, 40\]: resize them"):
+        small()(images)
+
+
+# Dosovitskiy et al. 2021, table 1, and Touvron et al. 2021, table 1: without the classifier.
+@pytest.mark.parametrize(
+    ("name", "timm_name", "parameters"),
+    [
+        ("vit_tiny", "vit_tiny_patch16_224", 5_524_416),
+        ("vit_small", "vit_small_patch16_224", 21_665_664),
+        ("vit_base", "vit_base_patch16_224", 85_798_656),
+        ("vit_large", "vit_large_patch16_224", 303_301_632),
+        ("vit_huge", "vit_huge_patch14_224", 630_764_800),
+    ],
+)
+def test_sizes_are_timms(name, timm_name, parameters):
+    with torch.device("meta"):
+        ours = models.create(name)
+        theirs = getattr(timm(), timm_name)(num_classes=0)
+    shapes, expected = (
+        {key: value.shape for key, value in model.state_dict().items()} for model in (ours, theirs)
+    )
+    assert shapes == expected
+    assert sum(p.numel() for p in ours.parameters()) == parameters
+
+
+@pytest.mark.parametrize("keywords", [{}, {"class_token": False, "global_pool": "avg"}])
+def test_all_patches_in_any_order_are_the_whole_image(keywords):
+    model = shaken(small(**keywords))
+    images = torch.randn(2, 3, 32, 32).double()
+    order = torch.stack([torch.randperm(16) for _ in range(2)])
+    prefix = model.num_prefix_tokens
+    with torch.no_grad():
+        whole = model.forward_features(images)
+        shuffled = model.forward_features(images, order)
+    at = order[..., None].expand(-1, -1, whole.shape[2])
+    torch.testing.assert_close(shuffled[:, prefix:], whole[:, prefix:].gather(1, at))
+    torch.testing.assert_close(shuffled[:, :prefix], whole[:, :prefix])
+
+
+def test_hidden_patches_are_not_seen():
+    model = shaken(small())
+    images = torch.randn(2, 3, 32, 32).double().requires_grad_()
+    mask = random_mask(2, 16, 0.75, seed=1)
+    tokens = model.forward_features(images, mask.ids_keep)
+    assert tokens.shape == (2, 1 + 4, 32)
+    tokens.square().sum().backward()
+    touched = images.grad.unfold(2, 8, 8).unfold(3, 8, 8).abs().sum((1, 4, 5)).flatten(1) > 0
+    assert torch.equal(touched, ~mask.mask)
+
+
+def test_videos_in_tubelets():
+    model = shaken(small(num_frames=4, pos_embed="sincos"))
+    assert model.grid_size == (2, 4, 4)
+    videos = torch.randn(2, 3, 4, 32, 32).double()
+    ids = torch.arange(32).expand(2, -1)
+    with torch.no_grad():
+        whole = model.forward_features(videos)
+        assert whole.shape == (2, 33, 32)
+        torch.testing.assert_close(model.forward_features(videos, ids), whole)
+        # A patch of the second tubelet, by hand.
+        block = videos[:, :, 2:4, 8:16, 24:32].flatten(1)
+        weight = model.patch_embed.proj.weight.flatten(1)
+        patch = block @ weight.T + model.patch_embed.proj.bias
+        place = 16 + 1 * 4 + 3
+        expected = patch + model.pos_embed[0, 1 + place]
+        torch.testing.assert_close(model.embed(videos)[:, place], expected)
+    assert model(videos).shape == (2, 32)
+
+
+def test_checkpointing_changes_memory_only():
+    plain = small().double()
+    saved = small(grad_checkpointing=True).double()
+    images = torch.randn(2, 3, 32, 32).double()
+    for model in (plain, saved):
+        model(images).square().sum().backward()
+    for name, parameter in plain.named_parameters():
+        torch.testing.assert_close(saved.get_parameter(name).grad, parameter.grad)
+    saved.set_grad_checkpointing(False)
+    assert not saved.grad_checkpointing
+
+
+def test_visible_patches_compile_in_one_graph_and_autocast():
+    model = small().eval()
+    images = torch.randn(2, 3, 32, 32)
+    ids = random_mask(2, 16, 0.5, seed=1).ids_keep
+    run = torch.compile(model.forward_features, backend="aot_eager", fullgraph=True)
+    with torch.no_grad():
+        expected = model.forward_features(images, ids)
+        torch.testing.assert_close(run(images, ids), expected)
+        torch.compiler.reset()
+        with torch.autocast("cpu", torch.bfloat16):
+            rounded = model.forward_features(images, ids)
+    assert rounded.dtype == torch.float32
+    assert (rounded - expected).norm() < 0.05 * expected.norm()
+
+
+def test_drop_path_drops_whole_samples_and_keeps_the_mean(generator):
+    x = torch.ones(4000, 2, 3)
+    torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))
+    y = DropPath(0.25)(x)
+    assert set(y.flatten().tolist()) == {0.0, float(torch.tensor(1 / 0.75))}
+    assert torch.equal(y, y[:, :1, :1].expand_as(y))
+    assert abs(float(y.mean()) - 1) < 0.05  # more than six standard deviations
+    assert DropPath(0.25).eval()(x) is x
+    rates = [block.drop_path1.rate for block in small(depth=3, drop_path_rate=0.2).blocks]
+    assert rates == [0, 0.1, 0.2]
+
+
+def test_sincos_positions_are_the_published_formula():
+    table = sincos_positions(8, (3, 5)).double()
+    for row, column in ((0, 0), (2, 1), (1, 4)):
+        angles = [axis / 10_000**power for axis in (column, row) for power in (0, 0.5)]
+        x = torch.tensor(angles).double().view(2, 2)
+        expected = torch.cat([x[0].sin(), x[0].cos(), x[1].sin(), x[1].cos()])
+        torch.testing.assert_close(table[row * 5 + column], expected, rtol=1e-6, atol=1e-6)
+    video = sincos_positions(6, (2, 3, 4)).double()
+    angle = 17 / 10_000 ** (2 / 6)
+    torch.testing.assert_close(
+        video[17, 2:4],
+        torch.tensor([angle])
+        .double()
+        .sin()
+        .new_tensor([torch.tensor(angle).sin(), torch.tensor(angle).cos()]),
+        rtol=1e-6,
+        atol=1e-6,
+    )
+    model = small(pos_embed="sincos")
+    assert not model.pos_embed.requires_grad
+    assert torch.equal(model.pos_embed[0, 1:], sincos_positions(32, (4, 4)))
+    assert not model.pos_embed[0, 0].any()
+    with pytest.raises(ValueError, match="divisible by 4, got 6"):
+        sincos_positions(6, (2, 2))
+
+
+def test_positions_keep_constants_and_frames():
+    table = torch.randn(1, 2 * 9, 4)[:, :1].repeat(1, 18, 1)
+    resized = resize_positions(table, (2, 3, 3), (2, 5, 4))
+    torch.testing.assert_close(resized, table[:, :1].expand(-1, 40, -1))
+    with pytest.raises(ValueError, match="for 2 frames of patches, not for 3"):
+        resize_positions(table, (2, 3, 3), (3, 3, 3))
+
+
+@pytest.mark.parametrize(
+    ("keywords", "message"),
+    [
+        ({"img_size": 30}, r"\[30, 30\] are no whole number of patches of \[8, 8\]"),
+        ({"img_size": 4}, "no whole number"),
+        ({"num_heads": 5}, "cannot be split over 5 heads"),
+        ({"class_token": False}, 'use global_pool="avg"'),
+        ({"global_pool": "map"}, "global_pool must be one of token, avg, got 'map'"),
+        ({"pos_embed": "rope"}, "pos_embed must be one of"),
+        ({"num_frames": 3}, "no whole number"),
+    ],
+)
+def test_wrong_keywords_are_explained(keywords, message):
+    with pytest.raises(ValueError, match=message):
+        small(**keywords)
+
+
+def test_gradients_reach_all_parameters():
+    model = small(reg_tokens=2, init_values=0.1, qk_norm=True, num_classes=3)
+    model(torch.randn(4, 3, 32, 32)).square().sum().backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().sum() > 0, name
+    assert isinstance(small().head, nn.Identity)

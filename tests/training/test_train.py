@@ -204,7 +204,8 @@ def test_two_ranks_train_resume_and_agree(settings: dict[str, Any], tmp_path: Pa
         timeout=200,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert {"rank 0 done", "rank 1 done"} <= set(done.stdout.splitlines())
+    # Both write to one pipe, so their lines may run into each other.
+    assert all(f"rank {rank} done" in done.stdout for rank in (0, 1))
     assert "Warning" not in done.stderr
     plain, resumed = RunFolder(tmp_path / "plain"), RunFolder(tmp_path / "resumed")
     assert entries(plain) == entries(resumed)

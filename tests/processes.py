@@ -16,6 +16,8 @@ def _worker(rank: int, size: int, port: int, function: Callable[..., None], args
     dist.init_process_group("gloo", rank=rank, world_size=size)
     try:
         function(rank, size, *args)
+        # gloo aborts now and then where one process leaves while another still talks to it.
+        dist.barrier()
     finally:
         dist.destroy_process_group()
 

@@ -6,7 +6,7 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from ._tensors import NONE
+from ._tensors import CHUNK, NONE, WORDS
 
 LANGUAGE_TYPES = (tl.float32, tl.float64, tl.bfloat16, tl.float16)  # by code
 OPTIONS = {"num_warps": 4, "enable_fp_fusion": True}
@@ -69,3 +69,9 @@ def pairs(types: Sequence[int]) -> tuple[tuple[int, Any, Any], ...]:
 def with_none(types: Sequence[int]) -> list[int]:
     """All kinds of rows, also with a teacher that stays as it is: momentum is on the device."""
     return sorted({*types, *(t // 5 * 5 + NONE for t in types)})
+
+
+def step_constants(types: Sequence[int], aligned: bool, fields: int) -> dict[str, object]:
+    """Constants of an optimiser's kernel: kinds of rows, and ``fields`` numbers a group."""
+    sizes = {"FIELDS": fields, "WORDS": WORDS, "CHUNK": CHUNK, "BLOCK": BLOCK}
+    return {"PAIRS": pairs(with_none(types)), "ALIGNED": aligned, **sizes}

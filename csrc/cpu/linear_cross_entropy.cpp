@@ -22,7 +22,6 @@
 namespace sslfast::cpu {
 namespace {
 
-constexpr float log2_e = 1.44269504088896340736f, ln_2 = 0.69314718055994530942f;
 constexpr int row_block = 256;
 constexpr int class_block = 256;
 // Parts of the classes with sums of their own for d_hidden, added in order: so many threads have work,

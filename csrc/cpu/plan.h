@@ -17,8 +17,6 @@
 
 namespace sslfast::cpu {
 
-constexpr float log2_e = 1.44269504088896340736f, ln_2 = 0.69314718055994530942f;
-
 // A tile of memory for every thread.
 class Tiles {
   public:

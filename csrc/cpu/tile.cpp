@@ -203,7 +203,6 @@ SSLFAST_INLINE float log1p_fast(float u) {
 
 void sigmoid(float* tile, std::ptrdiff_t ld, int rows, int columns, const float* row_weight,
              float* row_loss) {
-    constexpr float log2_e = 1.44269504088896340736f;
     for (int i = 0; i < rows; ++i) {
         float* t = tile + i * ld;
         float sum = 0.0f;

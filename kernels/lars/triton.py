@@ -4,16 +4,16 @@ A program takes one chunk of a tensor: 20 bytes of traffic an element in float32
 Numbers and trust ratios are read on the device.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .._tensors import CHUNK, WORDS, device_table, rows, types_of
+from .._tensors import device_table, rows, types_of
 from .._triton import DEVICE, Compilation, signature, unavailable
-from .._triton_rows import BLOCK, OPTIONS, arithmetic, follow, pairs, pointer, put, with_none
+from .._triton_rows import OPTIONS, arithmetic, follow, pointer, put, step_constants
 from . import FIELDS, Problem, Tensors
 
 __all__ = ["DEVICE", "PRIORITY", "ahead_of_time", "available", "step", "supports"]
@@ -130,18 +130,13 @@ def lars_kernel(  # type: ignore[no-untyped-def]
             )
 
 
-def _constants(types: Sequence[int], aligned: bool) -> dict[str, object]:
-    sizes = {"FIELDS": len(FIELDS), "WORDS": WORDS, "CHUNK": CHUNK, "BLOCK": BLOCK}
-    return {"PAIRS": pairs(with_none(types)), "ALIGNED": aligned, **sizes}
-
-
 def step(tensors: Tensors, groups: Tensor, control: Tensor, trust: Tensor) -> None:
     """One step; see the package."""
     with torch.cuda.device_of(control):
         words = rows(tensors.columns, second=5, groups=tensors.groups)
         table = device_table(words, control)
         if len(table.chunks):
-            constants = _constants(table.types, table.aligned)
+            constants = step_constants(table.types, table.aligned, len(FIELDS))
             lars_kernel[(len(table.chunks),)](
                 table.rows, table.chunks, groups, control, trust, **constants, **OPTIONS
             )
@@ -155,7 +150,7 @@ def ahead_of_time(capability: int) -> Iterator[Compilation]:
         "mixed with teacher": [types_of(f32, f32), types_of(bf16, f32)],
     }
     for name, types in kinds.items():
-        constants = _constants(types, True)
+        constants = step_constants(types, True, len(FIELDS))
         addresses = {"p_rows": "*i64", "p_chunks": "*i64"}
         doubles = {"p_groups": "*fp64", "p_control": "*fp64"}
         signed = signature(lars_kernel, constants, **addresses, **doubles)

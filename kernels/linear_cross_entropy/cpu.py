@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from .._extension import cpu_unavailable, loaded
+from ..similarity_softmax.cpu import address
 from . import Problem, Wants
 
 DEVICE = "cpu"
@@ -60,9 +61,6 @@ def _run(
     if not n:  # no weights of rows, which ask the extension for gradients
         return lse, target_logit, d_hidden, d_weight.zero_(), d_bias.zero_()
 
-    def address(tensor: Tensor | None, present: bool = True) -> int:
-        return tensor.data_ptr() if present and tensor is not None else 0
-
     loaded().linear_cross_entropy_cpu(
         hidden.data_ptr(),
         n,
@@ -70,14 +68,14 @@ def _run(
         v,
         dim,
         address(bias),
-        address(targets, not given),
+        address(None if given else targets),
         torch.get_num_threads(),
         lse.data_ptr(),
         target_logit.data_ptr(),
         address(row_weight),
         smoothing,
-        address(d_hidden, wants.hidden),
-        address(d_weight, wants.weight),
-        address(d_bias, wants.bias),
+        address(d_hidden if wants.hidden else None),
+        address(d_weight if wants.weight else None),
+        address(d_bias if wants.bias else None),
     )
     return lse, target_logit, d_hidden, d_weight, d_bias

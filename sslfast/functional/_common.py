@@ -109,6 +109,12 @@ def reduce(loss: Tensor, reduction: str) -> Tensor:
     return loss
 
 
+def row_weights(n: int, reduction: str, like: Tensor) -> Tensor:
+    """What a mean or a sum weighs every row with [N], of the dtype and device of ``like``."""
+    value = 1 / n if reduction == "mean" else 1.0
+    return torch.full((n,), value, dtype=like.dtype, device=like.device)
+
+
 def info_nce_from_logits(lse: Tensor, positive: Tensor) -> Tensor:
     """-log(exp(positive) / (exp(positive) + exp(lse))) per row, exact when pairs have converged.
 

@@ -8,7 +8,7 @@ from sslfast.ops.info_nce import weighted_info_nce
 from sslfast.ops.linear_cross_entropy import weighted_linear_cross_entropy
 from sslfast.ops.similarity_softmax import similarity_softmax
 
-from ._common import check_embeddings, reduce, scale_of
+from ._common import check_embeddings, reduce, row_weights, scale_of
 from ._variants import Variant
 
 
@@ -56,10 +56,10 @@ def info_nce(
     def unit(x: Tensor) -> Tensor:
         return F.normalize(x.to(scale.dtype), dim=-1)
 
+    if negative_keys is not None and negative_mode == "unpaired":
+        check_embeddings(False, query=query, negative_keys=negative_keys)
     in_forward = reduction in ("mean", "sum") and torch.is_grad_enabled()
     if in_forward and negative_mode == "unpaired" and variant == Variant():
-        if negative_keys is not None:
-            check_embeddings(False, query=query, negative_keys=negative_keys)
         return _in_forward(query, positive_key, negative_keys, scale, reduction)
     if negative_keys is None:
         lse, positive, _ = similarity_softmax(
@@ -67,7 +67,6 @@ def info_nce(
         )
         negatives = len(query) - 1
     elif negative_mode == "unpaired":
-        check_embeddings(False, query=query, negative_keys=negative_keys)
         positive = scale * (unit(query) * unit(positive_key)).sum(1)
         # No column is a positive: they are all negatives.
         lse, _, _ = similarity_softmax(
@@ -125,9 +124,3 @@ def summed_info_nce(rows: Tensor, negatives: Tensor, positive: Tensor, reduction
     weight = row_weights(len(rows), reduction, positive)
     needed = negatives.requires_grad
     return weighted_info_nce(rows, negatives, positive, weight, needed)[0]
-
-
-def row_weights(n: int, reduction: str, like: Tensor) -> Tensor:
-    """What a mean or a sum weighs every row with."""
-    value = 1 / n if reduction == "mean" else 1.0
-    return torch.full((n,), value, dtype=like.dtype, device=like.device)

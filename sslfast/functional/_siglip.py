@@ -5,7 +5,7 @@ from torch import Tensor
 
 from sslfast.ops.sigmoid_contrast import sigmoid_contrast, weighted_sigmoid_contrast
 
-from ._common import as_scale, check_embeddings, check_reduction, reduce
+from ._common import as_scale, check_embeddings, check_reduction, reduce, row_weights
 
 
 def siglip(
@@ -42,9 +42,6 @@ def siglip(
     scale, bias = (as_scale(x, image_features) for x in (logit_scale, logit_bias))
     tensors = image_features, text_features, scale, bias
     if reduction != "none" and torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
-        n = len(image_features)
-        weight = torch.full_like(scale, 1 / n if reduction == "mean" else 1.0).expand(n)
-        return weighted_sigmoid_contrast(
-            *tensors, weight.contiguous(), 0, text_features.requires_grad
-        )[0]
+        weight = row_weights(len(image_features), reduction, scale)
+        return weighted_sigmoid_contrast(*tensors, weight, 0, text_features.requires_grad)[0]
     return reduce(sigmoid_contrast(*tensors, 0), reduction)

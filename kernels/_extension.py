@@ -5,6 +5,7 @@ from importlib import import_module
 from types import ModuleType
 
 import torch
+from torch import Tensor
 
 NOT_BUILT = (
     "needs the compiled extension sslfast._C, which was not built: install a C++ compiler with "
@@ -29,6 +30,11 @@ def loaded() -> ModuleType:
     if module is None:
         raise ImportError(f"this backend {NOT_BUILT}")
     return module
+
+
+def address(tensor: Tensor | None) -> int:
+    """Where a tensor lies, 0 for None."""
+    return 0 if tensor is None else tensor.data_ptr()
 
 
 def cpu_unavailable() -> str | None:

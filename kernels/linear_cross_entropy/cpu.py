@@ -3,8 +3,7 @@
 import torch
 from torch import Tensor
 
-from .._extension import cpu_unavailable, loaded
-from ..similarity_softmax.cpu import address
+from .._extension import address, cpu_unavailable, loaded
 from . import Problem, Wants
 
 DEVICE = "cpu"

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from .._extension import cpu_unavailable, loaded
+from .._extension import address, cpu_unavailable, loaded
 from ..similarity_softmax import Pairing
-from ..similarity_softmax.cpu import address, describe
+from ..similarity_softmax.cpu import describe
 from . import Problem
 
 DEVICE = "cpu"

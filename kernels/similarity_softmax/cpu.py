@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._extension import cpu_unavailable, loaded
+from .._extension import address, cpu_unavailable, loaded
 from . import Pairing, Problem
 
 DEVICE = "cpu"
@@ -20,11 +20,6 @@ def supports(problem: Problem) -> str | None:
     if problem.dtype == torch.float64:
         return "computes in float32 and takes no float64"
     return None
-
-
-def address(tensor: Tensor | None) -> int:
-    """Where a tensor lies, 0 for None."""
-    return 0 if tensor is None else tensor.data_ptr()
 
 
 def describe(

@@ -39,6 +39,8 @@ class Work {
           blocks_((p_.v + class_block - 1) / class_block),
           spans_(std::min(blocks_, most_spans)),
           height_(static_cast<int>(std::min<std::int64_t>(row_block, p_.n))),
+          transposed_(height_, p_.dim, kernels_.width),
+          values_(g_ == nullptr ? 0 : height_, p_.dim, kernels_.width),
           logits_(floats(g_ == nullptr ? 1 : static_cast<std::size_t>(p_.v) * height_)),
           maxima_(floats(blocks_ * height_)),
           sums_(floats(blocks_ * height_)),
@@ -60,22 +62,32 @@ class Work {
         first_ = first;
         count_ = static_cast<int>(std::min<std::int64_t>(height_, p_.n - first));
         const float* x = p_.hidden + first * p_.dim;
-        const PackedTransposed columns(x, count_, p_.dim, log2_e, kernels_.width, p_.threads);
+        transposed_.pack(x, count_, log2_e, p_.threads);
 #pragma omp parallel for num_threads(p_.threads) schedule(dynamic)
         for (std::int64_t b = 0; b < blocks_; ++b)
-            forward(block(b), b, columns.of({0, count_}), target_logit);
+            forward(block(b), b, transposed_.of({0, count_}), target_logit);
 #pragma omp parallel for num_threads(p_.threads) schedule(static)
         for (int r = 0; r < count_; ++r) finish_row(r, lse, target_logit);
         if (g_ == nullptr) return;
-        const bool weights = g_->d_weight != nullptr;
-        const PackedValues values(x, weights ? count_ : 0, p_.dim, kernels_.width, p_.threads);
+        if (g_->d_weight != nullptr) values_.pack(x, count_, p_.threads);
 #pragma omp parallel for num_threads(p_.threads) schedule(dynamic)
         for (std::int64_t s = 0; s < spans_; ++s) {
             const std::int64_t begin = blocks_ * s / spans_, end = blocks_ * (s + 1) / spans_;
             for (std::int64_t b = begin; b < end; ++b)
-                backward(block(b), s, b == begin, values.of({0, count_}), lse, target_logit);
+                backward(block(b), s, b == begin, values_.of({0, count_}), lse, target_logit);
         }
         if (g_->d_hidden != nullptr) add_partial();
+    }
+
+    // After all rows: the weights' gradient becomes a matrix.
+    void finish() {
+        if (g_ == nullptr || g_->d_weight == nullptr) return;
+        const std::size_t size = static_cast<std::size_t>(class_block) * p_.dim;
+        const auto scratch = floats(size * p_.threads);
+#pragma omp parallel for num_threads(p_.threads) schedule(static)
+        for (std::int64_t b = 0; b < blocks_; ++b)
+            unpack(g_->d_weight + block(b).first * p_.dim, block(b).size, p_.dim, kernels_.width,
+                   scratch.get() + size * omp_get_thread_num());
     }
 
   private:
@@ -151,26 +163,29 @@ class Work {
         const float* weight = p_.weight + classes.first * p_.dim;
         if (g_->d_weight != nullptr)
             kernels_.multiply(classes.size, p_.dim, count_, {tile, height_, 1}, values, true,
-                              g_->d_weight + classes.first * p_.dim, p_.dim);
+                              g_->d_weight + classes.first * p_.dim, in_panels);
         if (g_->d_hidden != nullptr) {
             float* panels = panels_.get() + panels_size() * omp_get_thread_num();
             pack_values(weight, classes.size, p_.dim, kernels_.width, 0, classes.size, panels);
             kernels_.multiply(count_, p_.dim, classes.size, {tile, 1, height_},
                               {panels, static_cast<std::ptrdiff_t>(kernels_.width) * classes.size},
-                              !first_of_span, partial_.get() + span * height_ * p_.dim, p_.dim);
+                              !first_of_span, partial_.get() + span * height_ * p_.dim,
+                              in_panels);
         }
     }
 
     void add_partial() {
         const std::int64_t size = static_cast<std::int64_t>(height_) * p_.dim;
 #pragma omp parallel for num_threads(p_.threads) schedule(static)
-        for (int r = 0; r < count_; ++r) {
-            float* out = g_->d_hidden + (first_ + r) * p_.dim;
-            const float* from = partial_.get() + static_cast<std::int64_t>(r) * p_.dim;
-            std::copy_n(from, p_.dim, out);
-            for (std::int64_t s = 1; s < spans_; ++s)
-                for (int d = 0; d < p_.dim; ++d) out[d] += from[s * size + d];
-        }
+        for (int r = 0; r < count_; ++r)
+            for (int d = 0; d < p_.dim; d += kernels_.width) {
+                const int width = std::min(kernels_.width, p_.dim - d);
+                float* out = g_->d_hidden + (first_ + r) * p_.dim + d;
+                const float* from = partial_.get() + d * count_ + r * width;
+                std::copy_n(from, width, out);
+                for (std::int64_t s = 1; s < spans_; ++s)
+                    for (int i = 0; i < width; ++i) out[i] += from[s * size + i];
+            }
     }
 
     const LinearClassifier& p_;
@@ -178,6 +193,8 @@ class Work {
     const TileKernels& kernels_;
     std::int64_t blocks_, spans_;
     int height_;  // rows of a full block
+    PackedTransposed transposed_;
+    PackedValues values_;
     std::unique_ptr<float[]> logits_, maxima_, sums_, tiles_, partial_, panels_;
     std::vector<float> lse_, weight_;  // of the rows at hand; lse to base 2
     std::int64_t first_ = 0;
@@ -191,6 +208,7 @@ void linear_cross_entropy(const LinearClassifier& problem, float* lse, float* ta
     Work work(problem, gradients);
     for (std::int64_t first = 0; first < problem.n; first += row_block)
         work.rows(first, lse, target_logit);
+    work.finish();
 }
 
 }  // namespace sslfast::cpu

@@ -13,19 +13,22 @@ namespace sslfast::cpu {
 // Panels of scale X^T for X [m, dim]: the columns of logits.
 class PackedTransposed {
   public:
-    PackedTransposed(const float* x, std::int64_t m, int dim, float scale, int width, int threads)
+    // Memory for m rows at most, for as many X as come along.
+    PackedTransposed(std::int64_t m, int dim, int width)
         : dim_(dim),
           width_(width),
-          data_(new float[(m + width - 1) / width * width * static_cast<std::size_t>(dim)]) {
-        const std::int64_t panels = (m + width - 1) / width;
+          data_(new float[(m + width - 1) / width * width * static_cast<std::size_t>(dim)]) {}
+
+    void pack(const float* x, std::int64_t m, float scale, int threads) {
+        const std::int64_t panels = (m + width_ - 1) / width_;
 #pragma omp parallel for num_threads(threads) schedule(static)
         for (std::int64_t panel = 0; panel < panels; ++panel)
-            for (int d0 = 0; d0 < dim; d0 += 16)  // what is written at a time stays in the L1 cache
-                for (int w = 0; w < width; ++w) {
-                    const std::int64_t row = panel * width + w;
-                    float* out = data_.get() + panel * width * dim + w;
-                    for (int d = d0; d < std::min(d0 + 16, dim); ++d)
-                        out[d * width] = row < m ? scale * x[row * dim + d] : 0.0f;
+            for (int d0 = 0; d0 < dim_; d0 += 16)  // what is written at a time stays in the L1 cache
+                for (int w = 0; w < width_; ++w) {
+                    const std::int64_t row = panel * width_ + w;
+                    float* out = data_.get() + panel * width_ * dim_ + w;
+                    for (int d = d0; d < std::min(d0 + 16, dim_); ++d)
+                        out[d * width_] = row < m ? scale * x[row * dim_ + d] : 0.0f;
                 }
     }
     // [dim, block]
@@ -57,13 +60,15 @@ constexpr std::size_t packed_values_size(std::int64_t m, int dim, int width) {
 // Panels of X [m, dim] itself: the values that weights are multiplied with.
 class PackedValues {
   public:
-    PackedValues(const float* x, std::int64_t m, int dim, int width, int threads)
-        : m_(m),
-          width_(width),
-          data_(new float[packed_values_size(m, dim, width)]) {
+    // Memory for m rows at most, for as many X as come along.
+    PackedValues(std::int64_t m, int dim, int width)
+        : dim_(dim), width_(width), data_(new float[packed_values_size(m, dim, width)]) {}
+
+    void pack(const float* x, std::int64_t m, int threads) {
+        m_ = m;
 #pragma omp parallel for num_threads(threads) schedule(static)
         for (std::int64_t first = 0; first < m; first += largest_tile)
-            pack_values(x, m, dim, width, first, std::min(first + largest_tile, m), data_.get());
+            pack_values(x, m, dim_, width_, first, std::min(first + largest_tile, m), data_.get());
     }
     // [block, dim]
     Panels of(Block block) const {
@@ -71,9 +76,18 @@ class PackedValues {
     }
 
   private:
-    std::int64_t m_;
-    int width_;
+    std::int64_t m_ = 0;
+    int dim_, width_;
     std::unique_ptr<float[]> data_;
 };
+
+// Turns c [m, n], written by a product as in_panels, into rows; scratch: m n floats.
+inline void unpack(float* c, std::int64_t m, int n, int width, float* scratch) {
+    std::copy_n(c, m * n, scratch);
+    for (int j = 0; j < n; j += width) {
+        const int w = std::min(width, n - j);
+        for (std::int64_t i = 0; i < m; ++i) std::copy_n(scratch + m * j + i * w, w, c + i * n + j);
+    }
+}
 
 }  // namespace sslfast::cpu

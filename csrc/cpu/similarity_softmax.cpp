@@ -8,10 +8,9 @@
 
 #include <cmath>
 #include <limits>
-#include <optional>
 #include <vector>
 
-#include "plan.h"
+#include "strips.h"
 
 namespace sslfast::cpu {
 namespace {
@@ -44,27 +43,26 @@ void similarity_forward(const Similarities& problem, float* lse, float* positive
     RunningSums* other = symmetric ? &rows : column_lse == nullptr ? nullptr : &columns;
     Tiles tiles(problem.threads);
 
-    for_each_strip(problem, problem.m, strip_size(problem.n), [&](const Strip& strip) {
-        const Plan plan(strip.problem);
+    Strips(problem).for_each([&](const Strip& strip) {
         float* row_maximum = rows.maximum.data() + strip.first_row;
         float* row_sum = rows.sum.data() + strip.first_row;
         float* row_positive = positive + strip.first_row;
         float* other_maximum = other == nullptr ? nullptr : &other->maximum[strip.first_column];
         float* other_sum = other == nullptr ? nullptr : &other->sum[strip.first_column];
-        plan.play([&](Block row, Block column) {
+        strip.for_each_tile([&](Block row, Block column) {
             float* tile = tiles.mine();
             float scratch[largest_tile];
-            plan.logits(row, column, tile);
+            strip.logits(row, column, tile);
             // All positives are read before anything is overwritten: a pair may be named twice.
-            for_each_named(plan.p.pairing, row, column, [&](int i, int j, bool is_positive) {
+            for_each_named(strip.p.pairing, row, column, [&](int i, int j, bool is_positive) {
                 if (!is_positive) return;
                 row_positive[row.first + i] = tile[i * ld + j] * ln_2;
                 if (symmetric) positive[column.first + j] = tile[i * ld + j] * ln_2;
             });
-            for_each_named(plan.p.pairing, row, column,
+            for_each_named(strip.p.pairing, row, column,
                            [&](int i, int j, bool) { tile[i * ld + j] = left_out; });
             const bool both = other != nullptr && !(symmetric && row.first == column.first);
-            plan.kernels.merge(tile, ld, row.size, column.size, row_maximum + row.first,
+            strip.kernels.merge(tile, ld, row.size, column.size, row_maximum + row.first,
                                row_sum + row.first, both ? other_maximum + column.first : nullptr,
                                both ? other_sum + column.first : nullptr, scratch);
         });
@@ -76,21 +74,11 @@ void similarity_forward(const Similarities& problem, float* lse, float* positive
 void similarity_backward(const Similarities& problem, Statistics row_side, Statistics column_side,
                          const float* positive, float* d_rows, float* d_columns) {
     const bool symmetric = problem.columns == nullptr;
-    const int dim = problem.dim;
     const std::vector<float> row_lse = base_2(row_side.lse, problem.m);
     const std::vector<float> column_lse = base_2(column_side.lse, problem.n);
-    std::fill_n(d_rows, problem.m * dim, 0.0f);
-    if (d_columns != nullptr) std::fill_n(d_columns, problem.n * dim, 0.0f);
     Tiles tiles(problem.threads);
 
-    // Rows are packed only for the gradient of the columns.
-    const std::int64_t height = d_columns == nullptr ? problem.m : strip_size(problem.m);
-    for_each_strip(problem, height, strip_size(problem.n), [&](const Strip& strip) {
-        const Plan plan(strip.problem);
-        const PackedValues column_values = plan.pack_columns();
-        std::optional<PackedValues> row_values;
-        if (d_columns != nullptr) row_values.emplace(plan.pack_rows());
-        const PackedValues& values_of_rows = symmetric ? column_values : *row_values;
+    Strips(problem, d_rows, d_columns).for_each([&](const Strip& strip) {
         const auto from = [](const float* data, std::int64_t first) {
             return data == nullptr ? nullptr : data + first;
         };
@@ -99,25 +87,19 @@ void similarity_backward(const Similarities& problem, Statistics row_side, Stati
         const float* row_g = from(row_side.g, strip.first_row);
         const float* column_g = from(column_side.g, strip.first_column);
         const float* row_positive = from(positive, strip.first_row);
-        float* d_row = d_rows + strip.first_row * dim;
-        float* d_other = symmetric              ? d_rows
-                         : d_columns == nullptr ? nullptr
-                                                : d_columns + strip.first_column * dim;
-        plan.play([&](Block row, Block column) {
+        float* d_other = symmetric ? d_rows : d_columns;
+        strip.for_each_tile([&](Block row, Block column) {
             float* tile = tiles.mine();
-            plan.logits(row, column, tile);
-            plan.kernels.weigh(tile, ld, row.size, column.size, at(row_lses, row), at(row_g, row),
+            strip.logits(row, column, tile);
+            strip.kernels.weigh(tile, ld, row.size, column.size, at(row_lses, row), at(row_g, row),
                                at(column_lses, column), at(column_g, column));
-            for_each_named(plan.p.pairing, row, column, [&](int i, int j, bool is_positive) {
+            for_each_named(strip.p.pairing, row, column, [&](int i, int j, bool is_positive) {
                 const bool given = is_positive && row_positive != nullptr;
                 tile[i * ld + j] = given ? row_positive[row.first + i] : 0.0f;
             });
-            plan.kernels.multiply(row.size, dim, column.size, {tile, ld, 1},
-                                  column_values.of(column), true, d_row + row.first * dim, dim);
+            strip.add_to_rows(row, column, tile, d_rows);
             if (d_other != nullptr && !(symmetric && row.first == column.first))
-                plan.kernels.multiply(column.size, dim, row.size, {tile, 1, ld},
-                                      values_of_rows.of(row), true, d_other + column.first * dim,
-                                      dim);
+                strip.add_to_columns(row, column, tile, d_other);
         });
     });
 }

@@ -8,6 +8,7 @@
 #define SSLFAST_STRING_(a) #a
 #define SSLFAST_STRING(a) SSLFAST_STRING_(a)
 #define SSLFAST_INLINE inline __attribute__((always_inline))
+#define SSLFAST_LAMBDA __attribute__((always_inline))
 
 namespace sslfast::cpu {
 namespace {
@@ -27,26 +28,45 @@ constexpr int depth = 256;  // k in one go: the panel [depth, width] stays in th
 SSLFAST_INLINE Vector load(const float* p) { return *reinterpret_cast<const Vector*>(p); }
 SSLFAST_INLINE void store(float* p, Vector v) { *reinterpret_cast<Vector*>(p) = v; }
 
-// c [R, width] (+)= a [R, k] b [k, width], all sums in registers.
+// Memory that will be wanted soon: lines of 64 bytes, so many in a row.
+struct Ahead {
+    const float* data;
+    std::ptrdiff_t row;  // floats from a row to the next
+    int rows, lines;
+};
+
+// c [R, width] (+)= a [R, k] b [k, width], all sums in registers. What c needs at the end, and what
+// comes after, is fetched meanwhile: a line or two a step, since a burst of misses would block the loads.
 template <int R>
 SSLFAST_INLINE void block(int k, Strided a, const float* b, bool accumulate, float* c,
-                          std::ptrdiff_t ldc) {
+                          std::ptrdiff_t ldc, Ahead ahead) {
     Vector sum[R][2] = {};
-#pragma GCC unroll 12
-    for (int i = 0; i < R; ++i) {  // c may be far away: it is needed when the sums are
-        __builtin_prefetch(c + i * ldc, 1);
-        __builtin_prefetch(c + i * ldc + lanes, 1);
-    }
     const float* x = a.data;
-    for (int step = 0; step < k; ++step, x += a.column, b += width) {
-        const Vector b0 = load(b), b1 = load(b + lanes);
+    int step = 0;
+    const auto steps_to = [&](int end, auto prefetch) SSLFAST_LAMBDA {
+        for (end = end < k ? end : k; step < end; ++step, x += a.column, b += width) {
+            prefetch();
+            const Vector b0 = load(b), b1 = load(b + lanes);
 #pragma GCC unroll 12
-        for (int i = 0; i < R; ++i) {
-            const float xi = x[i * a.row];
-            sum[i][0] += xi * b0;
-            sum[i][1] += xi * b1;
+            for (int i = 0; i < R; ++i) {
+                const float xi = x[i * a.row];
+                sum[i][0] += xi * b0;
+                sum[i][1] += xi * b1;
+            }
         }
+    };
+    steps_to(R, [&]() SSLFAST_LAMBDA {
+        __builtin_prefetch(c + step * ldc, 1);
+        __builtin_prefetch(c + step * ldc + lanes, 1);
+    });
+    for (int row = 0; row < ahead.rows; ++row) {
+        const float* line = ahead.data + row * ahead.row;
+        steps_to(step + ahead.lines, [&]() SSLFAST_LAMBDA {
+            __builtin_prefetch(line, 0, 2);
+            line += 16;
+        });
     }
+    steps_to(k, [] {});
     if (accumulate) {
 #pragma GCC unroll 12
         for (int i = 0; i < R; ++i) {
@@ -64,7 +84,7 @@ SSLFAST_INLINE void block(int k, Strided a, const float* b, bool accumulate, flo
 template <int R>
 SSLFAST_INLINE void block_rows(int rows, int k, Strided a, const float* b, bool accumulate,
                                float* c, std::ptrdiff_t ldc) {
-    if (rows == R) return block<R>(k, a, b, accumulate, c, ldc);
+    if (rows == R) return block<R>(k, a, b, accumulate, c, ldc, Ahead{nullptr, 0, 0, 0});
     if constexpr (R > 1) block_rows<R - 1>(rows, k, a, b, accumulate, c, ldc);
 }
 
@@ -86,21 +106,25 @@ void multiply(int m, int n, int k, Strided a, Panels b, bool accumulate, float* 
         const bool add = accumulate || k0 > 0;
         for (int j = 0; j < n; j += width) {
             const float* panel = b.data + j / width * b.stride + k0 * width;
-            // The next panel comes to the L2 cache meanwhile, an equal share for every block.
+            const std::ptrdiff_t row = ldc != in_panels ? ldc : n - j < width ? n - j : width;
+            // To the L2 cache come meanwhile the next rows of a, while the first panel is at hand,
+            // and then the next panel, an equal share with every block.
             const float* next = j + width < n ? panel + b.stride : nullptr;
-            const int share = (ks * width * max_rows + m - 1) / m;
+            const int share = next == nullptr ? 0 : (ks * width / 16 * max_rows + m - 1) / m;
+            const bool rows_first = j == 0 && a.column == 1;
             for (int i = 0; i < m; i += max_rows) {
-                for (int f = 0; next != nullptr && f < share; f += 16)
-                    __builtin_prefetch(next + i / max_rows * share + f, 0, 2);
                 const int rows = m - i < max_rows ? m - i : max_rows;
                 const Strided x{a.data + i * a.row + k0 * a.column, a.row, a.column};
-                float* out = c + i * ldc + j;
+                float* out = c + (ldc == in_panels ? j * m : j) + i * row;
                 if (n - j < width)
-                    partial_block(rows, n - j, ks, x, panel, add, out, ldc);
+                    partial_block(rows, n - j, ks, x, panel, add, out, row);
                 else if (rows == max_rows)
-                    block<max_rows>(ks, x, panel, add, out, ldc);
+                    block<max_rows>(ks, x, panel, add, out, row,
+                                    rows_first && i + 2 * max_rows <= m
+                                        ? Ahead{x.data + max_rows * a.row, a.row, max_rows, ks / 16}
+                                        : Ahead{next + i / max_rows * share * 16, 0, 1, share});
                 else
-                    block_rows<max_rows>(rows, ks, x, panel, add, out, ldc);
+                    block_rows<max_rows>(rows, ks, x, panel, add, out, row);
             }
         }
     }

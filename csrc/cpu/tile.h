@@ -22,11 +22,16 @@ struct Strided {
     std::ptrdiff_t row, column;
 };
 
+// Instead of a row length: c lies in panels as a right operand does, but without padding. The columns
+// from j on, a multiple of `width`, are the w = min(width, n - j) wide rows from c + m j. Sums that
+// stay for long lie so: a register block of them touches one page of memory and not a dozen.
+constexpr std::ptrdiff_t in_panels = 0;
+
 struct TileKernels {
     const char* level;
     int width;  // of a panel
 
-    // c [m, n] = a b, or += with accumulate; rows of c are ldc floats apart.
+    // c [m, n] = a b, or += with accumulate; rows of c are ldc floats apart, or in_panels.
     void (*multiply)(int m, int n, int k, Strided a, Panels b, bool accumulate, float* c,
                      std::ptrdiff_t ldc);
 

@@ -1,0 +1,183 @@
+// What ops over the tiles of X Y^T share: the cut into blocks, the packed operands, the tiles of memory,
+// and the elements that a pairing names.
+#pragma once
+
+#include <sslfast/cpu.h>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+
+#include <omp.h>
+
+#include "packed.h"
+#include "schedule.h"
+#include "tile.h"
+
+namespace sslfast::cpu {
+
+// A tile of memory for every thread.
+class Tiles {
+  public:
+    explicit Tiles(int threads) : memory_(new float[size * threads]) {}
+    float* mine() { return memory_.get() + size * omp_get_thread_num(); }
+
+  private:
+    static constexpr std::size_t size = largest_tile * largest_tile;
+    std::unique_ptr<float[]> memory_;
+};
+
+constexpr std::ptrdiff_t ld = largest_tile;  // of every tile
+
+// Calls visit(i, j, whether it is a positive) for the elements of a tile that the pairing names.
+template <typename Visit>
+void for_each_named(const Pairing& p, Block row, Block column, Visit visit) {
+    const auto diagonal = [&](std::int64_t r, std::int64_t c, std::int64_t n, bool positive) {
+        const std::int64_t first = std::max({row.first - r, column.first - c, std::int64_t{0}});
+        const std::int64_t last =
+            std::min({row.first + row.size - r, column.first + column.size - c, n});
+        for (std::int64_t a = first; a < last; ++a)
+            visit(static_cast<int>(r + a - row.first), static_cast<int>(c + a - column.first),
+                  positive);
+    };
+    const std::int64_t wrap = p.length - p.shift;
+    diagonal(p.row_base, p.column_base + p.shift, wrap, true);
+    diagonal(p.row_base + wrap, p.column_base, p.shift, true);
+    if (p.leave_out_self) diagonal(p.row_base, p.column_base, p.length, false);
+}
+
+inline const float* at(const float* data, Block block) {
+    return data == nullptr ? nullptr : data + block.first;
+}
+
+// Rows or columns of a strip: a quarter, so that packing takes little memory and leaves many tiles for
+// the threads. It must not depend on their number, on which no result may.
+inline std::int64_t strip_size(std::int64_t n) {
+    const std::int64_t quarter = (n / 4 + largest_tile - 1) / largest_tile * largest_tile;
+    return std::min(n, std::max<std::int64_t>(2048, quarter));
+}
+
+// A part of a rectangular problem whose packed operands are small, or all of a symmetric one. Its
+// blocks are numbered from its own first row and column; logits are to base 2.
+class Strip {
+  public:
+    const Similarities p;
+    const std::int64_t first_row, first_column;
+    const TileKernels& kernels;
+
+    // The tile of logits of two blocks.
+    void logits(Block row, Block column, float* tile) const {
+        kernels.multiply(row.size, column.size, p.dim, {p.rows + row.first * p.dim, p.dim, 1},
+                         transposed_.of(column), false, tile, ld);
+    }
+    // tile times the columns, added to d_rows of the whole problem, whose blocks lie in_panels.
+    void add_to_rows(Block row, Block column, const float* tile, float* d_rows) const {
+        kernels.multiply(row.size, p.dim, column.size, {tile, ld, 1}, column_values_.of(column),
+                         true, d_rows + (first_row + row.first) * p.dim, in_panels);
+    }
+    // The transposed tile times the rows, added to d_columns likewise.
+    void add_to_columns(Block row, Block column, const float* tile, float* d_columns) const {
+        kernels.multiply(column.size, p.dim, row.size, {tile, 1, ld}, row_values_.of(row), true,
+                         d_columns + (first_column + column.first) * p.dim, in_panels);
+    }
+    // Calls visit(row block, column block) for every tile.
+    template <typename Visit>
+    void for_each_tile(Visit visit) const {
+        if (p.columns == nullptr)
+            play_all(Tournament(Side(p.m)), p.threads, visit);
+        else
+            play_all(Rotation(Side(p.m), Side(p.n)), p.threads, visit);
+    }
+
+  private:
+    friend class Strips;
+    Strip(const Similarities& part, std::int64_t row, std::int64_t column, const TileKernels& k,
+          const PackedTransposed& transposed, const PackedValues& columns, const PackedValues& rows)
+        : p(part),
+          first_row(row),
+          first_column(column),
+          kernels(k),
+          transposed_(transposed),
+          column_values_(columns),
+          row_values_(rows) {}
+    const PackedTransposed& transposed_;
+    const PackedValues &column_values_, &row_values_;
+};
+
+// The strips of a problem, whose packed operands follow each other in the same memory.
+class Strips {
+  public:
+    // Gradients [m, dim] and [n, dim] that will be added to, or null; symmetric: d_columns is null.
+    explicit Strips(const Similarities& problem, float* d_rows = nullptr,
+                    float* d_columns = nullptr)
+        : p_(problem),
+          symmetric_(problem.columns == nullptr),
+          d_rows_(d_rows),
+          d_columns_(d_columns),
+          rows_(d_columns == nullptr ? p_.m : strip_size(p_.m)),
+          columns_(symmetric_ ? p_.m : strip_size(p_.n)),
+          transposed_(columns_, p_.dim, kernels_.width),
+          column_values_(d_rows == nullptr ? 0 : columns_, p_.dim, kernels_.width),
+          row_values_(d_columns == nullptr ? 0 : rows_, p_.dim, kernels_.width) {}
+
+    // Calls visit(strip), one after the other, between zeros in the gradients and their whole sums.
+    template <typename Visit>
+    void for_each(Visit visit) {
+        fill(d_rows_, p_.m);
+        fill(d_columns_, p_.n);
+        const float* y = symmetric_ ? p_.rows : p_.columns;
+        const std::int64_t n = symmetric_ ? p_.m : p_.n;
+        for (std::int64_t c = 0; c < n; c += columns_) {
+            const std::int64_t width = std::min(columns_, n - c);
+            transposed_.pack(y + c * p_.dim, width, p_.scale * log2_e, p_.threads);
+            if (d_rows_ != nullptr) column_values_.pack(y + c * p_.dim, width, p_.threads);
+            for (std::int64_t r = 0; r < p_.m; r += rows_) {
+                Similarities part = p_;
+                part.rows += r * p_.dim;
+                part.m = std::min(rows_, p_.m - r);
+                part.n = width;
+                part.pairing.row_base -= r;
+                part.pairing.column_base -= c;
+                if (!symmetric_) part.columns += c * p_.dim;
+                if (d_columns_ != nullptr) row_values_.pack(part.rows, part.m, p_.threads);
+                visit(Strip(part, r, c, kernels_, transposed_, column_values_,
+                            symmetric_ ? column_values_ : row_values_));
+            }
+        }
+        unpack_blocks(d_rows_, p_.m, rows_);
+        unpack_blocks(d_columns_, p_.n, columns_);
+    }
+
+  private:
+    void fill(float* d, std::int64_t n) const {
+#pragma omp parallel for num_threads(p_.threads) schedule(static)
+        for (std::int64_t i = 0; i < (d == nullptr ? 0 : n); ++i)
+            std::fill_n(d + i * p_.dim, p_.dim, 0.0f);
+    }
+    // Block by block, as the tiles were cut in every strip.
+    void unpack_blocks(float* d, std::int64_t n, std::int64_t strip) const {
+        if (d == nullptr) return;
+        const std::size_t size = static_cast<std::size_t>(largest_tile) * p_.dim;
+        const std::unique_ptr<float[]> scratch(new float[size * p_.threads]);
+        for (std::int64_t first = 0; first < n; first += strip) {
+            const Side side(std::min(strip, n - first));
+#pragma omp parallel for num_threads(p_.threads) schedule(static)
+            for (std::int64_t b = 0; b < side.blocks; ++b) {
+                const Block block = side.block(b);
+                unpack(d + (first + block.first) * p_.dim, block.size, p_.dim, kernels_.width,
+                       scratch.get() + size * omp_get_thread_num());
+            }
+        }
+    }
+
+    const Similarities p_;
+    const TileKernels& kernels_ = tile_kernels();
+    const bool symmetric_;
+    float *const d_rows_, *const d_columns_;
+    const std::int64_t rows_, columns_;  // of a strip
+    PackedTransposed transposed_;
+    PackedValues column_values_, row_values_;
+};
+
+}  // namespace sslfast::cpu

@@ -10,11 +10,11 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <memory>
 #include <vector>
 
 #include <omp.h>
 
+#include "buffer.h"
 #include "packed.h"
 #include "schedule.h"
 #include "tile.h"
@@ -28,8 +28,6 @@ constexpr int class_block = 256;
 // and results do not depend on how many there are.
 constexpr std::int64_t most_spans = 32;
 
-std::unique_ptr<float[]> floats(std::size_t n) { return std::unique_ptr<float[]>(new float[n]); }
-
 class Work {
   public:
     Work(const LinearClassifier& problem, const LinearGradients* gradients)
@@ -41,18 +39,18 @@ class Work {
           height_(static_cast<int>(std::min<std::int64_t>(row_block, p_.n))),
           transposed_(height_, p_.dim, kernels_.width),
           values_(g_ == nullptr ? 0 : height_, p_.dim, kernels_.width),
-          logits_(floats(g_ == nullptr ? 1 : static_cast<std::size_t>(p_.v) * height_)),
-          maxima_(floats(blocks_ * height_)),
-          sums_(floats(blocks_ * height_)),
+          logits_(make_buffer(g_ == nullptr ? 1 : static_cast<std::size_t>(p_.v) * height_)),
+          maxima_(make_buffer(blocks_ * height_)),
+          sums_(make_buffer(blocks_ * height_)),
           lse_(height_),
           weight_(height_) {
         if (g_ == nullptr) {
-            tiles_ = floats(static_cast<std::size_t>(class_block) * height_ * p_.threads);
+            tiles_ = make_buffer(static_cast<std::size_t>(class_block) * height_ * p_.threads);
             return;
         }
         if (g_->d_hidden != nullptr) {
-            partial_ = floats(static_cast<std::size_t>(spans_) * height_ * p_.dim);
-            panels_ = floats(panels_size() * p_.threads);
+            partial_ = make_buffer(static_cast<std::size_t>(spans_) * height_ * p_.dim);
+            panels_ = make_buffer(panels_size() * p_.threads);
         }
         if (g_->d_weight != nullptr) std::fill_n(g_->d_weight, p_.v * p_.dim, 0.0f);
         if (g_->d_bias != nullptr) std::fill_n(g_->d_bias, p_.v, 0.0f);
@@ -83,7 +81,7 @@ class Work {
     void finish() {
         if (g_ == nullptr || g_->d_weight == nullptr) return;
         const std::size_t size = static_cast<std::size_t>(class_block) * p_.dim;
-        const auto scratch = floats(size * p_.threads);
+        const auto scratch = make_buffer(size * p_.threads);
 #pragma omp parallel for num_threads(p_.threads) schedule(static)
         for (std::int64_t b = 0; b < blocks_; ++b)
             unpack(g_->d_weight + block(b).first * p_.dim, block(b).size, p_.dim, kernels_.width,
@@ -195,7 +193,7 @@ class Work {
     int height_;  // rows of a full block
     PackedTransposed transposed_;
     PackedValues values_;
-    std::unique_ptr<float[]> logits_, maxima_, sums_, tiles_, partial_, panels_;
+    Buffer logits_, maxima_, sums_, tiles_, partial_, panels_;
     std::vector<float> lse_, weight_;  // of the rows at hand; lse to base 2
     std::int64_t first_ = 0;
     int count_ = 0;

@@ -7,10 +7,10 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
-#include <memory>
 
 #include <omp.h>
 
+#include "buffer.h"
 #include "packed.h"
 #include "schedule.h"
 #include "tile.h"
@@ -20,12 +20,12 @@ namespace sslfast::cpu {
 // A tile of memory for every thread.
 class Tiles {
   public:
-    explicit Tiles(int threads) : memory_(new float[size * threads]) {}
+    explicit Tiles(int threads) : memory_(make_buffer(size * threads)) {}
     float* mine() { return memory_.get() + size * omp_get_thread_num(); }
 
   private:
     static constexpr std::size_t size = largest_tile * largest_tile;
-    std::unique_ptr<float[]> memory_;
+    Buffer memory_;
 };
 
 constexpr std::ptrdiff_t ld = largest_tile;  // of every tile
@@ -159,7 +159,7 @@ class Strips {
     void unpack_blocks(float* d, std::int64_t n, std::int64_t strip) const {
         if (d == nullptr) return;
         const std::size_t size = static_cast<std::size_t>(largest_tile) * p_.dim;
-        const std::unique_ptr<float[]> scratch(new float[size * p_.threads]);
+        const Buffer scratch = make_buffer(size * p_.threads);
         for (std::int64_t first = 0; first < n; first += strip) {
             const Side side(std::min(strip, n - first));
 #pragma omp parallel for num_threads(p_.threads) schedule(static)

@@ -15,19 +15,26 @@ from benchmarks.record import Record
 PRODUCT, COPY = "matrix product", "copy"
 
 
+def product_run(device: torch.device, dtype: torch.dtype, side: int) -> tuple[common.Run, float]:
+    """A square product on random data (zeros are multiplied faster), and its FLOP."""
+    pairs = [torch.randn(2, side, side, device=device).to(dtype) for _ in range(2)]
+    out = torch.empty(side, side, dtype=dtype, device=device)
+
+    def run(turn: int) -> None:
+        torch.mm(pairs[turn % 2][0], pairs[turn % 2][1], out=out)
+
+    return run, 2.0 * side**3
+
+
 def measure(record: Record) -> None:
-    """All ceilings, on random data: zeros are multiplied faster."""
+    """All ceilings."""
     device, small = record.device, record.quick or record.device.type == "cpu"
     side, count = (512, 1 << 22) if small else (8192, 1 << 30)
 
-    def product(dtype: torch.dtype) -> dict[str, common.Run]:
-        pairs = [torch.randn(2, side, side, device=device).to(dtype) for _ in range(2)]
-        out = torch.empty(side, side, dtype=dtype, device=device)
-        return {"torch": lambda turn: torch.mm(pairs[turn % 2][0], pairs[turn % 2][1], out=out)}
-
     for dtype in (torch.bfloat16, torch.float32):
+        run, flop = product_run(device, dtype, side)
         name = f"{PRODUCT}, {str(dtype).removeprefix('torch.')}"
-        record.measure(name, lambda dtype=dtype: product(dtype), 1.0, flop=2.0 * side**3)
+        record.measure(name, lambda run=run: {"torch": run}, 1.0, flop=flop)
 
     def copy() -> dict[str, common.Run]:
         source = torch.randn(count, device=device)

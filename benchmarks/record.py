@@ -24,7 +24,8 @@ from benchmarks.common import Row, Run
 from benchmarks.environment import CLOCKS, environment, nvidia_smi
 
 RESTART = 75  # exit status: call again with --go-on
-ATTEMPT_SECONDS = 100.0  # of one provider's first calls, compilation included
+# Of one provider's first calls, compilation included; nothing hangs on a CPU.
+ATTEMPT_SECONDS = {"cuda": 100.0, "cpu": 600.0}
 OURS = "sslfast"  # in the name of every provider whose failure fails the benchmark
 SET_UP, TIMING = "set-up of sslfast and others", "timing of sslfast and others"
 
@@ -106,7 +107,7 @@ class Record:
         if not found:
             return []
         limit = self._seconds or seconds
-        with self.attempt(problem, TIMING, ATTEMPT_SECONDS + limit):
+        with self.attempt(problem, TIMING, limit):
             chosen = {row.provider: runs[row.provider] for row in found}
             for name, samples in common.interleave(chosen, self.device, limit).items():
                 row = next(row for row in found if row.provider == name)
@@ -128,14 +129,19 @@ class Record:
         return peaks
 
     @contextmanager
-    def attempt(
-        self, problem: str, provider: str, seconds: float = ATTEMPT_SECONDS
-    ) -> Iterator[None]:
-        """What raises inside is a failure of ``provider``; what hangs ends the process."""
+    def attempt(self, problem: str, provider: str, seconds: float = 0.0) -> Iterator[None]:
+        """What raises inside is a failure of ``provider``; what hangs ends the process.
+
+        Args:
+            problem: what is measured.
+            provider: who is tried.
+            seconds: that it is known to take, beside what any attempt may.
+        """
         above = self._trying
         self._trying = {"problem": problem, "provider": provider}
         self.save()
         # The way out of a kernel that never ends: no handler of Python's would run.
+        seconds += ATTEMPT_SECONDS[self.device.type]
         faulthandler.dump_traceback_later(seconds, exit=True, file=sys.__stderr__)
         try:
             yield

@@ -181,7 +181,7 @@ def run(record: Record, preset: Preset) -> None:
     seconds: dict[str, list[float]] = {BARE: [], TRAINER: []}
     extra: dict[str, Any] = {}
     dtype = AMP_DTYPES[preset.precision] or torch.float32
-    with record.attempt(problem, f"{OURS}: both loops", 300), tempfile.TemporaryDirectory() as out:
+    with record.attempt(problem, f"{OURS}: both loops", 60), tempfile.TemporaryDirectory() as out:
         bench = Bench(preset, device)
         for turn in range(1 if record.quick else preset.turns):
             seconds[BARE].append(bench.bare())
@@ -197,10 +197,10 @@ def run(record: Record, preset: Preset) -> None:
     extra |= {"overhead": statistics.median(ratios) - 1, "parameters": parameters(bench.method)}
     step = statistics.median(seconds[TRAINER])
     extra["images_per_second"] = preset.batch / step
-    with record.attempt(problem, f"{OURS}: phases", 300):
+    with record.attempt(problem, f"{OURS}: phases", 60):
         found = bench.phases()
         extra["phases"], extra["shares"] = found, shares(found)
-    with record.attempt(problem, f"{OURS}: FLOP", 300):
+    with record.attempt(problem, f"{OURS}: FLOP", 60):
         extra["flop"] = flop_of_a_step(bench.method, bench.loader.batches[0])
         product, flop = product_run(device, dtype, 8192 if device.type == "cuda" else 512)
         times = common.interleave({"product": product}, device, 0.5)["product"]

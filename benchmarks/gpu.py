@@ -26,6 +26,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.build import link
 from benchmarks.environment import COMMIT, ROOT, environment
 from benchmarks.parts import Part, Run
 
@@ -178,9 +179,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not options.skip_build:
         checks = {"SSLFAST_CUDA_DEBUG": "1"} if options.sanitize else {}
         checks |= {"SSLFAST_CUDA": "0"} if cpu else {}
-        # From the checkout: its links are yet to be made.
-        command = python(str(ROOT / "benchmarks" / "build.py"), str(tree))
-        checks |= {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ["PYTHONPATH"]])}
+        link(tree)  # where the command itself runs
+        command = python("-m", "benchmarks.build", str(tree))
         run.do(Part("build", command, BUILD_SECONDS, environment=checks))
     if options.sanitize:
         parts = sanitize_parts()
@@ -196,7 +196,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parts = [test_part(options.only, 50 if options.quick else 150)]
         parts += benchmark_parts(options.only, quick, options.device)
         if options.profile:
-            command = python("-m", "benchmarks.profile", "--device", options.device)
+            command = python("-m", "benchmarks.profiling", "--device", options.device)
             parts.append(Part("profile", command, 90, benchmark=True))
     for part in parts:
         run.do(part)

@@ -179,9 +179,10 @@ def test_cuda_graph_and_no_synchronisation() -> None:
         a.grad = b.grad = None
         loss = ntxent(a, b, 0.1)
         loss.backward()
-        return loss
+        return loss.detach()  # its graph would hold nodes of this stream into the capture
 
     stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for _ in range(3):
             step()

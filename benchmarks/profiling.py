@@ -1,6 +1,6 @@
 """The main kernels, each once, under a profiler: time, and how busy the units of the GPU were.
 
-    python -m benchmarks.profile --out results.json
+    python -m benchmarks.profiling --out results.json
 
 Runs itself under ncu where that works, with the clocks left alone, and takes kernels and their
 times from torch's profiler where it does not (--plain: at once).
@@ -129,7 +129,7 @@ def by_ncu(tool: str, name: str) -> tuple[list[dict[str, Any]], str]:
     command = [
         tool, "--clock-control", "none", "--profile-from-start", "off", "--csv", "--page", "raw",
         "--print-units", "base", "--metrics", ",".join(METRICS), "--target-processes", "all",
-        sys.executable, "-m", "benchmarks.profile", "--once", name,
+        sys.executable, "-m", "benchmarks.profiling", "--once", name,
     ]  # fmt: skip
     try:
         done = subprocess.run(

@@ -93,16 +93,18 @@ def bring_peers(run: Run, wheels: Path | None) -> None:
     run.note("peers", 0, words)
 
 
-def test_part(chosen: Sequence[str], seconds: float) -> Part:
+def test_parts(chosen: Sequence[str], seconds: float) -> list[Part]:
     """The GPU tests, of the chosen benchmarks only; several at a time where xdist is installed."""
     files = [file for file, names in TESTS.items() if not chosen or {*names, "tests"} & {*chosen}]
+    if not files:
+        return []
     # Another torch or numpy may warn of itself; here that must not hide results.
     command = python("-m", "pytest", "-q", "-W", "default", "-p", "no:cacheprovider", *files)
     if importlib.util.find_spec("xdist"):
         command += ["-n", str(min(12, os.cpu_count() or 1))]
     if importlib.util.find_spec("pytest_timeout"):
         command += ["--timeout", "90", "--timeout-method", "thread"]  # a kernel may never end
-    return Part("tests", command, seconds)
+    return [Part("tests", command, seconds)]
 
 
 def benchmark_parts(chosen: Sequence[str], quick: bool, device: str) -> list[Part]:
@@ -153,6 +155,9 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--seconds", type=float, help=f"for all parts (default {BUDGET:.0f})")
     parser.add_argument("--commit", help="to record, where there is no git history")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
+    parser.add_argument(
+        "--work", type=Path, default=ROOT / "build", help="folder for what is built and unpacked"
+    )
     return parser
 
 
@@ -165,21 +170,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     if options.commit:
         os.environ[COMMIT] = options.commit
-    work = ROOT / "build" / ("gpu-checked" if options.sanitize else "gpu")
+    work = options.work.resolve() / ("gpu-checked" if options.sanitize else "gpu")
     tree = work / "tree"
     facts = {"environment": environment(torch.device(options.device)), "command": sys.argv}
     budget = options.seconds or (QUICK_BUDGET if options.quick else BUDGET)
     run = Run(options.out / "gpu.json", work / "parts", facts, budget, tree)
-    tree.mkdir(parents=True, exist_ok=True)
+    if not options.skip_build or not tree.exists():
+        link(tree)  # where all commands run
+    wheels = work / "wheels"
     if options.wheels:
-        unpack(options.wheels, ROOT / "build" / "wheels")
-    paths = [str(ROOT / "build" / "wheels"), os.environ.get("PYTHONPATH", "")]
+        unpack(options.wheels, wheels)
+    paths = [str(wheels), os.environ.get("PYTHONPATH", "")]
     os.environ["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
     bring_peers(run, options.peers)
     if not options.skip_build:
         checks = {"SSLFAST_CUDA_DEBUG": "1"} if options.sanitize else {}
         checks |= {"SSLFAST_CUDA": "0"} if cpu else {}
-        link(tree)  # where the command itself runs
         command = python("-m", "benchmarks.build", str(tree))
         run.do(Part("build", command, BUILD_SECONDS, environment=checks))
     if options.sanitize:
@@ -193,7 +199,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
     else:
         quick = options.quick or cpu
-        parts = [test_part(options.only, 50 if options.quick else 150)]
+        parts = test_parts(options.only, 50 if options.quick else 150)
         parts += benchmark_parts(options.only, quick, options.device)
         if options.profile:
             command = python("-m", "benchmarks.profiling", "--device", options.device)

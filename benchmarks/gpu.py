@@ -4,6 +4,7 @@
     python -m benchmarks.gpu --out DIR --quick            a smoke run of two minutes
     python -m benchmarks.gpu --out DIR --only NAME ...    these parts, and the tests of their ops
     python -m benchmarks.gpu --out DIR --profile          the main kernels under ncu as well
+    python -m benchmarks.gpu --out DIR --tune             measure tiles, and nothing else
     python -m benchmarks.gpu --out DIR --sanitize         compute-sanitizer, and nothing else
     python -m benchmarks.gpu --out DIR --device cpu       a rehearsal without a GPU: small sizes
 
@@ -151,7 +152,9 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--wheels", type=Path, help="folder of wheels to import from, as DALI's")
     parser.add_argument("--skip-build", action="store_true", help="take what the last run built")
     parser.add_argument("--profile", action="store_true", help="profile the main kernels as well")
-    parser.add_argument("--sanitize", action="store_true", help="only run compute-sanitizer")
+    only = parser.add_mutually_exclusive_group()
+    only.add_argument("--sanitize", action="store_true", help="only run compute-sanitizer")
+    only.add_argument("--tune", action="store_true", help="only measure tiles, into DIR")
     parser.add_argument("--seconds", type=float, help=f"for all parts (default {BUDGET:.0f})")
     parser.add_argument("--commit", help="to record, where there is no git history")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
@@ -159,6 +162,26 @@ def arguments() -> argparse.ArgumentParser:
         "--work", type=Path, default=ROOT / "build", help="folder for what is built and unpacked"
     )
     return parser
+
+
+def chosen_parts(options: argparse.Namespace, run: Run) -> list[Part]:
+    """What follows the build."""
+    if options.sanitize:
+        parts = sanitize_parts()
+        if not parts:
+            words = "compute-sanitizer was not found: it comes with the CUDA toolkit, put it in the"
+            run.note("sanitize", 127, f"{words} PATH")
+        return parts
+    if options.tune:
+        folder = {"SSLFAST_CACHE": str(options.out.resolve())}
+        return [Part("tune", python("-m", "benchmarks.tune"), 480, environment=folder)]
+    parts = test_parts(options.only, 50 if options.quick else 150)
+    quick = options.quick or options.device == "cpu"
+    parts += benchmark_parts(options.only, quick, options.device)
+    if options.profile:
+        command = python("-m", "benchmarks.profiling", "--device", options.device)
+        parts.append(Part("profile", command, 90, benchmark=True))
+    return parts
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -188,23 +211,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         checks |= {"SSLFAST_CUDA": "0"} if cpu else {}
         command = python("-m", "benchmarks.build", str(tree))
         run.do(Part("build", command, BUILD_SECONDS, environment=checks))
-    if options.sanitize:
-        parts = sanitize_parts()
-        if not parts:
-            run.note(
-                "sanitize",
-                127,
-                "compute-sanitizer was not found: it comes with the CUDA toolkit, put it in the "
-                "PATH",
-            )
-    else:
-        quick = options.quick or cpu
-        parts = test_parts(options.only, 50 if options.quick else 150)
-        parts += benchmark_parts(options.only, quick, options.device)
-        if options.profile:
-            command = python("-m", "benchmarks.profiling", "--device", options.device)
-            parts.append(Part("profile", command, 90, benchmark=True))
-    for part in parts:
+    for part in chosen_parts(options, run):
         run.do(part)
     print("\n" + "\n".join(map(str, run.outcomes)) + f"\nwritten: {run.file}")
     return run.status()

@@ -24,6 +24,7 @@ from sslfast.optim import LARS, AdamW
 
 SHAPES = ((130, 0, 123), (70, 300, 64), (33, 2000, 128), (40, 40, 300))  # (M, N or symmetric, D)
 DEVICE = "cuda"
+ARITHMETICS = ("ieee", "tf32")
 TYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -85,7 +86,7 @@ def tensors(dtype: torch.dtype) -> None:
 
 def works(backend: str) -> Iterator[tuple[str, Callable[[], None]]]:
     """Everything, by name; ops that have no such backend choose for themselves."""
-    for precision in ("ieee", "tf32"):
+    for precision in ARITHMETICS:
         for dtype, shape in itertools.product(TYPES, SHAPES):
             if precision == "ieee" or dtype == torch.float32:
                 name = f"similarity_softmax {precision} {dtype} {shape}"

@@ -49,18 +49,16 @@ class Towers:
 
     image: int
     patch: int
-    vision: str
+    vision: tuple[int, int, int]  # width, blocks, heads
     embed_dim: int
     tokens: int
     words: int
-    width: int
-    depth: int
-    heads: int
+    text: tuple[int, int, int]
 
 
 # Radford et al. 2021, arXiv:2103.00020, table 20: ViT-L/14.
-LARGE = Towers(224, 14, "vit_large", 768, 77, 49408, 768, 12, 12)
-TOY = Towers(32, 4, "vit_micro", 32, 8, 100, 32, 1, 2)
+LARGE = Towers(224, 14, (1024, 24, 16), 768, 77, 49408, (768, 12, 12))
+TOY = Towers(16, 8, (32, 1, 2), 32, 4, 100, (32, 1, 2))
 
 
 class TextTower(nn.Module):
@@ -68,11 +66,12 @@ class TextTower(nn.Module):
 
     def __init__(self, sizes: Towers) -> None:
         super().__init__()
-        self.words = nn.Embedding(sizes.words, sizes.width)
-        self.positions = nn.Parameter(torch.zeros(sizes.tokens, sizes.width))
-        self.blocks = nn.Sequential(*(Block(sizes.width, sizes.heads) for _ in range(sizes.depth)))
-        self.norm = nn.LayerNorm(sizes.width, eps=EPS)
-        self.projection = nn.Linear(sizes.width, sizes.embed_dim, bias=False)
+        width, depth, heads = sizes.text
+        self.words = nn.Embedding(sizes.words, width)
+        self.positions = nn.Parameter(torch.zeros(sizes.tokens, width))
+        self.blocks = nn.Sequential(*(Block(width, heads) for _ in range(depth)))
+        self.norm = nn.LayerNorm(width, eps=EPS)
+        self.projection = nn.Linear(width, sizes.embed_dim, bias=False)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """[B, T] -> [B, D], of norm 1."""
@@ -85,9 +84,15 @@ class ImageTower(nn.Module):
 
     def __init__(self, sizes: Towers) -> None:
         super().__init__()
-        options = {"img_size": sizes.image, "patch_size": sizes.patch}
-        self.encoder = models.create(sizes.vision, **(options if sizes is LARGE else {}))
-        self.projection = nn.Linear(int(self.encoder.num_features), sizes.embed_dim, bias=False)  # type: ignore[arg-type]
+        width, depth, heads = sizes.vision
+        self.encoder = models.vit(
+            img_size=sizes.image,
+            patch_size=sizes.patch,
+            embed_dim=width,
+            depth=depth,
+            num_heads=heads,
+        )
+        self.projection = nn.Linear(width, sizes.embed_dim, bias=False)
 
     def forward(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] -> [B, D], of norm 1."""
@@ -186,7 +191,7 @@ def fits_in(
 def measure(record: Record, toy: bool, limit: int | None, chunk: int, most: int) -> None:
     """Both ways of training."""
     device = record.device
-    name = "ViT-micro" if toy else "ViT-L/14"
+    name = "toy" if toy else "ViT-L/14"
     whole = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else 0
     problem = f"largest batch, CLIP with {name} towers, {(limit or whole) / 2**30:.1f} GiB"
     if any(row.problem == problem for row in record.rows):
@@ -213,7 +218,7 @@ def main() -> int:
     options = parser.parse_args()
     record = Record("clip_batch", options)
     toy = record.device.type == "cpu"
-    limit = int(options.memory * 2**20) if options.memory else (64 << 20 if toy else None)
+    limit = int(options.memory * 2**20) if options.memory else (4 << 20 if toy else None)
     measure(record, toy, limit, 16 if toy else options.chunk, 512 if toy else options.most)
     return record.finish()
 

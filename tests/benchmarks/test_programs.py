@@ -110,22 +110,19 @@ def test_a_trial_in_chunks_is_the_whole_step(n: int, monkeypatch: pytest.MonkeyP
     trial.cached(n)
     monkeypatch.setattr(clip_batch, "REAL_CHUNKS", 2)
     trial.cached(n)
-    plain, chunked, first = gradients
-    for a, b in zip(plain, chunked, strict=True):
-        torch.testing.assert_close(a, b, rtol=0.1, atol=2e-3)
-    assert any(
-        not torch.allclose(a, b, rtol=0.1, atol=2e-3) for a, b in zip(plain, first, strict=True)
-    )
-    assert all(g.isfinite().all() for g in first)
+    plain, chunked, first = (torch.cat([g.flatten() for g in each]) for each in gradients)
+    assert (plain - chunked).norm() < 0.02 * plain.norm()  # of bfloat16
+    assert (plain - first).norm() > 0.1 * plain.norm()
+    assert first.isfinite().all()
 
 
 def test_batches_of_both_ways_within_a_toy_memory(tmp_path: Path) -> None:
     results = record("clip_batch", tmp_path / "out.json")
-    clip_batch.measure(results, toy=True, limit=12 << 20, chunk=8, most=128)
+    clip_batch.measure(results, toy=True, limit=6 << 20, chunk=8, most=2048)
     assert results.failures == []
     plain, ours = (row.extra for row in results.rows)
-    assert plain["batch"] < ours["batch"]
-    assert all(peak <= 12 << 20 for n, peak in ours["peaks"].items() if int(n) <= ours["batch"])
+    assert 0 < plain["batch"] < ours["batch"]
+    assert all(peak <= 6 << 20 for n, peak in ours["peaks"].items() if int(n) <= ours["batch"])
 
 
 def test_memory_of_every_loss_is_looked_at() -> None:

@@ -159,6 +159,7 @@ class Record:
             common.synchronize(self.device)
         except RuntimeError as error:
             print(f"the CUDA context is lost ({error}): the benchmark starts again", flush=True)
+            self._trying = None  # its failure is written down
             self.save()
             sys.stdout.flush()
             os._exit(RESTART)  # without the destructors, which would raise once more

@@ -55,14 +55,14 @@ class Plan:
 
 # The most important come first, since the last may find no time left.
 BENCHMARKS = {
-    "peaks": Plan(25, 12, "peaks"),
-    "similarity_softmax": Plan(75, 20, "similarity_softmax", timing=3),
+    "peaks": Plan(30, 20, "peaks"),
+    "similarity_softmax": Plan(75, 25, "similarity_softmax", timing=3),
     "losses": Plan(100, 25, "losses", timing=3),
-    "optim": Plan(40, 12, "optim", timing=2),
-    "ema": Plan(40, 12, "ema", timing=2),
+    "optim": Plan(40, 20, "optim", timing=2),
+    "ema": Plan(40, 20, "ema", timing=2),
     "train_vit": Plan(110, 0, "train_step", ("--preset", "vit")),
-    "masking": Plan(45, 15, "masking", timing=2),
-    "loss_memory": Plan(30, 15, "loss_memory"),
+    "masking": Plan(45, 20, "masking", timing=2),
+    "loss_memory": Plan(30, 20, "loss_memory"),
     "train_mae": Plan(140, 0, "train_step", ("--preset", "mae")),
     "train_resnet": Plan(110, 0, "train_step", ("--preset", "resnet")),
     "clip_batch": Plan(60, 0, "clip_batch"),

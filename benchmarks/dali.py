@@ -12,7 +12,7 @@ import itertools
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ def missing() -> str | None:
 
 def batches(
     dataset: ImageDataset, steps: Recipe, size: int, device: torch.device, seed: int
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """Epoch after epoch; the loader is closed with the iterator."""
     loader = make_loader(dataset, steps, batch_size=size, device=device, seed=seed)
     try:
@@ -127,11 +127,12 @@ def steady(record: Record, dataset: ImageDataset, size: int, iterations: int) ->
             if i >= warm and i % max(1, iterations // 20) == 0:
                 seen.append(memory_in_use(record.device))
         found.close()
-        extra = {"bytes in use": seen, "growth": max(seen) - seen[0]}
+        grew = max(seen) - seen[0]
+        extra = {"bytes in use": seen, "growth": grew}
         record.add([common.Row("dali", problem, str(record.device), 0.0, extra=extra)])
-        print(f"{problem}: grew by {extra['growth'] / 2**20:.1f} MiB", flush=True)
-        if extra["growth"] > STEADY:
-            raise AssertionError(f"memory grew by {extra['growth'] / 2**20:.0f} MiB")
+        print(f"{problem}: grew by {grew / 2**20:.1f} MiB", flush=True)
+        if grew > STEADY:
+            raise AssertionError(f"memory grew by {grew / 2**20:.0f} MiB")
 
 
 def main() -> int:

@@ -9,6 +9,7 @@ replayed graph, without what the host does.
 
 import sys
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -145,7 +146,7 @@ def measure(record: Record) -> None:
     for size in sizes(device, record.quick):
         record.measure(
             str(size),
-            lambda size=size: runs(size, device),
+            partial(runs, size, device),
             seconds,
             moved=size.bytes,
             without_memory=(FLOOR,),

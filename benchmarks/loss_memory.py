@@ -90,7 +90,10 @@ def measure(record: Record) -> None:
             grown = growth(peaks, NOISE[device.type])
             rows[-1].extra["growth"] = grown
             record.add(rows)
-            sizes = ", ".join(f"{row.provider} {row.peak_bytes / 2**20:.1f} MiB" for row in rows)
+            sizes = ", ".join(
+                f"{row.provider} {peak / 2**20:.1f} MiB"
+                for row, peak in zip(rows, peaks, strict=True)
+            )
             print(f"{name:24}{sizes}; growth {grown:.2f}", flush=True)
             if grown > MOST_GROWTH:
                 raise MemoryError(f"memory of {name} grows by {grown:.2f}, a line by 2")

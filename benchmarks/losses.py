@@ -11,6 +11,7 @@ import argparse
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -248,7 +249,7 @@ def main() -> int:
         if options.only in (None, name):
             record.measure(
                 case.name,
-                lambda case=case: runs(case, record.device),
+                partial(runs, case, record.device),
                 5.0 if record.quick else 40.0,
                 flop=case.flop,
                 without_memory=case.without_memory,

@@ -8,6 +8,7 @@ without the teacher; the floor is torch's own copy of as many.
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -119,7 +120,7 @@ def measure(record: Record) -> None:
         names = "AdamW + EMA" if teacher else "AdamW"
         record.measure(
             f"{names}, ViT, width {width}: {len(shapes)} tensors, {count / 1e6:.1f} M",
-            lambda teacher=teacher: adamw_runs(shapes, device, teacher),
+            partial(adamw_runs, shapes, device, teacher),
             seconds,
             moved=count * (36 if teacher else 28),
             without_memory=(FLOOR,),

@@ -6,6 +6,7 @@ Floors and shares of peak are taken from these, not from data sheets.
 """
 
 import sys
+from functools import partial
 
 import torch
 
@@ -34,7 +35,7 @@ def measure(record: Record) -> None:
     for dtype in (torch.bfloat16, torch.float32):
         run, flop = product_run(device, dtype, side)
         name = f"{PRODUCT}, {str(dtype).removeprefix('torch.')}"
-        record.measure(name, lambda run=run: {"torch": run}, 1.0, flop=flop)
+        record.measure(name, partial(dict, torch=run), 1.0, flop=flop)
 
     def copy() -> dict[str, common.Run]:
         source = torch.randn(count, device=device)

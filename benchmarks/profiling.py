@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -60,8 +61,7 @@ def works(device: torch.device) -> dict[str, Callable[[], common.Run]]:
         return lambda turn: ema_update_(pairs[0], pairs[1], 0.99)
 
     for name in ("triton", "cuda") if cuda else ("cpu",):
-        provider = f"{OURS} {name}"
-        found[f"NT-Xent, {name}"] = lambda provider=provider: ntxent(provider)
+        found[f"NT-Xent, {name}"] = partial(ntxent, f"{OURS} {name}")
     found["CLIP"] = lambda: case(loss_benchmark.clip_case(n, 512, device, dtype))
     found["SigLIP"] = lambda: case(loss_benchmark.siglip_case(n, 512, device, dtype))
     found["linear cross-entropy"] = lambda: case(

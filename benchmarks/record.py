@@ -27,6 +27,7 @@ RESTART = 75  # exit status: call again with --go-on
 # Of one provider's first calls, compilation included; nothing hangs on a CPU.
 ATTEMPT_SECONDS = {"cuda": 100.0, "cpu": 600.0}
 OURS = "sslfast"  # in the name of every provider whose failure fails the benchmark
+STDERR = 2  # the process's own, whatever a test has put in its place
 SET_UP, TIMING = "set-up of sslfast and others", "timing of sslfast and others"
 
 
@@ -142,7 +143,7 @@ class Record:
         self.save()
         # The way out of a kernel that never ends: no handler of Python's would run.
         seconds += ATTEMPT_SECONDS[self.device.type]
-        faulthandler.dump_traceback_later(seconds, exit=True, file=sys.__stderr__)
+        faulthandler.dump_traceback_later(seconds, exit=True, file=STDERR)
         try:
             yield
         except Exception as error:  # any: it is a result, printed, written, and in the exit status

@@ -10,6 +10,7 @@ forward and backward, the fewest known), on a CPU in tiles of 512 x 512.
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -156,7 +157,7 @@ def measure(record: Record) -> None:
         seconds = 3.0 if record.quick else 20.0 if size.m < 8192 else 45.0
         record.measure(
             str(size),
-            lambda size=size: runs(size, record.device),
+            partial(runs, size, record.device),
             seconds,
             flop=size.flop,
             without_memory=(FLOOR,),

@@ -118,7 +118,7 @@ def test_a_trial_in_chunks_is_the_whole_step(n: int, monkeypatch: pytest.MonkeyP
 
 def test_batches_of_both_ways_within_a_toy_memory(tmp_path: Path) -> None:
     results = record("clip_batch", tmp_path / "out.json")
-    clip_batch.measure(results, toy=True, limit=6 << 20, chunk=8, most=2048)
+    clip_batch.measure(results, toy=True, limit=6 << 20, chunk=8, most=512)
     assert results.failures == []
     plain, ours = (row.extra for row in results.rows)
     assert 0 < plain["batch"] < ours["batch"]

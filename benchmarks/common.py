@@ -9,7 +9,7 @@ import ctypes
 import json
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ class Row:
 
 
 def interleave(
-    runs: dict[str, Run], device: torch.device, seconds: float, least: int = 5, most: int = 200
+    runs: Mapping[str, Run], device: torch.device, seconds: float, least: int = 5, most: int = 200
 ) -> dict[str, list[float]]:
     """Time every run in turn, after two warm-up rounds, for about ``seconds`` altogether."""
     samples: dict[str, list[float]] = {name: [] for name in runs}
@@ -161,7 +161,7 @@ def print_table(rows: Sequence[Row], baseline: str, floor: str | None = None) ->
 def rows_of(
     benchmark: str,
     problem: str,
-    runs: dict[str, Run],
+    runs: Mapping[str, Run],
     device: torch.device,
     seconds: float,
     flop: float | None = None,

@@ -66,7 +66,7 @@ BENCHMARKS = {
     "train_mae": Plan(140, 0, "train_step", ("--preset", "mae")),
     "train_resnet": Plan(110, 0, "train_step", ("--preset", "resnet")),
     "clip_batch": Plan(60, 0, "clip_batch"),
-    "dali": Plan(70, 0, "dali"),
+    "dali": Plan(110, 0, "dali"),
 }
 
 
@@ -180,7 +180,7 @@ def chosen_parts(options: argparse.Namespace, run: Run) -> list[Part]:
     parts += benchmark_parts(options.only, quick, options.device)
     if options.profile:
         command = python("-m", "benchmarks.profiling", "--device", options.device)
-        parts.append(Part("profile", command, 90, benchmark=True))
+        parts.append(Part("profile", command, 160, benchmark=True))
     return parts
 
 

@@ -9,6 +9,7 @@ collator (a Python loop over samples), Conv2d over all patches and a gather, MAE
 import math
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -130,10 +131,13 @@ def multiblock(device: torch.device, batch: int) -> dict[str, common.Run]:
 
 def embedding(device: torch.device, batch: int, backward: bool) -> dict[str, common.Run]:
     """Patch embedding of ViT-B/16 with positions, 49 of 196 patches visible."""
-    images = [torch.randn(batch, 3, SIDE * PATCH, SIDE * PATCH, device=device) for _ in range(2)]
-    weight = torch.randn(DIM, 3, PATCH, PATCH, device=device, requires_grad=backward)
-    bias = torch.randn(DIM, device=device, requires_grad=backward)
-    positions = torch.randn(LENGTH, DIM, device=device)
+    # On a GPU as in training: cuDNN's float32 convolutions would be TF32, and ours not.
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    at: dict[str, Any] = {"device": device, "dtype": dtype}
+    images = [torch.randn(batch, 3, SIDE * PATCH, SIDE * PATCH, **at) for _ in range(2)]
+    weight = torch.randn(DIM, 3, PATCH, PATCH, **at, requires_grad=backward)
+    bias = torch.randn(DIM, **at, requires_grad=backward)
+    positions = torch.randn(LENGTH, DIM, **at)
     ids = random_mask(batch, LENGTH, 0.75, seed=0, device=device).ids_keep
 
     def eager(turn: int) -> Tensor:
@@ -143,7 +147,7 @@ def embedding(device: torch.device, batch: int, backward: bool) -> dict[str, com
     def ours(turn: int) -> Tensor:
         return patchify_visible(images[turn % 2], ids, weight, bias, positions)
 
-    above = torch.randn(batch, KEEP, DIM, device=device)
+    above = torch.randn(batch, KEEP, DIM, **at)
 
     def work(forward: Work) -> Work:
         def run(turn: int) -> None:

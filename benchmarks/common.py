@@ -7,21 +7,20 @@ random and rotate, so that no run finds them in the cache. A result keeps its ra
 import argparse
 import ctypes
 import json
-import os
-import platform
 import statistics
-import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import torch
 
-ROOT = Path(__file__).resolve().parents[1]
+from benchmarks.environment import ROOT as ROOT
+from benchmarks.environment import environment as environment
+
 Run = Callable[[int], object]  # the argument chooses among the rotating inputs
+HEAD_START = 1_000_000  # cycles of a GPU: about half a millisecond
 
 
 @dataclass
@@ -40,7 +39,7 @@ class Row:
 
 
 def interleave(
-    runs: dict[str, Run], device: torch.device, seconds: float, least: int = 5, most: int = 200
+    runs: Mapping[str, Run], device: torch.device, seconds: float, least: int = 5, most: int = 200
 ) -> dict[str, list[float]]:
     """Time every run in turn, after two warm-up rounds, for about ``seconds`` altogether."""
     samples: dict[str, list[float]] = {name: [] for name in runs}
@@ -59,9 +58,14 @@ def interleave(
 
 
 def time_once(run: Run, turn: int, device: torch.device) -> float:
-    """Seconds of one call: by device events on a GPU, by the clock on a CPU."""
+    """Seconds of one call: by device events on a GPU, by the clock on a CPU.
+
+    The GPU idles for HEAD_START before, so that launches queue up as they do in a training step:
+    what the host does in that time is not counted.
+    """
     if device.type == "cuda":
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda._sleep(HEAD_START)
         begin.record()
         run(turn)
         end.record()
@@ -70,6 +74,43 @@ def time_once(run: Run, turn: int, device: torch.device) -> float:
     start = time.perf_counter()
     run(turn)
     return time.perf_counter() - start
+
+
+class Lazy:
+    """A peer that is imported when it is first called: one that is missing fails alone."""
+
+    def __init__(self, load: Callable[[], Callable[..., Any]]) -> None:
+        self.load = load
+        self.function: Callable[..., Any] | None = None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call it."""
+        if self.function is None:
+            self.function = self.load()
+        return self.function(*args, **kwargs)
+
+
+class Replayed:
+    """The same work as a CUDA graph, captured when it is first called; always on inputs 0."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.graph: torch.cuda.CUDAGraph | None = None
+
+    def __call__(self, turn: int) -> None:
+        """Replay."""
+        if self.graph is None:
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):  # kernels compile, libraries take their buffers
+                for _ in range(2):
+                    self.run(0)
+            torch.cuda.current_stream().wait_stream(stream)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                self.run(0)
+            self.graph = graph
+        self.graph.replay()
 
 
 def synchronize(device: torch.device) -> None:
@@ -101,54 +142,6 @@ def _status(key: str) -> int:
     raise KeyError(key)
 
 
-def environment(device: torch.device) -> dict[str, Any]:
-    """What a figure depends on: machine, versions, commit."""
-    import sslfast
-
-    def output(*command: str) -> str:
-        return subprocess.run(
-            command, cwd=ROOT, capture_output=True, text=True, check=False
-        ).stdout.strip()
-
-    facts: dict[str, Any] = {
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "commit": output("git", "rev-parse", "HEAD"),
-        "changed": bool(output("git", "status", "--porcelain")),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "sslfast": sslfast.__version__,
-        "device": str(device),
-        "cpu": _cpu_name(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "isa": torch.backends.cpu.get_cpu_capability(),
-    }
-    try:
-        import triton
-
-        facts["triton"] = triton.__version__
-    except ImportError as error:
-        facts["triton"] = str(error)
-    if device.type == "cuda":
-        facts["gpu"] = torch.cuda.get_device_name(device)
-        facts["capability"] = list(torch.cuda.get_device_capability(device))
-        facts["cuda"] = torch.version.cuda
-        facts["driver"] = output(
-            "nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"
-        )
-        facts["clocks"] = output(
-            "nvidia-smi", "--query-gpu=clocks.sm,clocks.mem", "--format=csv,noheader"
-        )
-    return facts
-
-
-def _cpu_name() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.processor()
-
-
 def print_table(rows: Sequence[Row], baseline: str, floor: str | None = None) -> None:
     """Print each problem's providers: time, ratio to the baseline and the floor, peak memory."""
     for problem in dict.fromkeys(r.problem for r in rows):
@@ -168,7 +161,7 @@ def print_table(rows: Sequence[Row], baseline: str, floor: str | None = None) ->
 def rows_of(
     benchmark: str,
     problem: str,
-    runs: dict[str, Run],
+    runs: Mapping[str, Run],
     device: torch.device,
     seconds: float,
     flop: float | None = None,
@@ -210,4 +203,8 @@ def arguments(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=int, default=None, help="threads of torch")
     parser.add_argument("--quick", action="store_true", help="small sizes, short runs")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seconds", type=float, help="of timing for each problem")
+    parser.add_argument(
+        "--go-on", action="store_true", help="keep what --out has; try nothing again that failed"
+    )
     return parser

@@ -7,14 +7,16 @@ the floor is torch's own copy of as many. On a GPU the many small tensors are al
 replayed graph, without what the host does.
 """
 
+import sys
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 
 import torch
 from torch import Tensor
 
 import sslfast
 from benchmarks import common
+from benchmarks.record import Record
 from sslfast import EMATeacher
 from sslfast.functional import ema_update_
 from sslfast.kernels import ema, registry
@@ -100,18 +102,9 @@ def runs(size: Size, device: torch.device) -> dict[str, common.Run]:
         if backend.name != "reference" and backend.refusal(problem) is None:
             table[f"sslfast {backend.name}"] = forced(backend.name)
     if device.type == "cuda" and len(size.shapes) > 1000:
-        table |= {f"{name}, graph": replayed(table[name]) for name in list(table)[1:]}
+        table |= {f"{name}, graph": common.Replayed(table[name]) for name in list(table)[1:]}
     table[FLOOR] = copy_of(size, device)
     return table
-
-
-def replayed(run: common.Run) -> common.Run:
-    """The same work as a CUDA graph."""
-    run(0)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        run(0)
-    return lambda turn: graph.replay()
 
 
 def teacher_runs(device: torch.device) -> dict[str, common.Run]:
@@ -147,34 +140,29 @@ def sizes(device: torch.device, quick: bool) -> list[Size]:
     ]
 
 
-def measure(device: torch.device, quick: bool) -> list[common.Row]:
+def measure(record: Record) -> None:
     """All rows."""
-    rows: list[common.Row] = []
-    budget = 1.0 if quick else 8.0
-    for size in sizes(device, quick):
-        table = runs(size, device)
-        found = common.rows_of("ema", str(size), table, device, budget, None, (FLOOR,))
-        for row in found:
-            row.bytes = size.bytes
-        rows += found
-    if not quick:
-        whole = teacher_runs(device)
-        rows += common.rows_of("ema", "ResNet-50 with buffers", whole, device, budget)
-    return rows
+    device, seconds = record.device, 1.0 if record.quick else 8.0
+    for size in sizes(device, record.quick):
+        record.measure(
+            str(size),
+            partial(runs, size, device),
+            seconds,
+            moved=size.bytes,
+            without_memory=(FLOOR,),
+            baseline="foreach",
+            floor=FLOOR,
+        )
+    if not record.quick:
+        record.measure("ResNet-50 with buffers", lambda: teacher_runs(device), seconds)
 
 
-def main() -> None:
-    """Print the table and write the results."""
-    options = common.arguments(__doc__).parse_args()
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    torch.manual_seed(options.seed)
-    device = torch.device(options.device)
-    rows = measure(device, options.quick)
-    common.print_table(rows, baseline="foreach", floor=FLOOR)
-    if options.out:
-        common.write(Path(options.out), rows, device, seed=options.seed)
+def main() -> int:
+    """Print the tables and write the results."""
+    record = Record("ema", common.arguments(__doc__).parse_args())
+    measure(record)
+    return record.finish()
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

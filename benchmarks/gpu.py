@@ -1,169 +1,220 @@
 """Everything there is to check and time on a machine with an NVIDIA GPU, in one command.
 
-    python -m benchmarks.gpu --out DIR [--quick] [--only OP] [--peers DIR] [--skip-build]
-    python -m benchmarks.gpu --out DIR --sanitize     compute-sanitizer instead of tests and times
+    python -m benchmarks.gpu --out DIR                    all of it, within nine minutes
+    python -m benchmarks.gpu --out DIR --quick            a smoke run of two minutes
+    python -m benchmarks.gpu --out DIR --only NAME ...    these parts, and the tests of their ops
+    python -m benchmarks.gpu --out DIR --profile          the main kernels under ncu as well
+    python -m benchmarks.gpu --out DIR --tune             measure tiles, and nothing else
+    python -m benchmarks.gpu --out DIR --sanitize         compute-sanitizer, and nothing else
+    python -m benchmarks.gpu --out DIR --device cpu       a rehearsal without a GPU: small sizes
 
-Builds the extension with what is installed (no network, no build isolation, no dependencies), runs
-the GPU tests, then every benchmark, and writes DIR/gpu.json. A part that fails is recorded with
-its output, and the others go on; the exit status is 1 if any failed.
+Builds the extension with what is installed (no network, no setuptools), runs the GPU tests, then
+every benchmark, the most important first. Each part has a limit, and all together a budget. One
+file, DIR/gpu.json, holds machine, versions, commit, seeds, raw samples, and the end of each part's
+output; it is whole at any time, so that a kill loses only what was not yet measured. A part that
+fails is recorded, and the others go on; the exit status is 1 if any failed or was not run.
 """
 
 import argparse
-import json
+import importlib.util
 import os
 import shutil
-import subprocess
 import sys
-import time
-from dataclasses import asdict, dataclass
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from benchmarks import common
+from benchmarks.build import link
+from benchmarks.environment import COMMIT, ROOT, environment
+from benchmarks.parts import Part, Run
 
-BENCHMARKS = {
-    "similarity_softmax": "benchmarks.similarity_softmax",
-    "losses": "benchmarks.losses",
-    "masking": "benchmarks.masking",
-    "ema": "benchmarks.ema",
-    "optim": "benchmarks.optim",
+BUDGET, QUICK_BUDGET = 530.0, 115.0  # seconds
+BUILD_SECONDS = 170.0
+PEERS = ("memeff", "inf_cl", "siglip_kernel", "cut_cross_entropy", "lightly", "open_clip")
+TESTS = {  # files, by the benchmarks whose kernels they test
+    "tests/gpu/test_kernels.py": ("similarity_softmax", "losses", "loss_memory", "clip_batch"),
+    "tests/gpu/test_tensors.py": ("optim", "ema"),
+    "tests/gpu/test_patches.py": ("masking", "train_mae"),
+    "tests/gpu/test_loader.py": ("dali",),
 }
-TESTS = ["tests/gpu"]
 
 
-@dataclass
-class Part:
-    """One step of the run and what became of it."""
+@dataclass(frozen=True)
+class Plan:
+    """A benchmark's part: its module and arguments, and its limits in seconds."""
 
-    name: str
-    seconds: float
-    status: int
-    output: str  # the end of it
-
-
-def run_part(name: str, command: list[str], limit: float, environment: dict[str, str]) -> Part:
-    """Run one command; a failure or a time-out is a result like any other."""
-    print(f"\n== {name}: {' '.join(command)}", flush=True)
-    begin = time.perf_counter()
-    try:
-        done = subprocess.run(
-            command,
-            cwd=common.ROOT,
-            env=environment,
-            timeout=limit,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            check=False,
-        )
-        status, output = done.returncode, done.stdout
-    except subprocess.TimeoutExpired as error:
-        shown = error.stdout or b""
-        output = shown.decode(errors="replace") if isinstance(shown, bytes) else shown
-        status, output = 124, f"{output}\n(stopped after {limit:.0f} s)"
-    print(output[-6000:], flush=True)
-    return Part(name, time.perf_counter() - begin, status, output[-20000:])
+    limit: float
+    quick: float  # limit in a quick run; 0: not in it
+    module: str
+    arguments: tuple[str, ...] = ()
+    timing: float | None = None  # of each problem, in a full run
 
 
-def install_peers(folder: Path, environment: dict[str, str]) -> Part:
-    """Install the wheels of ``folder`` where the tests and benchmarks look for peers."""
-    wheels = sorted(str(w) for w in folder.glob("*.whl"))
-    target = str(common.ROOT / "build" / "peers")
-    pip = [sys.executable, "-m", "pip", "install", "--no-index", "--no-deps", "--target", target]
-    return run_part("peers", [*pip, *wheels], 120, environment)
+# The most important come first, since the last may find no time left.
+BENCHMARKS = {
+    "peaks": Plan(30, 20, "peaks"),
+    "similarity_softmax": Plan(75, 25, "similarity_softmax", timing=3),
+    "losses": Plan(100, 25, "losses", timing=3),
+    "optim": Plan(40, 20, "optim", timing=2),
+    "ema": Plan(40, 20, "ema", timing=2),
+    "train_vit": Plan(110, 0, "train_step", ("--preset", "vit")),
+    "masking": Plan(45, 20, "masking", timing=2),
+    "loss_memory": Plan(30, 20, "loss_memory"),
+    "train_mae": Plan(140, 0, "train_step", ("--preset", "mae")),
+    "train_resnet": Plan(110, 0, "train_step", ("--preset", "resnet")),
+    "clip_batch": Plan(60, 0, "clip_batch"),
+    "dali": Plan(110, 0, "dali"),
+}
 
 
-def sanitize(environment: dict[str, str]) -> list[Part]:
-    """Run the CUDA kernels, built with their own checks, under compute-sanitizer."""
+def python(*arguments: str) -> list[str]:
+    """A command of this interpreter; -u, so that what is killed has said what it had to say."""
+    return [sys.executable, "-u", *arguments]
+
+
+def unpack(wheels: Path, target: Path) -> list[str]:
+    """Unpack wheels into a folder, without pip; return their names."""
+    target.mkdir(parents=True, exist_ok=True)
+    found = sorted(wheels.glob("*.whl"))
+    for wheel in found:
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extractall(target)
+    return [wheel.name for wheel in found]
+
+
+def bring_peers(run: Run, wheels: Path | None) -> None:
+    """Put peers where tests and benchmarks look for them, and name those that are missing."""
+    target = ROOT / "build" / "peers"
+    names = unpack(wheels, target) if wheels else []
+    missing = [name for name in PEERS if not (target / name).is_dir()]
+    words = f"unpacked {', '.join(names) or 'none'}; missing: {', '.join(missing) or 'none'}"
+    run.note("peers", 0, words)
+
+
+def test_parts(chosen: Sequence[str], seconds: float) -> list[Part]:
+    """The GPU tests, of the chosen benchmarks only; several at a time where xdist is installed."""
+    files = [file for file, names in TESTS.items() if not chosen or {*names, "tests"} & {*chosen}]
+    if not files:
+        return []
+    # Another torch or numpy may warn of itself; here that must not hide results.
+    command = python("-m", "pytest", "-q", "-W", "default", "-p", "no:cacheprovider", *files)
+    if importlib.util.find_spec("xdist"):
+        command += ["-n", str(min(12, os.cpu_count() or 1))]
+    if importlib.util.find_spec("pytest_timeout"):
+        command += ["--timeout", "90", "--timeout-method", "thread"]  # a kernel may never end
+    return [Part("tests", command, seconds)]
+
+
+def benchmark_parts(chosen: Sequence[str], quick: bool, device: str) -> list[Part]:
+    """The benchmarks that were asked for, in order."""
+    parts = []
+    for name, plan in BENCHMARKS.items():
+        limit = plan.quick if quick and not chosen else plan.limit
+        if not limit or (chosen and name not in chosen):
+            continue
+        command = python("-m", f"benchmarks.{plan.module}", "--device", device, *plan.arguments)
+        if quick:
+            command.append("--quick")
+        elif plan.timing:
+            command += ["--seconds", str(plan.timing)]
+        parts.append(Part(name, command, limit, benchmark=True))
+    return parts
+
+
+def sanitize_parts() -> list[Part]:
+    """The CUDA kernels, built with their own checks, under compute-sanitizer."""
     tool = shutil.which("compute-sanitizer") or shutil.which(
         "/usr/local/cuda/bin/compute-sanitizer"
     )
     if tool is None:
-        missing = (
-            "compute-sanitizer was not found: it comes with the CUDA toolkit, put it in the PATH"
-        )
-        return [Part("sanitize", 0.0, 127, missing)]
+        return []
+    program = python("-m", "benchmarks.sanitize")
     # Every tensor has an allocation of its own, so that an access beyond it is seen.
-    watched = {**environment, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-    program = [sys.executable, "-m", "benchmarks.sanitize"]
+    watched = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     return [
-        run_part(check, [tool, "--tool", check, "--error-exitcode", "1", *program], 400, watched)
+        Part(check, [tool, "--tool", check, "--error-exitcode", "1", *program], 240, False, watched)
         for check in ("memcheck", "racecheck")
     ]
 
 
-def main() -> int:
-    """Run all parts and write the results."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="folder for gpu.json")
-    parser.add_argument("--quick", action="store_true", help="a smoke run of two minutes")
-    parser.add_argument("--only", choices=sorted(BENCHMARKS), help="one op")
-    parser.add_argument("--peers", type=Path, help="folder of peers' wheels")
-    parser.add_argument("--skip-build", action="store_true", help="take the extension as it is")
-    parser.add_argument(
-        "--sanitize", action="store_true", help="build with checks and run compute-sanitizer only"
+def arguments() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    options = parser.parse_args()
-    options.out.mkdir(parents=True, exist_ok=True)
+    parser.add_argument("--out", type=Path, required=True, help="folder for gpu.json")
+    parser.add_argument("--quick", action="store_true", help="small sizes, in two minutes")
+    parser.add_argument("--only", nargs="+", choices=["tests", *BENCHMARKS], default=[])
+    parser.add_argument("--peers", type=Path, help="folder of the peers' wheels")
+    parser.add_argument("--wheels", type=Path, help="folder of wheels to import from, as DALI's")
+    parser.add_argument("--skip-build", action="store_true", help="take what the last run built")
+    parser.add_argument("--profile", action="store_true", help="profile the main kernels as well")
+    only = parser.add_mutually_exclusive_group()
+    only.add_argument("--sanitize", action="store_true", help="only run compute-sanitizer")
+    only.add_argument("--tune", action="store_true", help="only measure tiles, into DIR")
+    parser.add_argument("--seconds", type=float, help=f"for all parts (default {BUDGET:.0f})")
+    parser.add_argument("--commit", help="to record, where there is no git history")
+    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
+    parser.add_argument(
+        "--work", type=Path, default=ROOT / "build", help="folder for what is built and unpacked"
+    )
+    return parser
 
-    environment = dict(os.environ)
+
+def chosen_parts(options: argparse.Namespace, run: Run) -> list[Part]:
+    """What follows the build."""
     if options.sanitize:
-        environment |= {"SSLFAST_CUDA": "1", "SSLFAST_CUDA_DEBUG": "1"}
-    parts: list[Part] = []
-    if not options.skip_build:
-        pip = [
-            sys.executable,
-            "-m",
-            "pip",
-            "install",
-            "--no-build-isolation",
-            "--no-deps",
-            "-e",
-            ".",
-        ]
-        parts.append(run_part("build", pip, 240, environment))
-    if options.peers:
-        parts.append(install_peers(options.peers, environment))
-    if not torch.cuda.is_available():
-        print("no CUDA device is available to torch: nothing can be tested or timed on a GPU here")
-        _write(options, parts, {})
+        parts = sanitize_parts()
+        if not parts:
+            words = "compute-sanitizer was not found: it comes with the CUDA toolkit, put it in the"
+            run.note("sanitize", 127, f"{words} PATH")
+        return parts
+    if options.tune:
+        folder = {"SSLFAST_CACHE": str(options.out.resolve())}
+        return [Part("tune", python("-m", "benchmarks.tune"), 480, environment=folder)]
+    parts = test_parts(options.only, 50 if options.quick else 150)
+    quick = options.quick or options.device == "cpu"
+    parts += benchmark_parts(options.only, quick, options.device)
+    if options.profile:
+        command = python("-m", "benchmarks.profiling", "--device", options.device)
+        parts.append(Part("profile", command, 160, benchmark=True))
+    return parts
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run all parts and write the results."""
+    options = arguments().parse_args(argv)
+    cpu = options.device == "cpu"
+    if not cpu and not torch.cuda.is_available():
+        print("no CUDA device is available to torch: --device cpu is a rehearsal without one")
         return 1
-    if options.sanitize:
-        parts += sanitize(environment)
-        for part in parts:
-            if part.status == 127:
-                print(part.output)
-        _write(options, parts, {})
-        return int(any(part.status for part in parts))
-
-    pytest = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *TESTS]
-    parts.append(run_part("tests", pytest, 60 if options.quick else 240, environment))
-    results: dict[str, Any] = {}
-    for name, module in BENCHMARKS.items():
-        if options.only in (None, name):
-            file = options.out / f"{name}.json"
-            command = [sys.executable, "-m", module, "--device", "cuda", "--out", str(file)]
-            command += ["--quick"] if options.quick else []
-            parts.append(run_part(name, command, 90 if options.quick else 240, environment))
-            if file.exists():
-                results[name] = json.loads(file.read_text())
-    _write(options, parts, results)
-    return int(any(part.status for part in parts))
-
-
-def _write(options: argparse.Namespace, parts: list[Part], results: dict[str, Any]) -> None:
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    content = {
-        "environment": common.environment(device),
-        "parts": [asdict(part) for part in parts],
-        "results": results,
-    }
-    path = options.out / "gpu.json"
-    path.write_text(json.dumps(content, indent=1) + "\n")
-    summary = ", ".join(f"{p.name} {'ok' if p.status == 0 else 'FAILED'}" for p in parts)
-    print(f"\n{summary}\nwritten: {path}")
+    if options.commit:
+        os.environ[COMMIT] = options.commit
+    work = options.work.resolve() / ("gpu-checked" if options.sanitize else "gpu")
+    tree = work / "tree"
+    facts = {"environment": environment(torch.device(options.device)), "command": sys.argv}
+    budget = options.seconds or (QUICK_BUDGET if options.quick else BUDGET)
+    run = Run(options.out / "gpu.json", work / "parts", facts, budget, tree)
+    if not options.skip_build or not tree.exists():
+        link(tree)  # where all commands run
+    wheels = work / "wheels"
+    if options.wheels:
+        unpack(options.wheels, wheels)
+    paths = [str(wheels), os.environ.get("PYTHONPATH", "")]
+    os.environ["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
+    bring_peers(run, options.peers)
+    if not options.skip_build:
+        checks = {"SSLFAST_CUDA_DEBUG": "1"} if options.sanitize else {}
+        checks |= {"SSLFAST_CUDA": "0"} if cpu else {}
+        command = python("-m", "benchmarks.build", str(tree))
+        run.do(Part("build", command, BUILD_SECONDS, environment=checks))
+    for part in chosen_parts(options, run):
+        run.do(part)
+    print("\n" + "\n".join(map(str, run.outcomes)) + f"\nwritten: {run.file}")
+    return run.status()
 
 
 if __name__ == "__main__":

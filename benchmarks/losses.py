@@ -11,23 +11,26 @@ import argparse
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 import torch.nn.functional as F
-from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 
+import sslfast
 from benchmarks import common
+from benchmarks.record import OURS, Record
 from sslfast import functional, losses
 
 sys.path.insert(0, str(common.ROOT / "tests"))
 import peers
 
+if TYPE_CHECKING:
+    from pytest_benchmark.fixture import BenchmarkFixture
+
 FLOOR = "floor: torch.mm"
-OURS = "sslfast"
 SETS = 2  # of inputs, in turn
 
 
@@ -48,20 +51,21 @@ class Case:
         return sum(2.0 * times * m * k * n for times, m, k, n in self.products)
 
 
-def _peer(name: str, load: Callable[[], Any]) -> dict[str, Any]:
-    """A peer's loss, or a line that says what is missing."""
-    try:
-        return {name: load()}
-    except (FileNotFoundError, ModuleNotFoundError) as error:
-        print(f"{name} is left out: {error}")
-        return {}
-
-
 def _features(n: int, d: int, count: int, device: torch.device, dtype: torch.dtype) -> list[Tensor]:
     return [
         F.normalize(torch.randn(n, d, device=device), dim=1).to(dtype).requires_grad_()
         for _ in range(count)
     ]
+
+
+def _with(backend: str, loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The loss by one backend, its backward pass included: it stays forced after the call."""
+
+    def run(*inputs: Tensor) -> Tensor:
+        sslfast.use_backend(backend)
+        return loss(*inputs)
+
+    return run
 
 
 def clip_case(n: int, d: int, device: torch.device, dtype: torch.dtype) -> Case:
@@ -71,10 +75,13 @@ def clip_case(n: int, d: int, device: torch.device, dtype: torch.dtype) -> Case:
         scale = torch.tensor(100.0, device=device, requires_grad=True)
         return *_features(n, d, 2, device, dtype), scale
 
-    providers = _peer("open_clip", lambda: peers.load_file("open_clip/loss.py").ClipLoss())
-    providers[OURS] = losses.ClipLoss()
+    providers: dict[str, Callable[..., Tensor]] = {
+        "open_clip": common.Lazy(lambda: peers.load_file("open_clip/loss.py").ClipLoss()),
+        OURS: _with("auto", losses.ClipLoss()),
+    }
     if device.type == "cuda":
-        providers |= _peer("memeff", _memeff) | _peer("Inf-CL", _inf_cl)
+        providers[f"{OURS} cuda"] = _with("cuda", losses.ClipLoss())
+        providers |= {"memeff": common.Lazy(_memeff), "Inf-CL": common.Lazy(_inf_cl)}
     return Case(f"CLIP N={n} D={d}", inputs, providers, [(4, n, d, n)], "open_clip")
 
 
@@ -99,10 +106,12 @@ def siglip_case(n: int, d: int, device: torch.device, dtype: torch.dtype) -> Cas
         numbers = (torch.tensor(v, device=device, requires_grad=True) for v in (10.0, -10.0))
         return *_features(n, d, 2, device, dtype), *numbers
 
-    providers = _peer("open_clip", lambda: peers.load_file("open_clip/loss.py").SigLipLoss())
-    providers[OURS] = losses.SigLipLoss()
+    providers: dict[str, Callable[..., Tensor]] = {
+        "open_clip": common.Lazy(lambda: peers.load_file("open_clip/loss.py").SigLipLoss()),
+        OURS: losses.SigLipLoss(),
+    }
     if device.type == "cuda":
-        providers |= _peer("siglip-kernel", _siglip_kernel)
+        providers["siglip-kernel"] = common.Lazy(_siglip_kernel)
     return Case(f"SigLIP N={n} D={d}", inputs, providers, [(3, n, d, n)], "open_clip")
 
 
@@ -128,9 +137,14 @@ def moco_case(n: int, queue: int, d: int, device: torch.device, dtype: torch.dty
         return F.cross_entropy(logits, torch.zeros(n, dtype=torch.int64, device=device))
 
     providers: dict[str, Callable[..., Tensor]] = {"eager": eager}
-    theirs = _peer("lightly", lambda: peers.load("lightly.loss.ntx_ent_loss").NTXentLoss)
-    for name, made in (*theirs.items(), (OURS, losses.NTXentLoss)):
-        providers[name] = made(0.07, memory_bank_size=(queue, d)).to(device)
+    size = queue, d
+
+    def lightly() -> torch.nn.Module:
+        made = peers.load("lightly.loss.ntx_ent_loss").NTXentLoss(0.07, memory_bank_size=size)
+        return made.to(device)
+
+    providers["lightly"] = common.Lazy(lightly)
+    providers[OURS] = losses.NTXentLoss(0.07, memory_bank_size=size).to(device)
     name = f"MoCo N={n} queue={queue} D={d}"
     return Case(name, inputs, providers, [(2, n, d, queue)], "eager")
 
@@ -155,15 +169,16 @@ def linear_case(n: int, d: int, v: int, device: torch.device, dtype: torch.dtype
         )
     providers[OURS] = functional.linear_cross_entropy
     if device.type == "cuda":
-        for impl in ("cce_exact", "cce"):
-            providers |= _peer(f"cut-cross-entropy {impl}", lambda impl=impl: _cce(impl))
+        providers["cut-cross-entropy"] = common.Lazy(lambda: _cce("high"))
+        providers["cut-cross-entropy, exact"] = common.Lazy(lambda: _cce(None))
     products = [(1, n, d, v), (1, n, v, d), (1, v, n, d)]
     return Case(f"linear cross-entropy N={n} D={d} V={v}", inputs, providers, products, "eager")
 
 
-def _cce(impl: str) -> Callable[..., Tensor]:
+def _cce(filter_eps: str | None) -> Callable[..., Tensor]:
+    """Small gradients are left out by default; None keeps all."""
     function = peers.load("cut_cross_entropy").linear_cross_entropy
-    return lambda hidden, weight, targets: function(hidden, weight, targets, impl=impl)
+    return lambda hidden, weight, targets: function(hidden, weight, targets, filter_eps=filter_eps)
 
 
 def cases(device: torch.device, quick: bool) -> dict[str, Case]:
@@ -224,43 +239,36 @@ def runs(case: Case, device: torch.device) -> dict[str, common.Run]:
     return table
 
 
-def main() -> None:
+def main() -> int:
     """Print the tables and write the results."""
     parser: argparse.ArgumentParser = common.arguments(__doc__)
     parser.add_argument("--only", choices=["clip", "siglip", "moco", "linear"])
     options = parser.parse_args()
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    torch.manual_seed(options.seed)
-    device = torch.device(options.device)
-    rows: list[common.Row] = []
-    for name, case in cases(device, options.quick).items():
-        if options.only not in (None, name):
-            continue
-        found = common.rows_of(
-            "losses",
-            case.name,
-            runs(case, device),
-            device,
-            5.0 if options.quick else 40.0,
-            case.flop,
-            case.without_memory,
-        )
-        common.print_table(found, baseline=case.baseline, floor=FLOOR)
-        rows += found
-    if options.out:
-        common.write(Path(options.out), rows, device, seed=options.seed)
+    record = Record("losses", options)
+    for name, case in cases(record.device, record.quick).items():
+        if options.only in (None, name):
+            record.measure(
+                case.name,
+                partial(runs, case, record.device),
+                5.0 if record.quick else 40.0,
+                flop=case.flop,
+                without_memory=case.without_memory,
+                baseline=case.baseline,
+                floor=FLOOR,
+            )
+    sslfast.use_backend("auto")
+    return record.finish()
 
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @pytest.mark.parametrize("name", ["clip", "siglip", "moco", "linear"])
-def test_losses(benchmark: BenchmarkFixture, name: str) -> None:  # noqa: D103
+def test_losses(benchmark: "BenchmarkFixture", name: str) -> None:  # noqa: D103
     case = cases(DEVICE, quick=True)[name]
     benchmark.group = case.name
     benchmark.pedantic(runs(case, DEVICE)[OURS], args=(0,), rounds=3, warmup_rounds=1)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -7,8 +7,9 @@ collator (a Python loop over samples), Conv2d over all patches and a gather, MAE
 """
 
 import math
+import sys
 from collections.abc import Callable
-from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,8 @@ from torch import Tensor
 
 import sslfast
 from benchmarks import common
+from benchmarks.ema import FLOOR
+from benchmarks.record import Record
 from sslfast.functional import gather_patches, masked_mse, patchify_visible
 from sslfast.kernels import registry
 from sslfast.masking import multiblock_mask, random_mask
@@ -105,8 +108,10 @@ def mask_and_gather(device: torch.device, batch: int) -> dict[str, common.Run]:
     """MAE's first step: 75 % hidden, tokens of the rest."""
     tokens = [torch.randn(batch, LENGTH, DIM, device=device) for _ in range(2)]
 
+    ids = torch.arange(batch, device=device)  # a batch brings its own
+
     def ours(turn: int) -> Tensor:
-        kept = random_mask(batch, LENGTH, 0.75, seed=0, step=turn, device=device)
+        kept = random_mask(batch, LENGTH, 0.75, seed=0, step=turn, sample_ids=ids)
         return gather_patches(tokens[turn % 2], kept.ids_keep)
 
     return with_backends(
@@ -126,10 +131,13 @@ def multiblock(device: torch.device, batch: int) -> dict[str, common.Run]:
 
 def embedding(device: torch.device, batch: int, backward: bool) -> dict[str, common.Run]:
     """Patch embedding of ViT-B/16 with positions, 49 of 196 patches visible."""
-    images = [torch.randn(batch, 3, SIDE * PATCH, SIDE * PATCH, device=device) for _ in range(2)]
-    weight = torch.randn(DIM, 3, PATCH, PATCH, device=device, requires_grad=backward)
-    bias = torch.randn(DIM, device=device, requires_grad=backward)
-    positions = torch.randn(LENGTH, DIM, device=device)
+    # On a GPU as in training: cuDNN's float32 convolutions would be TF32, and ours not.
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    at: dict[str, Any] = {"device": device, "dtype": dtype}
+    images = [torch.randn(batch, 3, SIDE * PATCH, SIDE * PATCH, **at) for _ in range(2)]
+    weight = torch.randn(DIM, 3, PATCH, PATCH, **at, requires_grad=backward)
+    bias = torch.randn(DIM, **at, requires_grad=backward)
+    positions = torch.randn(LENGTH, DIM, **at)
     ids = random_mask(batch, LENGTH, 0.75, seed=0, device=device).ids_keep
 
     def eager(turn: int) -> Tensor:
@@ -139,7 +147,7 @@ def embedding(device: torch.device, batch: int, backward: bool) -> dict[str, com
     def ours(turn: int) -> Tensor:
         return patchify_visible(images[turn % 2], ids, weight, bias, positions)
 
-    above = torch.randn(batch, KEEP, DIM, device=device)
+    above = torch.randn(batch, KEEP, DIM, **at)
 
     def work(forward: Work) -> Work:
         def run(turn: int) -> None:
@@ -174,43 +182,65 @@ def loss(device: torch.device, batch: int) -> dict[str, common.Run]:
     return with_backends("masked_mse", device, eager, ours)
 
 
-def measure(device: torch.device, quick: bool) -> list[common.Row]:
+def launches(run: common.Run) -> int:
+    """Kernels that one call starts on the GPU."""
+    run(0)
+    torch.cuda.synchronize()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        run(0)
+        torch.cuda.synchronize()
+    return sum(e.device_type == torch.autograd.DeviceType.CUDA for e in profile.events())
+
+
+def with_graphs(runs: dict[str, common.Run], device: torch.device) -> dict[str, common.Run]:
+    """On a GPU the same once more as CUDA graphs, without what the host does."""
+    if device.type == "cpu":
+        return runs
+    return runs | {f"{name}, graph": common.Replayed(run) for name, run in runs.items()}
+
+
+def measure(record: Record) -> None:
     """All rows."""
+    device = record.device
     big, small = (256, 64) if device.type == "cpu" else (4096, 256)
     moved = 4.0 * big * (2 * KEEP * DIM) + 8 * big * (LENGTH + KEEP) + big * LENGTH
-    problems: list[tuple[str, dict[str, common.Run], float | None]] = [
-        (f"random mask and gather, B = {big}", mask_and_gather(device, big), moved),
-        ("multi-block masks, B = 256", multiblock(device, 256), None),
-        (f"visible patches, forward, B = {small}", embedding(device, small, False), None),
+    seconds = 2.0 if record.quick else 8.0
+
+    def mask_and_gather_runs() -> dict[str, common.Run]:
+        source = torch.randn(int(moved) // 8, device=device)
+        target = torch.empty_like(source)
+        runs = with_graphs(mask_and_gather(device, big), device)
+        return runs | {FLOOR: lambda turn: target.copy_(source)}
+
+    problem = f"random mask and gather, B = {big}"
+    record.measure(problem, mask_and_gather_runs, seconds, moved=moved, floor=FLOOR)
+    if device.type == "cuda":
+        runs = mask_and_gather(device, big)
+        for row in record.rows:
+            if row.provider in runs:
+                with record.attempt(problem, f"launches of {row.provider}"):
+                    row.extra["launches"] = launches(runs[row.provider])
+        del runs
+    others: list[tuple[str, Callable[[], dict[str, common.Run]]]] = [
+        (f"visible patches, forward, B = {small}", lambda: embedding(device, small, False)),
         (
             f"visible patches, forward and backward, B = {small}",
-            embedding(device, small, True),
-            None,
+            lambda: embedding(device, small, True),
         ),
-        (f"masked MSE, forward and backward, B = {small}", loss(device, small), None),
+        (f"masked MSE, forward and backward, B = {small}", lambda: loss(device, small)),
+        ("multi-block masks, B = 256", lambda: multiblock(device, 256)),
     ]
-    rows = []
-    for problem, runs, moved_bytes in problems:
-        found = common.rows_of("masking", problem, runs, device, 2.0 if quick else 8.0)
-        for row in found:
-            row.bytes = moved_bytes
-        rows += found
-        sslfast.use_backend("auto")
-    return rows
+    for problem, make in others:
+        record.measure(problem, make, seconds)
+    sslfast.use_backend("auto")
 
 
-def main() -> None:
+def main() -> int:
     """Print the tables and write the results."""
-    options = common.arguments(__doc__).parse_args()
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    torch.manual_seed(options.seed)
-    device = torch.device(options.device)
-    rows = measure(device, options.quick)
-    common.print_table(rows, baseline="eager")
-    if options.out:
-        common.write(Path(options.out), rows, device, seed=options.seed)
+    record = Record("masking", common.arguments(__doc__).parse_args())
+    measure(record)
+    return record.finish()
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -8,7 +8,7 @@ without the teacher; the floor is torch's own copy of as many.
 
 import sys
 from collections.abc import Callable
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 import sslfast
 from benchmarks import common
 from benchmarks.ema import FLOOR, MOMENTUM, vit_shapes
+from benchmarks.record import Record
 from sslfast import EMATeacher
 from sslfast.kernels import registry
 from sslfast.kernels.adamw import Problem
@@ -96,52 +97,44 @@ def lars_runs(device: torch.device) -> dict[str, common.Run]:
     shapes = [tuple(p.shape) for p in resnet50().parameters()]
     gradients = [torch.randn(shape, device=device) * 1e-3 for shape in shapes]
     options = {"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-6}
-    table = {}
-    if peers.PEERS.is_dir():
-        lightly = peers.load("lightly.utils.lars").LARS
-        table["lightly + foreach lerp"] = apart(
-            lightly, network(shapes, gradients), True, **options
+    table: dict[str, common.Run] = {
+        "lightly + foreach lerp": common.Lazy(
+            lambda: apart(
+                peers.load("lightly.utils.lars").LARS, network(shapes, gradients), True, **options
+            )
         )
-    else:
-        print("lightly is missing: run `make peers`")
+    }
     for name in backends(device):
         table[f"sslfast {name}"] = fused(LARS, network(shapes, gradients), name, True, **options)
     return table
 
 
-def measure(device: torch.device, quick: bool) -> list[common.Row]:
+def measure(record: Record) -> None:
     """All rows."""
-    rows: list[common.Row] = []
+    device, quick = record.device, record.quick
     width = 192 if quick else 768 if device.type == "cpu" else 1440
     shapes = vit_shapes(width)
     count = sum(torch.Size(shape).numel() for shape in shapes)
-    budget = 1.0 if quick else 10.0
+    seconds = 1.0 if quick else 10.0
     for teacher in (True, False):
-        table = adamw_runs(shapes, device, teacher)
         names = "AdamW + EMA" if teacher else "AdamW"
-        problem = f"{names}, ViT, width {width}: {len(shapes)} tensors, {count / 1e6:.1f} M"
-        found = common.rows_of("optim", problem, table, device, budget, None, (FLOOR,))
-        for row in found:
-            row.bytes = count * (36 if teacher else 28)
-        rows += found
-    table = lars_runs(device)
-    return rows + common.rows_of("optim", "LARS + EMA, ResNet-50", table, device, budget)
+        record.measure(
+            f"{names}, ViT, width {width}: {len(shapes)} tensors, {count / 1e6:.1f} M",
+            partial(adamw_runs, shapes, device, teacher),
+            seconds,
+            moved=count * (36 if teacher else 28),
+            without_memory=(FLOOR,),
+            floor=FLOOR,
+        )
+    record.measure("LARS + EMA, ResNet-50", lambda: lars_runs(device), seconds)
 
 
-def main() -> None:
-    """Print the table and write the results."""
-    options = common.arguments(__doc__).parse_args()
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    torch.manual_seed(options.seed)
-    device = torch.device(options.device)
-    rows = measure(device, options.quick)
-    for problem in dict.fromkeys(row.problem for row in rows):
-        here = [row for row in rows if row.problem == problem]
-        common.print_table(here, baseline=here[0].provider, floor=FLOOR)
-    if options.out:
-        common.write(Path(options.out), rows, device, seed=options.seed)
+def main() -> int:
+    """Print the tables and write the results."""
+    record = Record("optim", common.arguments(__doc__).parse_args())
+    measure(record)
+    return record.finish()
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,7 +1,8 @@
-"""Writes the tables of README.md and docs/ from benchmarks/results/*.json; none is typed by hand.
+"""Writes tables and plots of README.md and docs/ from benchmarks/results/*.json; none by hand.
 
-    python -m benchmarks.report            rewrite the tables
-    python -m benchmarks.report --check    exit 1 where a table is not what the results say
+    python -m benchmarks.report                     rewrite the tables and plots
+    python -m benchmarks.report --check             exit 1 where one is not what the results say
+    python -m benchmarks.report --take gpu.json     first make results of a run of benchmarks.gpu
 
 A table stands between <!-- table NAME --> and <!-- end -->.
 """
@@ -13,7 +14,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import ROOT
+from benchmarks import gpu_report
+from benchmarks.environment import ROOT
 
 RESULTS = ROOT / "benchmarks" / "results"
 FLOOR = "floor: torch.mm"
@@ -41,8 +43,25 @@ def machine(results: dict[str, Any]) -> str:
 
 
 def provenance(results: dict[str, Any]) -> str:
-    """The machine, and how times were taken."""
-    return f"{machine(results)} Medians of interleaved runs; ratios are within one run.\n"
+    """The machine, how times were taken, and what gave none."""
+    failed = [f"{f['provider']} ({f['problem']})" for f in results.get("failures", [])]
+    without = f" Without a result: {', '.join(failed)}." if failed else ""
+    return f"{machine(results)} Medians of interleaved runs; ratios are within one run.{without}\n"
+
+
+def ratio(above: dict[str, Any] | None, row: dict[str, Any], digits: int = 1) -> str:
+    """How many times faster than the other row, where there is one."""
+    return f"{above['seconds'] / row['seconds']:.{digits}f}x" if above else "-"
+
+
+def share(floor: dict[str, Any] | None, row: dict[str, Any]) -> str:
+    """The floor's time over the row's, where there is one."""
+    return f"{floor['seconds'] / row['seconds']:.2f}" if floor else "-"
+
+
+def mebibytes(row: dict[str, Any]) -> str:
+    """Peak memory."""
+    return "-" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 2**20:.1f} MiB"
 
 
 def similarity_softmax(results: dict[str, Any]) -> str:
@@ -59,13 +78,10 @@ def similarity_softmax(results: dict[str, Any]) -> str:
         for name, row in rows.items():
             if name == FLOOR:
                 continue
-            eager = rows.get("eager")
-            ratio = f"{eager['seconds'] / row['seconds']:.1f}x" if eager else "-"
-            share = f"{rows[FLOOR]['seconds'] / row['seconds']:.2f}"
-            peak = f"{row['peak_bytes'] / 2**20:.1f} MiB"
             lines.append(
                 f"| {size[1] if size else problem} | {name} | {milliseconds(row['seconds'])} "
-                f"| {ratio} | {share} | {peak} |"
+                f"| {ratio(rows.get('eager'), row)} | {share(rows.get(FLOOR), row)} "
+                f"| {mebibytes(row)} |"
             )
     return "\n".join([*lines, "", provenance(results)])
 
@@ -78,11 +94,11 @@ def masking(results: dict[str, Any]) -> str:
     ]
     for problem in dict.fromkeys(row["problem"] for row in results["rows"]):
         rows = [r for r in results["rows"] if r["problem"] == problem]
-        eager = next(r["seconds"] for r in rows if r["provider"] == "eager")
+        eager = next((r for r in rows if r["provider"] == "eager"), None)
         for row in rows:
             lines.append(
                 f"| {problem} | {row['provider']} | {milliseconds(row['seconds'])} "
-                f"| {eager / row['seconds']:.1f}x | {row['peak_bytes'] / 2**20:.1f} MiB |"
+                f"| {ratio(eager, row)} | {mebibytes(row)} |"
             )
     return "\n".join([*lines, "", provenance(results)])
 
@@ -97,10 +113,9 @@ def many_tensors(results: dict[str, Any]) -> str:
         rows = [r for r in results["rows"] if r["problem"] == problem]
         for row in rows:
             rate = f"{row['bytes'] / row['seconds'] / 1e9:.3g}" if row["bytes"] else "-"
-            ratio = f"{rows[0]['seconds'] / row['seconds']:.2f}x"
             lines.append(
                 f"| {problem} | {row['provider']} | {milliseconds(row['seconds'])} | {rate} "
-                f"| {ratio} |"
+                f"| {ratio(rows[0], row, 2)} |"
             )
     return "\n".join([*lines, "", provenance(results)])
 
@@ -114,14 +129,13 @@ def losses(results: dict[str, Any]) -> str:
     ]
     for problem in dict.fromkeys(row["problem"] for row in results["rows"]):
         rows = [r for r in results["rows"] if r["problem"] == problem]
-        floor = next(r["seconds"] for r in rows if r["provider"] == FLOOR)
+        floor = next((r for r in rows if r["provider"] == FLOOR), None)
         for row in rows:
             if row["provider"] == FLOOR:
                 continue
             lines.append(
                 f"| {problem} | {row['provider']} | {milliseconds(row['seconds'])} "
-                f"| {rows[0]['seconds'] / row['seconds']:.2f}x | {floor / row['seconds']:.2f} "
-                f"| {row['peak_bytes'] / 2**20:.1f} MiB |"
+                f"| {ratio(rows[0], row, 2)} | {share(floor, row)} | {mebibytes(row)} |"
             )
     return "\n".join([*lines, "", provenance(results)])
 
@@ -154,8 +168,8 @@ def vit(results: dict[str, Any]) -> str:
     lines = [f"{rows[0]['problem']}; forward and backward:", ""]
     lines += ["| what runs | time | of the first |", "|---|---|---|"]
     for row in rows:
-        share = f"{row['seconds'] / rows[0]['seconds']:.2f}"
-        lines.append(f"| {row['provider']} | {milliseconds(row['seconds'])} | {share} |")
+        part = f"{row['seconds'] / rows[0]['seconds']:.2f}"
+        lines.append(f"| {row['provider']} | {milliseconds(row['seconds'])} | {part} |")
     return "\n".join([*lines, "", provenance(results)])
 
 
@@ -182,14 +196,42 @@ TABLES = {
 }
 
 
+MAKERS = {
+    "similarity-softmax": similarity_softmax,
+    "losses": losses,
+    "masking": masking,
+    "ema": many_tensors,
+    "optim": many_tensors,
+    **gpu_report.TABLES,
+}
+
+
+def make_table(name: str) -> str:
+    """The table of this name: of TABLES, or OP-MACHINE from a results file of that machine."""
+    if name in TABLES:
+        make, results = TABLES[name]
+        return make(load(results))
+    op, _, where = name.rpartition("-")
+    return MAKERS[op](load(f"{op.replace('-', '_')}-{where}"))
+
+
 def rewritten(text: str) -> str:
     """The page with its tables made anew."""
 
     def table(match: re.Match[str]) -> str:
-        make, results = TABLES[match["name"]]
-        return match[1] + make(load(results)) + match[3]
+        return match[1] + make_table(match["name"]) + match[3]
 
     return MARKED.sub(table, text)
+
+
+def plots() -> dict[Path, str]:
+    """Every plot that there are results for, by the file it belongs in."""
+    images = ROOT / "docs" / "images"
+    return {
+        images / f"{file.stem.replace('_', '-')}-{name}.svg": make(load(file.stem))
+        for file in sorted(RESULTS.glob("similarity_softmax-*.json"))
+        for name, make in {"time": gpu_report.time_plot, "floor": gpu_report.floor_plot}.items()
+    }
 
 
 def pages() -> list[Path]:
@@ -197,21 +239,29 @@ def pages() -> list[Path]:
     return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
+def stale() -> dict[Path, str]:
+    """What pages and plots should hold, where they do not."""
+    wanted = {page: rewritten(page.read_text()) for page in pages()} | plots()
+    return {
+        path: text for path, text in wanted.items() if not path.exists() or path.read_text() != text
+    }
+
+
 def main() -> int:
-    """Rewrite or check all pages."""
+    """Rewrite or check all pages and plots."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="change nothing")
-    check = parser.parse_args().check
-    stale = []
-    for page in pages():
-        text = page.read_text()
-        if rewritten(text) != text:
-            stale.append(page)
-            if not check:
-                page.write_text(rewritten(text))
-    for page in stale:
-        print(f"{page.relative_to(ROOT)}: {'out of date' if check else 'rewritten'}")
-    return int(check and bool(stale))
+    parser.add_argument("--take", type=Path, help="gpu.json of a run of benchmarks.gpu")
+    options = parser.parse_args()
+    if options.take:
+        for path in gpu_report.take(json.loads(options.take.read_text()), RESULTS):
+            print(f"{path.relative_to(ROOT)}: written")
+    found = stale()
+    for path, text in found.items():
+        print(f"{path.relative_to(ROOT)}: {'out of date' if options.check else 'rewritten'}")
+        if not options.check:
+            path.write_text(text)
+    return int(options.check and bool(found))
 
 
 if __name__ == "__main__":

@@ -1,47 +1,114 @@
-"""Small, ragged problems through every CUDA C++ kernel, for compute-sanitizer to watch.
+"""Small, ragged problems through every GPU kernel, for compute-sanitizer to watch.
 
-    compute-sanitizer --tool memcheck python -m benchmarks.sanitize
+    compute-sanitizer --tool memcheck python -m benchmarks.sanitize [--backend cuda]
 
-``python -m benchmarks.gpu --sanitize`` builds the kernels with their own checks and runs this under
-memcheck and racecheck.
+``python -m benchmarks.gpu --sanitize`` builds the CUDA C++ kernels with their own checks and runs
+this under memcheck and racecheck.
 """
 
+import argparse
 import itertools
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
 
 import torch
+from torch import nn
 
-from sslfast.kernels.philox import cuda as philox
+import sslfast
+from sslfast import EMATeacher, functional, ops
+from sslfast.kernels import registry
 from sslfast.kernels.similarity_softmax import Pairing
-from sslfast.kernels.similarity_softmax import cuda as similarity_softmax
+from sslfast.optim import LARS, AdamW
 
 SHAPES = ((130, 0, 123), (70, 300, 64), (33, 2000, 128), (40, 40, 300))  # (M, N or symmetric, D)
+DEVICE = "cuda"
+ARITHMETICS = ("ieee", "tf32")
+TYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
-def similarity_softmax_everywhere(dtype: torch.dtype, m: int, n: int, dim: int) -> None:
+def similarity_softmax(backend: str, dtype: torch.dtype, m: int, n: int, dim: int) -> None:
     """Forward and backward with statistics of either side or both."""
-    x = torch.randn(m, dim, device="cuda").to(dtype)
-    y = torch.randn(n, dim, device="cuda").to(dtype) if n else None
+    module = next(b for b in registry.candidates("similarity_softmax") if b.name == backend).module
+    x = torch.randn(m, dim, device=DEVICE).to(dtype)
+    y = torch.randn(n, dim, device=DEVICE).to(dtype) if n else None
     pairing = Pairing(m, 3, 0, 0) if n else Pairing(m, m // 2, leave_out_self=True)
-    scale = torch.tensor(0.1, device="cuda")
-    lse, _, lse_columns = similarity_softmax.forward(x, y, scale, pairing, True)
+    scale = torch.tensor(0.1, device=DEVICE)
+    lse, _, lse_columns = module.forward(x, y, scale, pairing, True)
     row, column = (lse, torch.ones_like(lse)), (lse_columns, torch.ones_like(lse_columns))
     for sides in ((row, column), (row, None), (None, column)):
-        similarity_softmax.backward(x, y, scale, pairing, *sides)
+        module.backward(x, y, scale, pairing, *sides)
 
 
-def main() -> None:
+def with_precision(precision: str, backend: str, *problem: Any) -> None:
+    """The same in this arithmetic of float32 products."""
+    torch.backends.cuda.matmul.fp32_precision = precision
+    similarity_softmax(backend, *problem)
+
+
+def losses(dtype: torch.dtype) -> None:
+    """The losses with kernels of their own."""
+    x, y = (torch.randn(70, 100, device=DEVICE).to(dtype).requires_grad_() for _ in range(2))
+    functional.siglip(x, y, 10.0, -10.0).backward()
+    functional.linear_cross_entropy(x, y, torch.arange(70, device=DEVICE)).backward()
+
+
+def patches(dtype: torch.dtype) -> None:
+    """Masks, the visible patches, the decoder's input and the loss."""
+    ids, step = torch.arange(37, device=DEVICE), torch.tensor(5, device=DEVICE)
+    ops.random_bits(ids, step, 1, 2, 197)
+    keep, restore, mask = ops.random_patch_mask(ids, step, 1, 2, 196, 49)
+    ops.smallest_keys(torch.randint(1 << 40, (37, 197), device=DEVICE), ids)
+    ops.compact_mask(mask, 49)
+    tokens = torch.randn(37, 196, 129, device=DEVICE).to(dtype).requires_grad_()
+    seen = functional.gather_patches(tokens, keep)
+    token = torch.randn(129, device=DEVICE).to(dtype).requires_grad_()
+    restored = functional.restore_with_tokens(seen, token, restore)
+    functional.masked_mse(restored, tokens.detach(), mask, norm_target=True).backward()
+    images = torch.randn(37, 3, 42, 42, device=DEVICE).to(dtype)
+    weight = torch.randn(33, 3, 3, 3, device=DEVICE).to(dtype).requires_grad_()
+    functional.patchify_visible(images, keep, weight).sum().backward()
+
+
+def tensors(dtype: torch.dtype) -> None:
+    """Moving averages and optimisers, with addresses that are no multiple of 16 bytes too."""
+    sizes = (0, 1, 1023, 16385)
+    student = [torch.randn(n + 1, device=DEVICE).to(dtype)[s:] for n in sizes for s in (0, 1)]
+    functional.ema_update_([torch.zeros_like(t) for t in student], student, 0.9)
+    for make in (AdamW, LARS):
+        net = nn.ParameterList(torch.randn(n, device=DEVICE).to(dtype) for n in sizes[1:])
+        teacher = EMATeacher(net, 0.5)
+        for p in net:
+            p.grad = torch.ones_like(p)
+        make(net.parameters(), lr=0.1, ema=teacher, max_norm=1.0).step()
+
+
+def works(backend: str) -> Iterator[tuple[str, Callable[[], None]]]:
+    """Everything, by name; ops that have no such backend choose for themselves."""
+    for precision in ARITHMETICS:
+        for dtype, shape in itertools.product(TYPES, SHAPES):
+            if precision == "ieee" or dtype == torch.float32:
+                name = f"similarity_softmax {precision} {dtype} {shape}"
+                yield name, partial(with_precision, precision, backend, dtype, *shape)
+    for work in (losses, patches, tensors):
+        for dtype in TYPES:
+            yield f"{work.__name__} {dtype}", partial(work, dtype)
+
+
+def main() -> int:
     """Run everything once."""
-    ids = torch.arange(37, device="cuda")
-    philox.random_bits(ids, torch.tensor(5, device="cuda"), 1, 2, 197)
-    for precision in ("ieee", "tf32"):
-        torch.backends.cuda.matmul.fp32_precision = precision
-        for dtype, shape in itertools.product(
-            (torch.float32, torch.float16, torch.bfloat16), SHAPES
-        ):
-            similarity_softmax_everywhere(dtype, *shape)
-    torch.cuda.synchronize()
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--backend", choices=["cuda", "triton"], default="cuda")
+    backend = parser.parse_args().backend
+    sslfast.use_backend(backend)
+    for name, work in works(backend):
+        print(name, flush=True)
+        work()
+        torch.cuda.synchronize()
     print("every kernel ran")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -10,16 +10,17 @@ forward and backward, the fewest known), on a CPU in tiles of 512 x 512.
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 import torch.nn.functional as F
-from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 
 import sslfast
 from benchmarks import common
+from benchmarks.record import OURS, Record
 from sslfast.functional import ntxent
 from sslfast.kernels import registry
 from sslfast.kernels.similarity_softmax import Pairing, Problem
@@ -27,7 +28,12 @@ from sslfast.kernels.similarity_softmax import Pairing, Problem
 sys.path.insert(0, str(common.ROOT / "tests"))
 import peers
 
+if TYPE_CHECKING:
+    from pytest_benchmark.fixture import BenchmarkFixture
+
 FLOOR = "floor: torch.mm"
+MOST_EAGER = 65536  # rows whose M x M matrices fit
+MOST_GRAPH = 8192  # rows where launches weigh: also timed as a CUDA graph
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -66,17 +72,16 @@ def eager(tau: float) -> Loss:
 
 def losses(size: Size, device: torch.device) -> dict[str, Loss]:
     """Every provider that can run here."""
-    found = {"eager": eager(size.tau)}
-    if peers.PEERS.is_dir():
-        found["lightly"] = peers.load("lightly.loss.ntx_ent_loss").NTXentLoss(size.tau)
-    else:
-        print("lightly is missing: run `make peers`")
+    found: dict[str, Loss] = {"eager": eager(size.tau)}
+    found["lightly"] = common.Lazy(
+        lambda: peers.load("lightly.loss.ntx_ent_loss").NTXentLoss(size.tau)
+    )
     half = size.m // 2
     pairing = Pairing(size.m, half, leave_out_self=True)
     problem = Problem(device.type, size.dtype, size.m, size.m, size.d, True, pairing)
     for backend in registry.candidates("similarity_softmax"):
         if backend.name != "reference" and backend.refusal(problem) is None:
-            found[f"sslfast {backend.name}"] = _forced(backend.name, size.tau)
+            found[f"{OURS} {backend.name}"] = _forced(backend.name, size.tau)
     return found
 
 
@@ -126,7 +131,14 @@ def forward_backward(loss: Loss, size: Size, device: torch.device, sets: int = 3
 
 def runs(size: Size, device: torch.device) -> dict[str, common.Run]:
     """Everything that is timed for one size."""
-    table = {name: forward_backward(f, size, device) for name, f in losses(size, device).items()}
+    table: dict[str, common.Run] = {
+        name: forward_backward(loss, size, device)
+        for name, loss in losses(size, device).items()
+        if size.m <= MOST_EAGER or name.startswith(OURS)
+    }
+    if device.type == "cuda" and size.m <= MOST_GRAPH:
+        ours = [name for name in table if name.startswith(OURS)]
+        table |= {f"{name}, graph": common.Replayed(table[name]) for name in ours}
     table[FLOOR] = matrix_floor(size, device)
     return table
 
@@ -135,47 +147,42 @@ def sizes(device: torch.device, quick: bool) -> list[Size]:
     """The sizes that the project's targets name."""
     if device.type == "cpu":
         return [Size(m) for m in ((1024, 2048) if quick else (1024, 4096, 8192, 16384))]
-    return [
-        Size(m, d, 0.1, torch.bfloat16)
-        for m, d in ((8192, 128), (32768, 128), (32768, 256), (131072, 128))[: 2 if quick else 4]
-    ]
+    shapes = ((32768, 128), (8192, 128), (131072, 128), (32768, 256))[: 2 if quick else 4]
+    return [Size(m, d, 0.1, torch.bfloat16) for m, d in shapes]
 
 
-def measure(device: torch.device, quick: bool) -> list[common.Row]:
+def measure(record: Record) -> None:
     """All rows; eager providers are left out where their matrices would not fit in memory."""
-    rows = []
-    for size in sizes(device, quick):
-        table = runs(size, device)
-        if size.m > 65536:
-            table = {k: v for k, v in table.items() if k not in ("eager", "lightly")}
-        budget = 3.0 if quick else 20.0 if size.m < 8192 else 45.0
-        rows += common.rows_of(
-            "similarity_softmax", str(size), table, device, budget, size.flop, (FLOOR,)
+    for size in sizes(record.device, record.quick):
+        seconds = 3.0 if record.quick else 20.0 if size.m < 8192 else 45.0
+        record.measure(
+            str(size),
+            partial(runs, size, record.device),
+            seconds,
+            flop=size.flop,
+            without_memory=(FLOOR,),
+            baseline="eager",
+            floor=FLOOR,
         )
     sslfast.use_backend("auto")
-    return rows
 
 
-def main() -> None:
-    """Print the table and write the results."""
-    options = common.arguments(__doc__).parse_args()
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    torch.manual_seed(options.seed)
-    device = torch.device(options.device)
-    rows = measure(device, options.quick)
-    common.print_table(rows, baseline="eager", floor=FLOOR)
-    if options.out:
-        common.write(Path(options.out), rows, device, seed=options.seed)
+def main() -> int:
+    """Print the tables and write the results."""
+    record = Record("similarity_softmax", common.arguments(__doc__).parse_args())
+    measure(record)
+    return record.finish()
 
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @pytest.mark.parametrize("size", sizes(DEVICE, quick=True), ids=str)
-@pytest.mark.parametrize("provider", list(runs(Size(32), DEVICE)))
+@pytest.mark.parametrize(
+    "provider", ["eager", "lightly", *(f"{OURS} {b}" for b in registry.backend_names()), FLOOR]
+)
 def test_similarity_softmax(  # noqa: D103 - a pytest-benchmark entry
-    benchmark: BenchmarkFixture, size: Size, provider: str
+    benchmark: "BenchmarkFixture", size: Size, provider: str
 ) -> None:
     benchmark.group = str(size)
     table = runs(size, DEVICE)
@@ -185,4 +192,4 @@ def test_similarity_softmax(  # noqa: D103 - a pytest-benchmark entry
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

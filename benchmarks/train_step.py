@@ -1,58 +1,109 @@
-"""What the trainer costs: its steps against a bare loop of the same model, loss and batches.
+"""What the trainer costs, where a step's time goes, and how much of the device it makes use of.
 
-    python -m benchmarks.train_step --out results.json
+    python -m benchmarks.train_step --preset vit --out results.json
 
-Both train SimCLR on the same random images in memory, 256 of 32 x 32 a step, ten timed steps each
-in turns. Time runs from one request for a batch to another ten later, so that start-up and the
+The same method, loss and batches, already on the device, run in a bare loop and in the trainer, in
+turns. Time runs from one request for a batch to another some steps later, so that start-up and the
 final checkpoint do not count, and a log entry, the progress bar and the watch for non-finite values
-do. The overhead is the median of the ratios of neighbouring turns.
+do. The overhead is the median of the ratios of neighbouring turns. Phases are those of the bare
+loop with an EMA teacher beside it. MFU is the encoder's FLOP over the time of a step and over the
+rate of a large matrix product, measured here too.
 """
 
 import statistics
+import sys
 import tempfile
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks import common
-from sslfast.data import Batch, Loader
+from benchmarks.peaks import product_run
+from benchmarks.phases import Clock, flop_of_a_step, parameters, phases, shares
+from benchmarks.record import OURS, Record
+from sslfast.data import Batch
+from sslfast.methods.base import Context, Method
 from sslfast.training import TrainConfig
 from sslfast.training.distributed import Ranks
 from sslfast.training.run_folder import RunFolder
-from sslfast.training.trainer import build_method, build_optimizer, fit
+from sslfast.training.trainer import AMP_DTYPES, build_method, build_optimizer, fit, to_device
 
-BARE, TRAINER = "bare loop", "sslfast trainer"
-SKIPPED, TIMED = 3, 10  # the first steps of a loop allocate and warm up
-TARGET = 0.03
+BARE, TRAINER = "bare loop", f"{OURS} trainer"
+TARGET = 0.03  # of a step: the trainer's overhead, and loss and EMA together
+
+
+@dataclass(frozen=True)
+class Preset:
+    """One training: a method, its encoder, and the images of a step."""
+
+    method: str
+    model: str
+    batch: int
+    side: int
+    views: int
+    precision: str = "fp32"
+    compile: bool = False
+    turns: int = 20  # of both loops
+    skipped: int = 3  # the first steps of a loop allocate and warm up
+    timed: int = 10
+
+    def __str__(self) -> str:
+        compiled = ", compiled" if self.compile else ""
+        images = f"{self.batch} images of {self.side} x {self.side}"
+        return f"{self.method}, {self.model}, {images} a step, {self.precision}{compiled}"
+
+    def config(self, out: str, steps: int) -> TrainConfig:
+        """As the trainer takes it."""
+        return TrainConfig(
+            method=self.method, model=self.model, data="memory", out=out, steps=steps,
+            batch_size=self.batch, precision=self.precision, compile=self.compile,  # type: ignore[arg-type]
+            log_every=self.timed,
+        )  # fmt: skip
+
+    @property
+    def steps(self) -> int:
+        """Of one loop, with the request that ends the last one."""
+        return self.skipped + self.timed + 1
+
+
+# One turn: to compile anew takes longer than the steps do.
+ON_A_GPU = partial(Preset, precision="bf16", compile=True, turns=1, skipped=8, timed=40)
+PRESETS = {
+    "convnet": Preset("simclr", "convnet_small", 256, 32, 2),
+    "vit": ON_A_GPU("simclr", "vit_small", 256, 224, 2),
+    "resnet": ON_A_GPU("simclr", "resnet50", 512, 224, 2),
+    "mae": ON_A_GPU("mae", "vit_base", 1024, 224, 1),
+    "tiny": Preset("simclr", "convnet_small", 8, 32, 2, turns=1, skipped=1, timed=2),
+    "tiny-mae": Preset("mae", "vit_micro", 4, 32, 1, turns=1, skipped=1, timed=2),
+}
 
 
 class Memory:
-    """A loader of random batches that notes when each is asked for."""
+    """A loader of random batches on the device that notes when each is asked for."""
 
-    def __init__(self, batch_size: int, device: torch.device, batches: int = 4) -> None:
-        self.num_samples = batch_size * batches
-        self.steps_per_epoch = batches
-        shape = (batch_size, 3, 32, 32)
-        self._batches = [
+    def __init__(self, preset: Preset, device: torch.device, batches: int = 4) -> None:
+        size, shape = preset.batch, (preset.batch, 3, preset.side, preset.side)
+        self.num_samples, self.steps_per_epoch = size * batches, batches
+        self.batches = [
             Batch(
-                tuple(torch.randn(shape, device=device) for _ in range(2)),
-                torch.arange(batch_size, device=device) + batch_size * i,
+                tuple(torch.randn(shape, device=device) for _ in range(preset.views)),
+                torch.arange(size, device=device) + size * i,
             )
             for i in range(batches)
         ]
-        self._device = device
-        self.asked: list[float] = []
+        self._clock = Clock(device)
 
     def __len__(self) -> int:
         return self.steps_per_epoch
 
     def __iter__(self) -> Iterator[Batch]:
-        for batch in self._batches:
-            common.synchronize(self._device)
-            self.asked.append(time.perf_counter())
+        for batch in self.batches:
+            self._clock.mark()
             yield batch
 
     def state_dict(self) -> dict[str, Any]:
@@ -65,68 +116,133 @@ class Memory:
 
     def close(self) -> None:
         """Free the batches."""
-        self._batches.clear()
+        self.batches.clear()
 
-    def seconds_per_step(self) -> float:
+    def seconds_per_step(self, preset: Preset) -> float:
         """The mean of the timed steps since the last call."""
-        begin, end = self.asked[SKIPPED], self.asked[SKIPPED + TIMED]
-        self.asked.clear()
-        return (end - begin) / TIMED
+        times = self._clock.seconds()[preset.skipped : preset.skipped + preset.timed]
+        return sum(times) / preset.timed
 
 
-def bare_loop(config: TrainConfig, loader: Loader, device: torch.device, steps: int) -> None:
-    """What a careful script does, and nothing else."""
-    method: Any = build_method(config, device).train()
-    optimizer = build_optimizer(config, method)
-    done = 0
-    while done < steps:
-        for batch in loader:
-            views = torch.cat(list(batch.views)).contiguous(memory_format=torch.channels_last)
-            z0, z1 = method.projector(method.encoder(views)).chunk(2)
-            loss = method.criterion(z0, z1)
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            done += 1
-            if done == steps:
-                break
+class Bench:
+    """One preset on one device: its method, compiled once, and its batches."""
+
+    def __init__(self, preset: Preset, device: torch.device) -> None:
+        self.preset, self.device = preset, device
+        self.loader = Memory(preset, device)
+        config = preset.config("", preset.steps)
+        self.method: Method = build_method(config, device).train()
+        self.encode: Callable[[Batch, Context], Any] = self.method.encode
+        if preset.compile:
+            self.encode = torch.compile(self.encode)
+        self.optimizer = build_optimizer(config, self.method)
+
+    def amp(self) -> AbstractContextManager[Any]:
+        """Automatic mixed precision, as in the trainer."""
+        dtype = AMP_DTYPES[self.preset.precision]
+        return torch.autocast(self.device.type, dtype, dtype is not None)
+
+    def bare(self) -> float:
+        """Seconds of a step of what a careful script does, and nothing else."""
+        done = 0
+        while done < self.preset.steps:
+            for batch in self.loader:
+                ctx = Context(done, 0, self.preset.steps)
+                with self.amp():
+                    outputs = self.encode(to_device(batch, self.device), ctx)
+                    loss = self.method.loss(outputs, ctx)["loss"]
+                loss.backward()
+                self.optimizer.step()
+                self.optimizer.zero_grad(set_to_none=True)
+                done += 1
+                if done == self.preset.steps:
+                    break
+        return self.loader.seconds_per_step(self.preset)
+
+    def trainer(self, out: str) -> float:
+        """Seconds of a step of ``sslfast train``."""
+        config, run = self.preset.config(out, self.preset.steps), RunFolder(out)
+        with run.locked():
+            fit(config, build_method(config, self.device), self.loader, run, Ranks(self.device))
+        return self.loader.seconds_per_step(self.preset)
+
+    def phases(self) -> dict[str, list[float]]:
+        """Seconds of the phases of a step."""
+        batches = [to_device(batch, self.device) for batch in self.loader.batches]
+        steps = self.preset.skipped, self.preset.timed
+        given = self.method, self.encode, self.optimizer, batches, self.amp, self.device
+        return phases(*given, *steps)
 
 
-def main() -> None:
+def run(record: Record, preset: Preset) -> None:
+    """Both loops in turns, then phases, memory and MFU."""
+    device, problem = record.device, f"{preset}, {record.device}"
+    if any(row.problem == problem for row in record.rows):
+        return
+    seconds: dict[str, list[float]] = {BARE: [], TRAINER: []}
+    extra: dict[str, Any] = {}
+    dtype = AMP_DTYPES[preset.precision] or torch.float32
+    with record.attempt(problem, f"{OURS}: both loops", 60), tempfile.TemporaryDirectory() as out:
+        bench = Bench(preset, device)
+        for turn in range(1 if record.quick else preset.turns):
+            seconds[BARE].append(bench.bare())
+            if device.type == "cuda" and turn == 0:
+                torch.cuda.reset_peak_memory_stats()
+            seconds[TRAINER].append(bench.trainer(str(Path(out) / str(turn))))
+            print(f"turn {turn}: " + ", ".join(f"{k} {v[-1]:.4f} s" for k, v in seconds.items()))
+        if device.type == "cuda":
+            extra["peak_bytes"] = torch.cuda.max_memory_allocated()
+    if not seconds[TRAINER]:
+        return
+    ratios = [ours / bare for ours, bare in zip(seconds[TRAINER], seconds[BARE], strict=True)]
+    extra |= {"overhead": statistics.median(ratios) - 1, "parameters": parameters(bench.method)}
+    step = statistics.median(seconds[TRAINER])
+    extra["images_per_second"] = preset.batch / step
+    with record.attempt(problem, f"{OURS}: phases", 60):
+        found = bench.phases()
+        extra["phases"], extra["shares"] = found, shares(found)
+    with record.attempt(problem, f"{OURS}: FLOP", 60):
+        extra["flop"] = flop_of_a_step(bench.method, bench.loader.batches[0])
+        product, flop = product_run(device, dtype, 8192 if device.type == "cuda" else 512)
+        times = common.interleave({"product": product}, device, 0.5)["product"]
+        extra["peak_flop_per_second"] = flop / statistics.median(times)
+        extra["mfu"] = extra["flop"] / step / extra["peak_flop_per_second"]
+    rows = [
+        common.Row("train_step", problem, name, statistics.median(times), samples=times)
+        for name, times in seconds.items()
+    ]
+    rows[1].extra = extra
+    record.add(rows)
+    show(rows)
+
+
+def show(rows: list[common.Row]) -> None:
+    """Print one preset's results."""
+    print(f"\n{rows[0].problem}")
+    for row in rows:
+        print(f"{row.provider:20}{row.seconds * 1e3:10.2f} ms a step")
+    extra = rows[1].extra
+    print(f"{extra['images_per_second']:.0f} images/s")
+    print(f"overhead {extra['overhead']:+.1%} (target: at most {TARGET:.0%})")
+    if "shares" in extra:
+        print(", ".join(f"{name} {share:.1%}" for name, share in extra["shares"].items()))
+        both = extra["shares"]["loss"] + extra["shares"]["EMA"]
+        print(f"loss and EMA {both:.1%} of a step with a teacher (target: at most {TARGET:.0%})")
+    if "mfu" in extra:
+        print(f"MFU {extra['mfu']:.1%}")
+
+
+def main() -> int:
     """Run, print and write."""
     parser = common.arguments(__doc__)
-    args = parser.parse_args()
-    torch.manual_seed(args.seed)
-    torch.set_num_threads(args.threads or torch.get_num_threads())
-    device = torch.device(args.device)
-    turns, steps = 5 if args.quick else 20, SKIPPED + TIMED + 1
-    loader = Memory(256, device)
-    seconds: dict[str, list[float]] = {BARE: [], TRAINER: []}
-    with tempfile.TemporaryDirectory() as folder:
-        for turn in range(turns):
-            out = Path(folder) / str(turn)
-            config = TrainConfig(data="memory", out=str(out), steps=steps, log_every=TIMED)
-            bare_loop(config, loader, device, steps)
-            seconds[BARE].append(loader.seconds_per_step())
-            run = RunFolder(out)
-            with run.locked():
-                fit(config, build_method(config, device), loader, run, Ranks(device))
-            seconds[TRAINER].append(loader.seconds_per_step())
-
-    ratios = [ours / bare for ours, bare in zip(seconds[TRAINER], seconds[BARE], strict=True)]
-    overhead = statistics.median(ratios) - 1
-    problem = f"SimCLR, {config.model}, 256 images of 32 x 32 a step, {device}"
-    print(f"\n{problem}")
-    rows = []
-    for name, times in seconds.items():
-        rows.append(
-            common.Row("train_step", problem, name, statistics.median(times), samples=times)
-        )
-        print(f"{name:20}{rows[-1].seconds * 1e3:10.2f} ms a step")
-    print(f"overhead {overhead:+.1%} (target: at most {TARGET:.0%})")
-    if args.out:
-        common.write(args.out, rows, device, overhead=overhead)
+    parser.add_argument("--preset", nargs="+", choices=list(PRESETS), help="what to train")
+    options = parser.parse_args()
+    record = Record("train_step", options)
+    default = ["vit", "resnet", "mae"] if record.device.type == "cuda" else ["convnet"]
+    for name in options.preset or default:
+        run(record, PRESETS[name])
+    return record.finish()
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -127,14 +127,18 @@ def test_cuda_kernels_compile_with_their_checks(tmp_path: Path) -> None:
 
 
 def test_sanitizing_without_the_tool_says_where_it_comes_from(
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from benchmarks import gpu
+    from benchmarks.parts import Run
 
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    (part,) = gpu.sanitize({})
-    assert part.status == 127
-    assert "compute-sanitizer was not found" in part.output
+    run = Run(tmp_path / "gpu.json", tmp_path, {}, 60, tmp_path)
+    options = gpu.arguments().parse_args(["--out", str(tmp_path), "--sanitize"])
+    assert gpu.chosen_parts(options, run) == []
+    assert "compute-sanitizer was not found" in run.outcomes[0].output
+    assert run.status() == 1
 
 
 def test_instruction_set_levels_agree() -> None:

@@ -1,6 +1,6 @@
 """Every backend that runs on CUDA tensors, against the float64 oracle, at GPU sizes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -72,9 +72,18 @@ def test_against_float64(name: str, dtype: torch.dtype, tau: float, m: int, n: i
     assert torch.equal(gradient, backend.module.backward(x, y, s, pairing, row, column))
 
 
+@pytest.fixture
+def _tf32() -> Iterator[None]:
+    # monkeypatch would delete the attribute in the end, which torch does not allow.
+    before = torch.backends.cuda.matmul.fp32_precision
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    yield
+    torch.backends.cuda.matmul.fp32_precision = before
+
+
 @pytest.mark.parametrize("name", [n for n in cuda_backends("similarity_softmax") if n != "tiled"])
-def test_tf32_where_it_is_allowed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.backends.cuda.matmul, "fp32_precision", "tf32")
+@pytest.mark.usefixtures("_tf32")
+def test_tf32_where_it_is_allowed(name: str) -> None:
     backend = {b.name: b for b in registry.candidates("similarity_softmax")}[name].module
     pairing, s = Pairing(252, 126, leave_out_self=True), torch.tensor(10.0, device="cuda")
     for d in (64, 123, 300):
@@ -179,9 +188,10 @@ def test_cuda_graph_and_no_synchronisation() -> None:
         a.grad = b.grad = None
         loss = ntxent(a, b, 0.1)
         loss.backward()
-        return loss
+        return loss.detach()  # its graph would hold nodes of this stream into the capture
 
     stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for _ in range(3):
             step()

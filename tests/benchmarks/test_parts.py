@@ -1,0 +1,180 @@
+"""A run in parts: limits, the budget, failures that stay where they are, all in one file."""
+
+import importlib.util
+import json
+import os
+import sys
+import time
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks import gpu, parts
+from benchmarks.parts import TIMED_OUT, Outcome, Part, Run
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# Takes --out and --go-on as a benchmark does; crashes in its second problem unless told to go on.
+CRASHING = """
+import json, os, sys
+out = sys.argv[sys.argv.index("--out") + 1]
+content = {"rows": [1], "failures": [], "trying": {"problem": "p", "provider": "q"}}
+if "--go-on" in sys.argv:
+    content = json.load(open(out))
+    content |= {"rows": content["rows"] + [2], "failures": [content["trying"]], "trying": None}
+open(out, "w").write(json.dumps(content))
+if content["trying"]:
+    os.abort()
+"""
+HANGING = CRASHING.replace("os.abort()", "import time; time.sleep(60)")
+
+
+@pytest.fixture(autouse=True)
+def _short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parts, "LEAST", 0.2)
+    monkeypatch.setattr(parts, "RESERVE", 0.1)
+
+
+def python(code: str) -> list[str]:
+    return [sys.executable, "-c", code]
+
+
+def a_run(folder: Path, budget: float = 60.0) -> Run:
+    return Run(folder / "out" / "gpu.json", folder / "parts", {"facts": 1}, budget, folder)
+
+
+def journal(run: Run) -> dict[str, Any]:
+    return json.loads(run.file.read_text())
+
+
+def test_a_failure_loses_nothing_else(tmp_path: Path) -> None:
+    run = a_run(tmp_path)
+    run.do(Part("good", python("print('fine')"), 30))
+    run.do(Part("bad", python("raise SystemExit('no such luck')"), 30))
+    run.do(Part("absent", ["/nonexistent/program"], 30))
+    run.do(Part("last", python("print('still here')"), 30))
+    found = journal(run)["parts"]
+    assert [p["status"] for p in found] == [0, 1, 127, 0]
+    assert "no such luck" in found[1]["output"]
+    assert "still here" in found[3]["output"]
+    assert journal(run)["facts"] == run.status() == 1
+
+
+def test_what_takes_too_long_is_stopped_with_all_it_started(tmp_path: Path) -> None:
+    started = tmp_path / "started"
+    code = (
+        "import subprocess, sys, time; print('began', flush=True)\n"
+        f"child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
+        f"open({str(started)!r}, 'w').write(str(child.pid)); time.sleep(60)"
+    )
+    begin = time.monotonic()
+    outcome = a_run(tmp_path).do(Part("slow", python(code), 2))
+    assert outcome.status == TIMED_OUT
+    assert "began" in outcome.output
+    assert time.monotonic() - begin < 30
+    grandchild = int(started.read_text())
+    for _ in range(100):
+        state = Path(f"/proc/{grandchild}/stat")
+        if not state.exists() or state.read_text().split()[2] == "Z":
+            break
+        time.sleep(0.1)
+    else:
+        os.kill(grandchild, 9)
+        pytest.fail("it left a process running")
+
+
+def test_the_budget_binds_all_parts_together(tmp_path: Path) -> None:
+    run = a_run(tmp_path, budget=1.5)
+    first = run.do(Part("first", python("import time; time.sleep(60)"), 100))
+    second = run.do(Part("second", python("print()"), 100))
+    assert first.status == TIMED_OUT
+    assert first.limit <= 1.5
+    assert second.status is None
+    assert "NOT RUN" in str(second)
+    assert run.status() == 1
+
+
+def test_a_benchmark_that_crashes_goes_on_with_the_next_problem(tmp_path: Path) -> None:
+    run = a_run(tmp_path)
+    outcome = run.do(Part("crashing", python(CRASHING), 30, benchmark=True))
+    assert (outcome.status, outcome.restarts) == (0, 1)
+    assert journal(run)["results"]["crashing"]["rows"] == [1, 2]
+    assert journal(run)["results"]["crashing"]["failures"][0]["provider"] == "q"
+
+
+def test_results_of_an_unfinished_benchmark_are_kept(tmp_path: Path) -> None:
+    run = a_run(tmp_path)
+    outcome = run.do(Part("hanging", python(HANGING), 2, benchmark=True))
+    assert (outcome.status, outcome.restarts) == (TIMED_OUT, 0)
+    assert journal(run)["results"]["hanging"]["rows"] == [1]
+
+
+def test_every_part_exists() -> None:
+    for plan in gpu.BENCHMARKS.values():
+        assert importlib.util.find_spec(f"benchmarks.{plan.module}"), plan
+    named = {name for names in gpu.TESTS.values() for name in names}
+    assert named <= set(gpu.BENCHMARKS)
+    files = {str(p.relative_to(ROOT)) for p in (ROOT / "tests" / "gpu").glob("test_*.py")}
+    assert files == set(gpu.TESTS)
+
+
+def test_parts_that_were_asked_for() -> None:
+    every = gpu.benchmark_parts([], False, "cuda")
+    assert [part.name for part in every] == list(gpu.BENCHMARKS)
+    quick = gpu.benchmark_parts([], True, "cuda")
+    assert all("--quick" in part.command for part in quick)
+    assert "train_vit" not in {part.name for part in quick}
+    (one,) = gpu.benchmark_parts(["train_vit"], True, "cuda")
+    assert one.command[-3:] == ["--preset", "vit", "--quick"]
+    (tests,) = gpu.test_parts(["ema"], 10)
+    assert "tests/gpu/test_tensors.py" in tests.command
+    assert "tests/gpu/test_kernels.py" not in tests.command
+    assert gpu.test_parts(["peaks"], 10) == []
+
+
+def test_wheels_are_unpacked_and_missing_peers_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wheels = tmp_path / "wheels"
+    wheels.mkdir()
+    with zipfile.ZipFile(wheels / "memeff-0.3.1-py3-none-any.whl", "w") as archive:
+        archive.writestr("memeff/__init__.py", "")
+    monkeypatch.setattr(gpu, "ROOT", tmp_path)
+    run = a_run(tmp_path)
+    gpu.bring_peers(run, wheels)
+    assert (tmp_path / "build" / "peers" / "memeff" / "__init__.py").exists()
+    said = capsys.readouterr().out
+    assert "unpacked memeff-0.3.1" in said
+    missing = said.split("missing: ")[1]
+    assert "inf_cl" in missing
+    assert "memeff" not in missing
+
+
+def test_a_rehearsal_from_end_to_end(tmp_path: Path) -> None:
+    """No GPU, no build: one part, in a tree of links of its own."""
+    given = ["--only", "peaks", "--work", str(tmp_path / "work"), "--skip-build"]
+    status = gpu.main(["--out", str(tmp_path), "--device", "cpu", "--commit", "c0ffee", *given])
+    found = json.loads((tmp_path / "gpu.json").read_text())
+    assert status == 0, found["parts"]
+    assert [p["name"] for p in found["parts"]] == ["peers", "peaks"]
+    assert {row["problem"] for row in found["results"]["peaks"]["rows"]} >= {"copy"}
+    assert found["environment"]["torch"] == torch.__version__
+    assert all(len(row["samples"]) >= 5 for row in found["results"]["peaks"]["rows"])
+
+
+def test_without_a_gpu_nothing_is_claimed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    assert gpu.main(["--out", str(tmp_path)]) == 1
+    assert "--device cpu is a rehearsal" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
+
+
+def test_outcomes_in_words() -> None:
+    said = [str(Outcome("x", status, 2.0, 3.0, "")) for status in (0, 1, None, TIMED_OUT)]
+    assert said == ["x: ok (2 s)", "x: FAILED (2 s)", "x: NOT RUN (2 s)", "x: OUT OF TIME (2 s)"]

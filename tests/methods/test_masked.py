@@ -13,7 +13,7 @@ from sslfast import methods, models
 from sslfast.data.batch import Batch
 from sslfast.masking import multiblock_mask, random_mask
 from sslfast.methods.base import Context, Method
-from sslfast.methods.masked import patchify, unpatchify
+from sslfast.models.patches import patchify, unpatchify
 
 NAMES = ("ijepa", "mae", "simmim")
 

@@ -10,7 +10,7 @@ from sslfast.data.batch import Batch
 from sslfast.functional import gather_patches, linear_cross_entropy
 from sslfast.masking import PatchMask, block_mask
 from sslfast.methods.base import Context, Method, Reference
-from sslfast.methods.masked import encode_masked, only_view, patch_numbers, reconstruction
+from sslfast.methods.masked import encode_masked, hidden_number, only_view, reconstruction
 from sslfast.methods.registry import register
 from sslfast.models import VisionTransformer
 from sslfast.ops import compact_mask
@@ -53,14 +53,10 @@ class BEiT(Method):
         mask_ratio: float = 75 / 196,
     ) -> None:
         super().__init__(encoder)
-        patch_numbers(encoder)  # refuses videos
         self.tokenizer = as_tokenizer(tokenizer)
         self.tokenizer.check_fits(encoder)
         self.grid, length = encoder.grid_size, math.prod(encoder.grid_size)
-        self.num_masked = round(mask_ratio * length)
-        if not 0 < self.num_masked < length:
-            hides = f"mask_ratio={mask_ratio} hides {self.num_masked} of {length} patches"
-            raise ValueError(f"{hides}: choose a ratio that hides some and keeps some")
+        self.num_masked = hidden_number(mask_ratio, length)
         self.min_patches = max(16 * length // 196, 1)  # the paper's smallest block, in its share
         self.mask_token = nn.Parameter(torch.zeros(1, 1, encoder.num_features))
         nn.init.trunc_normal_(self.mask_token, std=0.02)

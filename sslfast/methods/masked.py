@@ -37,6 +37,21 @@ def patch_numbers(encoder: VisionTransformer) -> int:
     return encoder.patch_embed.proj.in_channels * math.prod(encoder.patch_size)
 
 
+def hidden_number(mask_ratio: float, length: int) -> int:
+    """How many of ``length`` patches are hidden.
+
+    Raises:
+        ValueError: none or all.
+    """
+    number = round(mask_ratio * length)
+    if not 0 < number < length:
+        raise ValueError(
+            f"mask_ratio={mask_ratio} hides {number} of {length} patches: choose a ratio that "
+            "hides some and keeps some"
+        )
+    return number
+
+
 def encode_masked(
     encoder: VisionTransformer, images: Tensor, token: Tensor, ids_keep: Tensor, ids_restore: Tensor
 ) -> Tensor:

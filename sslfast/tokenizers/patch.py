@@ -137,6 +137,8 @@ class PatchTokenizer(nn.Module):
 
     def check_fits(self, encoder: VisionTransformer) -> None:
         """Raise ValueError unless an encoder's patches are those of the tokenizer."""
+        if len(encoder.grid_size) != 2:
+            raise ValueError("visual tokens are of images: build the encoder without num_frames")
         own = (self.spec.patch_size,) * 2, self.spec.channels
         patches = encoder.patch_size, encoder.patch_embed.proj.in_channels
         if own != patches:

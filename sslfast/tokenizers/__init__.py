@@ -1,7 +1,6 @@
 """Discrete visual tokens: codebooks that are fitted on images, saved, and predicted by BEiT."""
 
 from sslfast.tokenizers.files import as_tokenizer, load_tokenizer, tokenizer_bytes
-from sslfast.tokenizers.kmeans import kmeans
 from sslfast.tokenizers.patch import Fit, PatchTokenizer, TokenizerSpec
 
 __all__ = [
@@ -9,7 +8,6 @@ __all__ = [
     "PatchTokenizer",
     "TokenizerSpec",
     "as_tokenizer",
-    "kmeans",
     "load_tokenizer",
     "tokenizer_bytes",
 ]

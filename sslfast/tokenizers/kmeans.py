@@ -1,11 +1,13 @@
 """k-means: a codebook of vectors, the same bits on every run."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 ENTRIES = 1 << 22  # of the table that compares a block of vectors with all centres
-SEEDS_PER_CENTRE, SEEDS = 8, 4096  # k-means++ draws the first centres out of so many vectors
+SEEDS_PER_CENTRE, SEEDS = 4, 4096  # k-means++ draws the first centres out of so many vectors
 REPAIRS = 50  # further rounds for centres that no vector is nearest to
 
 
@@ -32,7 +34,7 @@ def nearest(vectors: Tensor, centres: Tensor) -> Tensor:
 def kmeans(
     vectors: Tensor, count: int, *, iterations: int = 20, seed: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """Lloyd's algorithm from k-means++ (Arthur and Vassilvitskii 2007).
+    """Lloyd's algorithm from greedy k-means++ (Arthur and Vassilvitskii 2007).
 
     A centre that no vector is nearest to moves to the vector that is farthest from its own, so that
     all are in use at the end. Sums are products with a one-hot matrix: no atomics on a GPU.
@@ -93,19 +95,25 @@ def _blocks(x: Tensor, count: int) -> tuple[Tensor, ...]:
 
 
 def _first_centres(vectors: Tensor, count: int, seed: int) -> Tensor:
-    """k-means++: each next centre is drawn in proportion to its squared distance from the others.
+    """Greedy k-means++: candidates drawn in proportion to their squared distance from the centres.
 
-    Duplicates, where there is nothing else left to draw, are for Lloyd's rounds to mend.
+    Of a few for each centre the one that brings all vectors nearest is taken. Duplicates, where
+    there is nothing else left to draw, are for Lloyd's rounds to mend.
     """
     generator = torch.Generator().manual_seed(seed)
     most = max(SEEDS_PER_CENTRE * count, SEEDS)
     some = vectors[torch.randperm(len(vectors), generator=generator)[:most].to(vectors.device)]
-    draws = torch.rand(count, generator=generator, dtype=torch.float64).to(vectors.device)
-    chosen = [torch.zeros(1, dtype=torch.int64, device=some.device)]
-    distances = (some - some[chosen[0]]).square().sum(1)
-    for draw in draws[1:]:
+    candidates = 2 + int(math.log(count))
+    draws = torch.rand(count, candidates, generator=generator, dtype=torch.float64)
+    norms = some.square().sum(1)
+    distances = (norms - 2 * some @ some[0] + norms[0]).clamp_min(0)
+    chosen = [torch.zeros((), dtype=torch.int64, device=some.device)]
+    for draw in draws[1:].to(some.device):
         steps = distances.double().cumsum(0)
-        place = torch.searchsorted(steps, draw * steps[-1:], right=True).clamp_max(len(some) - 1)
-        chosen.append(place)
-        distances = torch.minimum(distances, (some - some[place]).square().sum(1))
-    return some[torch.cat(chosen)]
+        places = torch.searchsorted(steps, draw * steps[-1], right=True).clamp_max(len(some) - 1)
+        away = norms - 2 * some[places] @ some.T + norms[places, None]
+        nearer = torch.minimum(distances, away.clamp_min(0))
+        best = nearer.sum(1).argmin()
+        chosen.append(places[best])
+        distances = nearer[best]
+    return some[torch.stack(chosen)]

@@ -33,7 +33,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "simmim": {"epochs": 4},
     "beit": {
         **{"epochs": 4, "batch_size": 64, "lr": 1.5e-3, "recipe": "mae"},
-        "tokenizer": {"patch_size": 4, "image_size": 32, "norm_pix": True, "recipe": "mae"},
+        "tokenizer": {"patch_size": 4, "image_size": 32, "recipe": "mae"},
     },
     "ijepa": {"epochs": 4, "method_args": {"predictor_depth": 2, "momentum": 0.99}},
 }

@@ -220,7 +220,7 @@ def _add_tokenizer(parser: Parser) -> None:
     parser.add_argument("--patch_size", type=int, help="side of a patch in pixels; default: 16")
     parser.add_argument("--image_size", type=int, help="side of the views; default: 224")
     parser.add_argument(
-        "--norm_pix", type=bool, default=False, help="compare without mean and contrast"
+        "--norm_pix", type=bool, help="compare pixels without mean and contrast; default: true"
     )
     parser.add_argument("--run", help="compare features of this run's encoder, not pixels")
     parser.add_argument("--images", type=int, help="views to draw; default: one of each image")

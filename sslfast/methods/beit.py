@@ -1,6 +1,5 @@
 """BEiT: the encoder sees mask tokens for hidden patches, and predicts their visual tokens."""
 
-import math
 from pathlib import Path
 
 import torch
@@ -55,7 +54,8 @@ class BEiT(Method):
         super().__init__(encoder)
         self.tokenizer = as_tokenizer(tokenizer)
         self.tokenizer.check_fits(encoder)
-        self.grid, length = encoder.grid_size, math.prod(encoder.grid_size)
+        rows, columns = encoder.grid_size
+        self.grid, length = (rows, columns), rows * columns
         self.num_masked = hidden_number(mask_ratio, length)
         self.min_patches = max(16 * length // 196, 1)  # the paper's smallest block, in its share
         self.mask_token = nn.Parameter(torch.zeros(1, 1, encoder.num_features))
@@ -82,15 +82,17 @@ class BEiT(Method):
 
     def mask(self, batch: Batch, ctx: Context) -> PatchMask:
         """What each sample hides in this step: the same on any number of ranks."""
-        ids, blocks = batch.sample_ids, (self.grid, self.num_masked)
-        options = {"min_patches": self.min_patches, "seed": ctx.seed, "step": ctx.step}
-        return block_mask(len(ids), *blocks, **options, sample_ids=ids)
+        ids = batch.sample_ids
+        return block_mask(
+            len(ids), self.grid, self.num_masked, min_patches=self.min_patches,
+            seed=ctx.seed, step=ctx.step, sample_ids=ids,
+        )  # fmt: skip
 
     def pictures(self, batch: Batch, ctx: Context) -> dict[str, Tensor]:
         """Original, masked, hidden patches by likeliest tokens, and all patches by true tokens."""
         images, mask = only_view(batch), self.mask(batch, ctx)
         encoded = encode_masked(self.encoder, images, self.mask_token, *mask[:2])
-        predicted = self.tokenizer.decode(self.head(encoded).argmax(-1))
         original = self.tokenizer.patches(images)
+        predicted = self.tokenizer.decode(self.head(encoded).argmax(-1), original)
         rows = reconstruction(original, predicted, mask.mask, self.encoder)
         return {**rows, "true tokens": self.tokenizer.restore(images)}

@@ -25,7 +25,7 @@ class TokenizerSpec:
         vocab_size: V, the number of codes.
         patch_size: side of a patch in pixels.
         image_size: side of the images that it was fitted on.
-        norm_pix: patches are compared without their mean and contrast (MAE's ``norm_pix``).
+        norm_pix: pixels are compared without the mean and contrast of their patch, as in MAE.
         channels: of the images.
         mean: subtracted from each channel of the images, in [0, 1] units.
         std: divides each channel, in [0, 1] units.
@@ -40,7 +40,7 @@ class TokenizerSpec:
     vocab_size: int
     patch_size: int
     image_size: int
-    norm_pix: bool = False
+    norm_pix: bool = True
     channels: int = 3
     mean: tuple[float, ...] = (0.0, 0.0, 0.0)
     std: tuple[float, ...] = (1.0, 1.0, 1.0)
@@ -73,7 +73,8 @@ class Fit:
         patches: how many of their patches it was made of.
         used: codes that are some patch's nearest.
         perplexity: 2 to the entropy of the codes in bits: as many codes as that, used evenly.
-        psnr: of patches restored from their codes alone, in dB, for pixels in [0, 1].
+        psnr: of patches restored from their codes, in dB, for pixels in [0, 1]. With ``norm_pix``
+            their true mean and contrast are given.
     """
 
     images: int
@@ -94,7 +95,8 @@ class PatchTokenizer(nn.Module):
 
     Attributes:
         codebook: float32 [V, F], what patches are compared with.
-        pixels: float32 [V, channels * patch_size^2], the mean patch of each code.
+        pixels: float32 [V, channels * patch_size^2], the mean patch of each code; with ``norm_pix``
+            of patches without their mean and contrast.
 
     Raises:
         ValueError: the spec's model is no Vision Transformer for such images and patches.
@@ -123,13 +125,11 @@ class PatchTokenizer(nn.Module):
         return super().train(False)
 
     def features(self, images: Tensor) -> Tensor:
-        """What is compared: images [B, C, H, W] -> [B, L, F] in the codebook's dtype."""
+        """What is compared, [B, L, F], of images [B, C, H, W]."""
         if self.encoder is None:
-            patches = self.patches(images).to(self.codebook.dtype)
-            if not self.spec.norm_pix:
-                return patches
-            spread = (patches.var(-1, keepdim=True) + EPS).sqrt()
-            return (patches - patches.mean(-1, keepdim=True)) / spread
+            patches = self.patches(images)
+            mean, spread = self._statistics(patches)
+            return (patches - mean) / spread
         with torch.autocast(images.device.type, enabled=False):
             encoded = self.encoder.forward_features(images.to(self.codebook.dtype))
         tokens = encoded[:, self.encoder.num_prefix_tokens :]
@@ -154,19 +154,35 @@ class PatchTokenizer(nn.Module):
         return nearest(features.flatten(0, 1), self.codebook).view(features.shape[:2])
 
     def patches(self, images: Tensor) -> Tensor:
-        """The patches [B, L, C h w] of images [B, C, H, W]."""
-        return patchify(images, (self.spec.patch_size,) * 2)
+        """The patches [B, L, C h w] of images [B, C, H, W], in the codebook's dtype."""
+        return patchify(images, (self.spec.patch_size,) * 2).to(self.codebook.dtype)
 
-    def decode(self, tokens: Tensor) -> Tensor:
-        """Tokens int64 [B, L] -> patches [B, L, C h w]: the mean patch of each code."""
-        return self.pixels[tokens]
+    def decode(self, tokens: Tensor, patches: Tensor) -> Tensor:
+        """The mean patch of each token.
+
+        Args:
+            tokens: int64 [..., L].
+            patches: the true ones, [..., L, C h w]; with ``norm_pix`` their mean and contrast are
+                put back, which tokens do not know.
+
+        Returns:
+            [..., L, C h w].
+        """
+        mean, spread = self._statistics(patches)
+        return self.pixels[tokens] * spread + mean
 
     @torch.no_grad()
     def restore(self, images: Tensor) -> Tensor:
         """Images [B, C, H, W] -> what is left of them in their tokens, in the same shape."""
         side = self.spec.patch_size
         grid = images.shape[2] // side, images.shape[3] // side
-        return unpatchify(self.decode(self(images)), (side, side), grid)
+        return unpatchify(self.decode(self(images), self.patches(images)), (side, side), grid)
+
+    def _statistics(self, patches: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and contrast [..., 1] that patches [..., P] are compared without; or 0 and 1."""
+        if not self.spec.norm_pix:
+            return patches.new_zeros(()), patches.new_ones(())
+        return patches.mean(-1, keepdim=True), (patches.var(-1, keepdim=True) + EPS).sqrt()
 
     @torch.no_grad()
     def fit(self, batches: Iterable[Tensor], patches: int, *, seed: int = 0) -> Fit:
@@ -192,10 +208,11 @@ class PatchTokenizer(nn.Module):
             features.append(found.take_along_dim(chosen, 1).flatten(0, 1))
             cut.append(self.patches(batch).take_along_dim(chosen, 1).flatten(0, 1))
             images += len(batch)
-        vectors, pixels = torch.cat(features), torch.cat(cut).to(self.pixels.dtype)
-        centres, codes = kmeans(vectors, self.spec.vocab_size, seed=seed)
+        true = torch.cat(cut)
+        centres, codes = kmeans(torch.cat(features), self.spec.vocab_size, seed=seed)
         self.codebook.copy_(centres)
-        totals, sizes = totals_of(pixels, codes, self.spec.vocab_size)
+        mean, spread = self._statistics(true)
+        totals, sizes = totals_of((true - mean) / spread, codes, self.spec.vocab_size)
         self.pixels.copy_(totals / sizes[:, None])
         shares = (sizes / sizes.sum()).double()
         return Fit(
@@ -203,12 +220,12 @@ class PatchTokenizer(nn.Module):
             patches=len(codes),
             used=int((sizes > 0).sum()),
             perplexity=math.exp(float(torch.special.entr(shares).sum())),
-            psnr=self._psnr(pixels, codes),
+            psnr=self._psnr(true, codes),
         )
 
-    def _psnr(self, pixels: Tensor, codes: Tensor) -> float:
-        std = torch.tensor(self.spec.std, device=pixels.device)
-        error = (pixels - self.pixels[codes]).unflatten(1, (self.spec.channels, -1))
+    def _psnr(self, patches: Tensor, codes: Tensor) -> float:
+        std = torch.tensor(self.spec.std, device=patches.device)
+        error = (patches - self.decode(codes, patches)).unflatten(1, (self.spec.channels, -1))
         return -10 * math.log10(float((error * std[:, None]).square().mean()) + 1e-12)
 
 

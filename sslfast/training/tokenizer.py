@@ -33,7 +33,8 @@ class TokenizerConfig:
         vocab_size: codes.
         patch_size: side of a patch in pixels; None: 16, or that of the run's encoder.
         image_size: side of the images; None: 224, or that of the run's encoder.
-        norm_pix: compare patches without their mean and contrast.
+        norm_pix: compare pixels without the mean and contrast of their patch; None: true, but for
+            features of a run.
         run: compare the features of this run's encoder instead of pixels.
         images: views to draw; more than there are images draws several of some. None: one of each,
             10,000 at most.
@@ -49,7 +50,7 @@ class TokenizerConfig:
     vocab_size: int = 512
     patch_size: int | None = None
     image_size: int | None = None
-    norm_pix: bool = False
+    norm_pix: bool | None = None
     run: str | None = None
     images: int | None = None
     recipe: str = "beit"
@@ -93,9 +94,10 @@ def fit_tokenizer(config: TokenizerConfig) -> Fit:
 def draw(tokenizer: PatchTokenizer, images: Tensor, path: Path) -> Path:
     """Draw images [B, C, H, W] above what is left of them in their tokens."""
     spec = tokenizer.spec
+    given = ", its mean and its contrast" if spec.norm_pix else ""
     return plot_views(
         [images, tokenizer.restore(images)], path, mean=spec.mean, std=spec.std,
-        names=["original", "tokens"], title=f"Restored from one of {spec.vocab_size} codes a patch",
+        names=["original", "tokens"], title=f"Each patch from one of {spec.vocab_size} codes{given}",
     )  # fmt: skip
 
 
@@ -111,7 +113,7 @@ def _tokenizer(config: TokenizerConfig) -> PatchTokenizer:
                 vocab_size=config.vocab_size,
                 patch_size=config.patch_size or 16,
                 image_size=config.image_size or 224,
-                norm_pix=config.norm_pix,
+                norm_pix=config.norm_pix is not False,
                 mean=view.mean,
                 std=view.std,
                 made=made,
@@ -121,7 +123,8 @@ def _tokenizer(config: TokenizerConfig) -> PatchTokenizer:
     if not isinstance(encoder, VisionTransformer):
         raise ConfigError(f"run: {config.run} has no Vision Transformer, but a {given['model']}")
     fixed = {"patch_size": encoder.patch_size[0], "image_size": given["image_size"]}
-    for name, value in {**fixed, "norm_pix": False}.items():
+    fixed["norm_pix"] = False
+    for name, value in fixed.items():
         if getattr(config, name) not in (None, value):
             raise ConfigError(f"{name} follows from the run, where it is {value}: leave it out")
     tokenizer = PatchTokenizer(

@@ -93,7 +93,9 @@ def test_beit_is_the_cross_entropy_of_hidden_tokens() -> None:
     drawn = {"min_patches": 5, "seed": 2, "step": 7, "sample_ids": batch.sample_ids}
     mask = block_mask(3, (8, 8), 24, **drawn).mask  # 75 of 196, in blocks of 16 and more
     patches, codebook = patches_by_hand(images), method.tokenizer.codebook
-    codes = (patches[:, :, None] - codebook).square().sum(-1).argmin(-1)
+    spread = (patches.var(-1, keepdim=True) + 1e-2).sqrt()
+    normed = (patches - patches.mean(-1, keepdim=True)) / spread
+    codes = (normed[:, :, None] - codebook).square().sum(-1).argmin(-1)
     tokens = method.encoder.patch_embed(images)
     tokens = torch.where(mask[..., None], method.mask_token, tokens) + method.encoder.pos_embed
     logits = method.head(method.encoder.transform(tokens))
@@ -112,7 +114,7 @@ def test_the_encoder_of_beit_sees_no_hidden_pixel() -> None:
     hidden, tokens = method.encode(batch, ctx)
     patches = patchify(batch.views[0], (4, 4))
     mask = method.mask(batch, ctx).mask[..., None]
-    other = unpatchify(torch.where(mask, -patches, patches), (4, 4), (8, 8))
+    other = unpatchify(torch.where(mask, -patches, patches), (4, 4), (8, 8))  # other textures
     hidden_too, other_tokens = method.encode(Batch((other,), batch.sample_ids), ctx)
     assert torch.equal(hidden, hidden_too)
     assert (tokens != other_tokens).double().mean() > 0.5

@@ -35,7 +35,8 @@ def test_tokens_name_tiles_and_give_them_back(norm_pix: bool, generator: torch.G
     name = {int(w): int(t) for w, t in zip(which.flatten(), tokens.flatten(), strict=True)}
     assert len(set(name.values())) == 8
     assert torch.equal(tokens, torch.tensor([name[int(w)] for w in which.flatten()]).view(30, 16))
-    torch.testing.assert_close(tokenizer.decode(tokens), patches[which], rtol=1e-4, atol=1e-5)
+    decoded = tokenizer.decode(tokens, patchify(images, (4, 4)))
+    torch.testing.assert_close(decoded, patches[which], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(tokenizer.restore(images), images, rtol=1e-4, atol=1e-5)
 
     assert (fit.images, fit.patches, fit.used) == (30, 480, 8)
@@ -56,13 +57,19 @@ def test_norm_pix_looks_past_brightness_and_contrast(generator: torch.Generator)
     assert agreement[1] < 0.5
 
 
-def test_the_quality_of_a_fit_is_that_of_its_patches(generator: torch.Generator) -> None:
+@pytest.mark.parametrize("norm_pix", [False, True])
+def test_the_quality_of_a_fit_is_that_of_its_patches(
+    norm_pix: bool, generator: torch.Generator
+) -> None:
     std = (0.2, 0.3, 0.4)
     images = torch.randn(50, 3, 16, 16, generator=generator)
-    tokenizer = PatchTokenizer(TokenizerSpec(32, 4, 16, std=std))
+    tokenizer = PatchTokenizer(TokenizerSpec(32, 4, 16, norm_pix=norm_pix, std=std))
     fit = tokenizer.fit([images], 16)
     tokens = tokenizer(images)
     patches = patchify(images, (4, 4))
+    if norm_pix:
+        spread = (patches.var(-1, keepdim=True) + 1e-2).sqrt()
+        patches = (patches - patches.mean(-1, keepdim=True)) / spread
     for code in (0, 7, 31):
         torch.testing.assert_close(tokenizer.pixels[code], patches[tokens == code].mean(0))
     error = (tokenizer.restore(images) - images) * torch.tensor(std)[:, None, None]
@@ -75,7 +82,7 @@ def test_the_quality_of_a_fit_is_that_of_its_patches(generator: torch.Generator)
 def test_features_of_an_encoder(generator: torch.Generator) -> None:
     """The same pixels are another token in another place: features see beyond the patch."""
     torch.manual_seed(0)
-    spec = TokenizerSpec(16, 4, 16, model="vit_micro", model_args=MICRO)
+    spec = TokenizerSpec(16, 4, 16, norm_pix=False, model="vit_micro", model_args=MICRO)
     tokenizer = PatchTokenizer(spec)
     tokenizer.fit([torch.randn(60, 3, 16, 16, generator=generator)], 16)
     images, _, _ = tiles(generator)
@@ -96,7 +103,7 @@ def test_features_of_an_encoder(generator: torch.Generator) -> None:
 def test_a_file_holds_all_of_it(
     model: str | None, tmp_path: Path, generator: torch.Generator
 ) -> None:
-    changes = {"model": model, "model_args": MICRO} if model else {"norm_pix": True}
+    changes = {"model": model, "model_args": MICRO} if model else {"norm_pix": False}
     tokenizer = toy_tokenizer(mean=(0.1, 0.2, 0.3), std=(1.0, 2.0, 3.0), **changes)
     path = tmp_path / "tokens.safetensors"
     path.write_bytes(tokenizer_bytes(tokenizer))

@@ -1,6 +1,7 @@
 """Masked methods through the real trainer, and from the command line."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -98,28 +99,21 @@ def test_a_killed_run_draws_the_same_masks_and_ends_in_the_same_bits(
     assert not torch.equal(student, teacher)
 
 
-@pytest.mark.parametrize("moved", [True, False], ids=["moved", "fitted anew"])
-def test_a_run_keeps_its_tokenizer(
-    moved: bool, settings: dict[str, Any], tokens: Path, tmp_path: Path
-) -> None:
+def test_a_run_keeps_its_tokenizer(settings: dict[str, Any], tokens: Path, tmp_path: Path) -> None:
     settings |= {"method": "beit", "method_args": {"tokenizer": str(tokens)}}
-    whole = RunFolder(
-        sslfast.train(TrainConfig.from_dict({**settings, "out": str(tmp_path / "a")}))
-    )
-    killed = {**settings, "out": str(tmp_path / "b")}
-    kill(killed)
-    if moved:
-        tokens.unlink()
-    else:
-        tokens.write_bytes(tokenizer_bytes(toy_tokenizer(vocab_size=20, norm_pix=True)))
-    resumed = RunFolder(sslfast.train(TrainConfig.from_dict(killed)))
-    state = same_end(whole, resumed)
-    assert state["model"]["tokenizer.codebook"].shape == (32, 48)
-    png = preview_run(FinishedRun.open(resumed.path, "cpu", 1), tmp_path / "p.png", samples=2)
-    assert png.is_file()
-    if moved:
-        with pytest.raises(FileNotFoundError, match="there is no tokenizer"):
-            sslfast.train(TrainConfig.from_dict({**settings, "out": str(tmp_path / "c")}))
+    configs = [{**settings, "out": str(tmp_path / name)} for name in ("a", "b", "c")]
+    whole = RunFolder(sslfast.train(TrainConfig.from_dict(configs[0])))
+    kill(configs[1])
+    shutil.copytree(tmp_path / "b", tmp_path / "c")
+    tokens.write_bytes(tokenizer_bytes(toy_tokenizer(vocab_size=20)))
+    same_end(whole, RunFolder(sslfast.train(TrainConfig.from_dict(configs[1]))))
+    tokens.unlink()
+    resumed = RunFolder(sslfast.train(TrainConfig.from_dict(configs[2])))
+    assert same_end(whole, resumed)["model"]["tokenizer.codebook"].shape == (32, 48)
+    run = FinishedRun.open(resumed.path, "cpu", 1)
+    assert preview_run(run, tmp_path / "p.png", samples=2).is_file()
+    with pytest.raises(FileNotFoundError, match="there is no tokenizer"):
+        sslfast.train(TrainConfig.from_dict({**settings, "out": str(tmp_path / "d")}))
 
 
 def test_a_run_without_a_checkpoint_takes_the_tokenizer_that_is_given(
@@ -167,7 +161,7 @@ def test_tokens_of_pixels_then_of_features_from_the_command_line(
     words += ["--batch-size", "16", "--method", "beit", "--method-args.tokenizer"]
     runs = [str(tmp_path / name) for name in ("first", "second")]
     fit = ["tokenizer", "fit", "--data", data, "--vocab-size", "24", *common]
-    sizes = ["--patch-size", "4", "--image-size", "16", "--norm-pix", "true", "--images", "150"]
+    sizes = ["--patch-size", "4", "--image-size", "16", "--images", "150"]
     for number, own in enumerate((sizes, ["--run", runs[0]])):
         tokens, png = (str(tmp_path / f"tokens{number}.{end}") for end in ("safetensors", "png"))
         assert main([*fit, *own, "--out", tokens, "--png", png]) == 0
@@ -180,7 +174,7 @@ def test_tokens_of_pixels_then_of_features_from_the_command_line(
         capsys.readouterr()
     first, second = (load_tokenizer(tmp_path / f"tokens{n}.safetensors") for n in range(2))
     assert (first.codebook.shape, second.codebook.shape) == ((24, 48), (24, 32))
-    assert first.spec.norm_pix
+    assert (first.spec.norm_pix, second.spec.norm_pix) == (True, False)
     assert first.spec.made["images"] == 150
     assert second.spec.model == "vit_micro"
     assert second.encoder is not None

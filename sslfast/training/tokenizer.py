@@ -67,9 +67,13 @@ def fit_tokenizer(config: TokenizerConfig) -> Fit:
         How well it fits.
 
     Raises:
-        ConfigError: a size that does not fit, or an option that a run's encoder rules out.
-        ValueError: no images, or fewer patches than codes.
+        ConfigError: a number below 1, or an option that a run's encoder rules out.
+        ValueError: no images, sizes that do not fit, or fewer patches than codes.
     """
+    for name in ("images", "threads"):
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            raise ConfigError(f"{name} must be at least 1, got {value}")
     device = resolve_device(config.device)
     tokenizer = _tokenizer(config).to(device)
     spec = tokenizer.spec
@@ -86,18 +90,19 @@ def fit_tokenizer(config: TokenizerConfig) -> Fit:
         fit = tokenizer.fit(batches, -(-wanted // views), seed=config.seed)
         if config.png:
             draw(tokenizer, next(_images(loader, 16, device)), Path(config.png))
-    payload = tokenizer_bytes(tokenizer)
-    write_atomically(Path(config.out), lambda file: file.write(payload))
+    out, payload = Path(config.out), tokenizer_bytes(tokenizer)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(out, lambda file: file.write(payload))
     return fit
 
 
 def draw(tokenizer: PatchTokenizer, images: Tensor, path: Path) -> Path:
     """Draw images [B, C, H, W] above what is left of them in their tokens."""
     spec = tokenizer.spec
-    given = ", its mean and its contrast" if spec.norm_pix else ""
+    parts = f"one of {spec.vocab_size} codes" + ", its mean and contrast" * spec.norm_pix
     return plot_views(
         [images, tokenizer.restore(images)], path, mean=spec.mean, std=spec.std,
-        names=["original", "tokens"], title=f"Each patch from one of {spec.vocab_size} codes{given}",
+        names=["original", "tokens"], title=f"What is left of a patch: {parts}",
     )  # fmt: skip
 
 

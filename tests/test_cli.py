@@ -160,6 +160,7 @@ def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
         ("tokenizer fit --data {tmp}", 2, "out"),
         ("tokenizer fit --data {tmp} --out {tmp}/t", 1, "no images in {tmp}"),
         ("tokenizer fit --data x --out y --image-size 50", 1, "choose an image_size that patch_"),
+        ("tokenizer fit --data x --out y --images 0", 2, "images must be at least 1, got 0"),
         ("tokenizer fit --data x --out y --vocab 50", 2, "Did you mean '--vocab_size'?"),
         ("tokenizer fit --data x --out y --run {tmp}", 1, "there is no encoder at {tmp}"),
     ],

@@ -136,7 +136,7 @@ class PatchTokenizer(nn.Module):
         return F.layer_norm(tokens, tokens.shape[-1:])
 
     def check_fits(self, encoder: VisionTransformer) -> None:
-        """Raise ValueError unless an encoder's patches are those of the tokenizer."""
+        """Raise ValueError unless the tokenizer names the patches of an encoder's images."""
         if len(encoder.grid_size) != 2:
             raise ValueError("visual tokens are of images: build the encoder without num_frames")
         own = (self.spec.patch_size,) * 2, self.spec.channels
@@ -145,6 +145,11 @@ class PatchTokenizer(nn.Module):
             raise ValueError(
                 f"the tokenizer is for patches of {own[0]} pixels and {own[1]} channels, the "
                 f"encoder cuts {patches[0]} and {patches[1]}: fit another with --patch-size"
+            )
+        if self.encoder is not None and self.encoder.img_size != encoder.img_size:
+            raise ValueError(
+                f"the tokenizer's features are of images of {self.encoder.img_size} pixels, the "
+                f"encoder takes {encoder.img_size}: fit another with --run of that size"
             )
 
     @torch.no_grad()
@@ -197,7 +202,7 @@ class PatchTokenizer(nn.Module):
             How well it fits.
 
         Raises:
-            ValueError: fewer patches than codes, or fewer different ones.
+            ValueError: no images, fewer patches than codes, or fewer different ones.
         """
         generator = torch.Generator().manual_seed(seed)
         features, cut, images = [], [], 0
@@ -208,6 +213,8 @@ class PatchTokenizer(nn.Module):
             features.append(found.take_along_dim(chosen, 1).flatten(0, 1))
             cut.append(self.patches(batch).take_along_dim(chosen, 1).flatten(0, 1))
             images += len(batch)
+        if not images:
+            raise ValueError("there are no images to fit a tokenizer on")
         true = torch.cat(cut)
         centres, codes = kmeans(torch.cat(features), self.spec.vocab_size, seed=seed)
         self.codebook.copy_(centres)

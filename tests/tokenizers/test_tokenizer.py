@@ -161,4 +161,12 @@ def test_wrong_sizes_are_explained(generator: torch.Generator) -> None:
         PatchTokenizer(replace(spec, patch_size=8, model="vit_micro", model_args=MICRO))
     with pytest.raises(ValueError, match="need a Vision Transformer with patches of 4 pixels"):
         PatchTokenizer(replace(spec, model="convnet_small"))
+    with pytest.raises(ValueError, match="there are no images to fit a tokenizer on"):
+        PatchTokenizer(spec).fit([], 16)
     toy_tokenizer().check_fits(models.create("vit_micro"))
+    of_features = PatchTokenizer(replace(spec, model="vit_micro", model_args=MICRO))
+    of_features.check_fits(models.create("vit_micro", **MICRO))
+    with pytest.raises(
+        ValueError, match=r"images of \(16, 16\) pixels, the encoder takes \(32, 32"
+    ):
+        of_features.check_fits(models.create("vit_micro"))

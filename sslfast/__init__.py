@@ -17,7 +17,7 @@ _LAZY = {
 }
 _MODULES = (
     "data", "ema", "eval", "functional", "losses", "masking", "methods", "models", "ops", "optim",
-    "training",
+    "tokenizers", "training",
 )  # fmt: skip
 
 __all__ = ["__version__", *_LAZY]

@@ -1,4 +1,4 @@
-"""The command line: ``sslfast train | eval | report | embed | preview | doctor``.
+"""The command line: ``sslfast train | eval | report | embed | preview | tokenizer | doctor``.
 
 Nothing heavy is imported before a command runs, so that --help answers at once.
 """
@@ -212,6 +212,27 @@ def _add_embed(parser: Parser) -> None:
     parser.add_argument("--out", help="the .npz to write; default: RUN/features_SPLIT.npz")
 
 
+def _add_tokenizer(parser: Parser) -> None:
+    parser.add_argument("action", type=Literal["fit"], help="fit: make one from images")
+    parser.add_argument("--data", required=True, help="a folder of images, or builtin:NAME")
+    parser.add_argument("--out", required=True, help="the .safetensors file to write")
+    parser.add_argument("--vocab_size", type=int, default=512, help="codes")
+    parser.add_argument("--patch_size", type=int, help="side of a patch in pixels; default: 16")
+    parser.add_argument("--image_size", type=int, help="side of the views; default: 224")
+    parser.add_argument(
+        "--norm_pix", type=bool, help="compare pixels without mean and contrast; default: true"
+    )
+    parser.add_argument("--run", help="compare features of this run's encoder, not pixels")
+    parser.add_argument("--images", type=int, help="views to draw; default: one of each image")
+    parser.add_argument("--recipe", default="beit", help="what the views are augmented by")
+    parser.add_argument("--seed", type=int, default=0, help="draws views, patches, first codes")
+    parser.add_argument(
+        "--device", type=Literal["auto", "cpu", "cuda"], default="auto", help="where to compute"
+    )
+    parser.add_argument("--threads", type=int, help="CPU threads for loading data")
+    parser.add_argument("--png", help="draw images and what their tokens keep of them")
+
+
 # Commands
 
 
@@ -287,6 +308,22 @@ def _embed(options: Any) -> int:
     return 0
 
 
+def _tokenizer(options: Any) -> int:
+    from sslfast.training.tokenizer import TokenizerConfig, fit_tokenizer
+
+    settings = {name: value for name, value in vars(options).items() if name != "action"}
+    fit = fit_tokenizer(TokenizerConfig(**settings))
+    rows = [
+        ["codes in use", f"{fit.used} of {options.vocab_size}"],
+        ["perplexity", f"{fit.perplexity:.0f}"],
+        ["PSNR", f"{fit.psnr:.1f} dB"],
+        ["patches", f"{fit.patches} of {fit.images} images"],
+    ]
+    _print_table(f"tokenizer {options.out}", ["", ""], rows)
+    print(f"next: sslfast train --method beit --method-args.tokenizer {options.out}")
+    return 0
+
+
 def _doctor(options: Any = None) -> int:
     from sslfast.training.doctor import diagnose
 
@@ -316,6 +353,7 @@ _COMMANDS: dict[str, tuple[str, Callable[[Any], int], Callable[[Parser], None]]]
         _preview,
         _add_preview,
     ),
+    "tokenizer": ("a codebook of image patches, for beit", _tokenizer, _add_tokenizer),
     "doctor": ("what works here, what does not and why", _doctor, lambda parser: None),
 }
 

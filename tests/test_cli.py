@@ -155,6 +155,14 @@ def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
         ("eval knm --run x", 2, "protocol"),
         ("eval knn --run {tmp}", 1, "holds no finished run"),
         ("report", 2, "run"),
+        ("train --data x --out {tmp}/y --steps 1 --model vit_micro --method beit", 2, "make one w"),
+        ("tokenizer make --data x --out y", 2, "action"),
+        ("tokenizer fit --data {tmp}", 2, "out"),
+        ("tokenizer fit --data {tmp} --out {tmp}/t", 1, "no images in {tmp}"),
+        ("tokenizer fit --data x --out y --image-size 50", 1, "choose an image_size that patch_"),
+        ("tokenizer fit --data x --out y --images 0", 2, "images must be at least 1, got 0"),
+        ("tokenizer fit --data x --out y --vocab 50", 2, "Did you mean '--vocab_size'?"),
+        ("tokenizer fit --data x --out y --run {tmp}", 1, "there is no encoder at {tmp}"),
     ],
 )
 def test_errors_are_one_line(
@@ -189,7 +197,7 @@ def test_help_answers_without_importing_torch() -> None:
     assert subprocess.run([sys.executable, "-c", script]).returncode == 0
     done = sslfast("--help")
     assert done.returncode == 0
-    for command in ("train", "eval", "report", "embed", "preview", "doctor"):
+    for command in ("train", "eval", "report", "embed", "preview", "tokenizer", "doctor"):
         assert re.search(rf"^ +{command} ", done.stdout, re.M)
 
 

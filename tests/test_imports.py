@@ -14,6 +14,7 @@ LAYERS = [
     ("training",),
     ("eval",),
     ("methods",),
+    ("tokenizers",),
     ("losses", "masking", "ema", "optim", "models", "data"),
     ("functional",),
     ("ops",),

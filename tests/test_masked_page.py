@@ -1,25 +1,38 @@
 """docs/masked.md: its snippets run, in order and in one namespace, and it names every method."""
 
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
 from sslfast import methods, models
+from sslfast.cli import _normalised, _parsers
 
 PAGE = (Path(__file__).resolve().parents[1] / "docs" / "masked.md").read_text()
 
 
 def test_snippets_run() -> None:
     snippets = re.findall(r"^```python\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
-    assert len(snippets) == 2
+    assert len(snippets) == 3
     namespace: dict[str, Any] = {}
     for text in snippets:
         exec(compile(text, "docs/masked.md", "exec"), namespace)
         if "features" in namespace:
             assert namespace.pop("features").shape == (8, 32)
             assert namespace["loss"].isfinite()
-    for code, shape in re.findall(r"^(\w[\w.]*\(.*\))  # .*?(\[[\d, ]+\])$", snippets[1], re.M):
+    text = "\n".join(snippets[1:])
+    for code, shape in re.findall(r"^(\w[\w.]*\(.*\))  # .*?(\[[\d, ]+\])$", text, re.M):
         assert list(eval(code, namespace).shape) == eval(shape), code
+
+
+def test_commands_are_understood() -> None:
+    """Every flag and value is one that the command takes; other tests run them on small images."""
+    commands = re.findall(r"^sslfast (.*)$", PAGE.replace("\\\n", " "), re.MULTILINE)
+    assert len(commands) >= 8
+    parser, known = _parsers()
+    for command in commands:
+        options = parser.parse_args(_normalised(shlex.split(command, comments=True), known))
+        assert options.subcommand in command
 
 
 def test_every_masked_method_and_size_is_named() -> None:

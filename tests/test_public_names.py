@@ -11,7 +11,7 @@ from pathlib import Path
 SNAPSHOT = Path(__file__).with_name("public_names.txt")
 MODULES = (
     "", ".data", ".ema", ".eval", ".functional", ".losses", ".masking", ".methods", ".models",
-    ".optim", ".training",
+    ".optim", ".tokenizers", ".training",
 )  # fmt: skip
 
 

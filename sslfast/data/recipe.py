@@ -113,6 +113,17 @@ _SIMCLR_SMALL = replace(
 _MAE = View(size=224, crop_scale=(0.2, 1.0), flip=0.5)
 # Z. Xie et al., "SimMIM", CVPR 2022, section 4.1.1: crops of at least 67 % of the area, and flips.
 _SIMMIM = replace(_MAE, crop_scale=(0.67, 1.0))
+# H. Bao et al., "BEiT: BERT Pre-Training of Image Transformers", ICLR 2022, section 2.5 and the
+# published code: crops of at least 8 % (torchvision's default), flips, colour jitter of 0.4.
+_BEIT = View(
+    size=224,
+    crop_scale=(0.08, 1.0),
+    flip=0.5,
+    jitter_prob=1.0,
+    brightness=0.4,
+    contrast=0.4,
+    saturation=0.4,
+)
 # M. Assran et al., "Self-Supervised Learning from Images with a Joint-Embedding Predictive
 # Architecture", CVPR 2023, published configurations: crops of at least 30 %, no flips.
 _IJEPA = View(size=224, crop_scale=(0.3, 1.0))
@@ -121,6 +132,7 @@ _RECIPES = {
     "simclr_small": (_SIMCLR_SMALL, _SIMCLR_SMALL),
     "mae": (_MAE,),
     "simmim": (_SIMMIM,),
+    "beit": (_BEIT,),
     "ijepa": (_IJEPA,),
     "eval": (View(size=224, crop_scale=None),),
 }
@@ -134,6 +146,8 @@ def recipe(name: str, size: int | None = None, **overrides: Any) -> Recipe:
       appendix B.9): jitter of strength 0.5 and no blur; 32 pixels.
     - ``mae``, ``simmim``, ``ijepa``: one view, a random crop of at least 20, 67 or 30 % of the
       area, with flips but for ``ijepa`` (those papers' values); 224 pixels.
+    - ``beit``: one view, a random crop of at least 8 % of the area, flips, and jitter of
+      brightness, contrast and saturation of strength 0.4 (the paper's values); 224 pixels.
     - ``eval``: one view without randomness: shorter side to ``size``, centre crop; 224 pixels.
 
     All normalise by ImageNet's channel statistics, which is the field's habit, not the paper's.

@@ -24,9 +24,14 @@ ROUNDS = 16  # blocks tried; after them a handful of patches is missing, if any
 ASPECTS = 256  # aspect ratios, evenly spaced in the logarithm
 
 
-@lru_cache(maxsize=64)
+@torch.compiler.assume_constant_result  # a compiled graph holds the table
 def _sizes(most: int, min_aspect: float, device: torch.device) -> Tensor:
     """(height, width) int64 [most + 1, ASPECTS, 2] of blocks by area and number of the aspect."""
+    return _table(most, min_aspect, device)
+
+
+@lru_cache(maxsize=64)
+def _table(most: int, min_aspect: float, device: torch.device) -> Tensor:
     span = -2 * math.log(min_aspect)
     aspects = [math.exp(math.log(min_aspect) + (j + 0.5) / ASPECTS * span) for j in range(ASPECTS)]
     table = [

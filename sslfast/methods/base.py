@@ -54,6 +54,7 @@ class Method(nn.Module, ABC):
         recipe: name of the augmentation recipe that makes its views (``sslfast.data.recipe``).
         modalities: the kinds of data that it accepts.
         encoders: what the encoder must be.
+        files: hyperparameters that name files; a run keeps copies of them.
         reference: the paper and its settings.
 
     Attributes:
@@ -66,6 +67,7 @@ class Method(nn.Module, ABC):
     recipe: ClassVar[str]
     modalities: ClassVar[tuple[str, ...]] = ("image",)
     encoders: ClassVar[type[nn.Module]] = nn.Module
+    files: ClassVar[tuple[str, ...]] = ()
     reference: ClassVar[Reference]
 
     def __init__(self, encoder: nn.Module) -> None:

@@ -8,9 +8,10 @@ from sslfast.data.batch import Batch
 from sslfast.functional import masked_mse
 from sslfast.masking import PatchMask, random_mask
 from sslfast.methods.base import Context, Method, Reference
-from sslfast.methods.masked import only_view, patch_numbers, patchify, reconstruction
+from sslfast.methods.masked import only_view, patch_numbers, reconstruction
 from sslfast.methods.registry import register
 from sslfast.models import Decoder, VisionTransformer
+from sslfast.models.patches import patchify
 
 
 @register("mae")

@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 
 from sslfast.data.batch import Batch
+from sslfast.functional import restore_with_tokens
 from sslfast.models import VisionTransformer
+from sslfast.models.patches import patchify, unpatchify
 
 
 def only_view(batch: Batch) -> Tensor:
@@ -35,17 +37,37 @@ def patch_numbers(encoder: VisionTransformer) -> int:
     return encoder.patch_embed.proj.in_channels * math.prod(encoder.patch_size)
 
 
-def patchify(images: Tensor, patch: tuple[int, ...]) -> Tensor:
-    """Images [B, C, H, W] -> patches [B, L, C h w], along the rows, then down."""
-    height, width = patch
-    cut = images.unflatten(3, (-1, width)).unflatten(2, (-1, height))  # [B, C, R, h, Q, w]
-    return cut.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+def hidden_number(mask_ratio: float, length: int) -> int:
+    """How many of ``length`` patches are hidden.
+
+    Raises:
+        ValueError: none or all.
+    """
+    number = round(mask_ratio * length)
+    if not 0 < number < length:
+        raise ValueError(
+            f"mask_ratio={mask_ratio} hides {number} of {length} patches: choose a ratio that "
+            "hides some and keeps some"
+        )
+    return number
 
 
-def unpatchify(patches: Tensor, patch: tuple[int, ...], grid: tuple[int, ...]) -> Tensor:
-    """The inverse of patchify, for a grid of (rows, columns)."""
-    cut = patches.unflatten(2, (-1, *patch)).unflatten(1, grid)  # [B, R, Q, C, h, w]
-    return cut.permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)
+def encode_masked(
+    encoder: VisionTransformer, images: Tensor, token: Tensor, ids_keep: Tensor, ids_restore: Tensor
+) -> Tensor:
+    """Encoded patches [B, L, D] of images whose hidden patches are a mask token.
+
+    Args:
+        encoder: a VisionTransformer; it runs on all patches.
+        images: [B, C, H, W].
+        token: [1, 1, D], the mask token.
+        ids_keep: see ``sslfast.masking.PatchMask``, as for what follows.
+        ids_restore: see there.
+    """
+    visible = encoder.embed(images, ids_keep, positions=False)
+    _, positions = encoder.positions(encoder.grid_size)
+    tokens = restore_with_tokens(visible, token, ids_restore, positions)
+    return encoder.transform(tokens)[:, encoder.num_prefix_tokens :]
 
 
 def visible_only(images: Tensor, ids: Tensor, encoder: VisionTransformer) -> Tensor:

@@ -4,12 +4,12 @@ import torch
 from torch import Tensor, nn
 
 from sslfast.data.batch import Batch
-from sslfast.functional import restore_with_tokens
 from sslfast.masking import random_mask
 from sslfast.methods.base import Context, Method, Reference
-from sslfast.methods.masked import only_view, patch_numbers, patchify, reconstruction
+from sslfast.methods.masked import encode_masked, only_view, patch_numbers, reconstruction
 from sslfast.methods.registry import register
 from sslfast.models import VisionTransformer
+from sslfast.models.patches import patchify
 from sslfast.ops import compact_mask
 
 
@@ -64,10 +64,7 @@ class SimMIM(Method):
         images, encoder = only_view(batch), self.encoder
         mask, keep = self.mask(batch, ctx)
         seen, ids_restore = compact_mask(mask, keep)
-        visible = encoder.embed(images, seen, positions=False)
-        _, positions = encoder.positions(encoder.grid_size)
-        tokens = restore_with_tokens(visible, self.mask_token, ids_restore, positions)
-        encoded = encoder.transform(tokens)[:, encoder.num_prefix_tokens :]
+        encoded = encode_masked(encoder, images, self.mask_token, seen, ids_restore)
         target = patchify(images, encoder.patch_size)
         return self.head(encoded).to(target.dtype), target, mask
 

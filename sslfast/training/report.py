@@ -135,7 +135,7 @@ def preview_run(run: FinishedRun, path: Path, samples: int = 16) -> Path:
     state = checkpoint.load_newest(run.folder.checkpoints)
     if state is None:
         raise RunFolderError(f"{run.folder.path} has no checkpoint: its method cannot be rebuilt")
-    method = build_method(config, run.device).eval()
+    method = build_method(config, run.device, run.folder).eval()
     method.load_state_dict(state["model"])
     batch, view = _first_batch(config, samples)
     ctx = Context(state["step"], state["epoch"], state["step"], config.seed)

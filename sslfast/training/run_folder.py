@@ -2,14 +2,17 @@
 
 import fcntl
 import logging
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from sslfast.training import checkpoint
 from sslfast.training.config import ConfigError, TrainConfig
 from sslfast.training.encoder import FILE_NAME
+from sslfast.training.storage import write_atomically
 
 logger = logging.getLogger("sslfast")
 
@@ -64,6 +67,27 @@ class RunFolder:
     def last_good(self) -> Path | None:
         """The newest checkpoint, if there is one."""
         return next(reversed(checkpoint.listed(self.checkpoints)), None)
+
+    def copies(self, names: Iterable[str]) -> dict[str, str]:
+        """Those of the method's files that a run with a checkpoint has copies of, by name."""
+        if self.last_good() is None:
+            return {}
+        found = {name: self.path / "files" / name for name in names}
+        return {name: str(copy) for name, copy in found.items() if copy.is_file()}
+
+    def keep_copies(self, files: Mapping[str, Any]) -> None:
+        """Copy files into the folder: the run goes on, and can be looked at, without them.
+
+        Args:
+            files: their paths by the name of the hyperparameter; what is no path is passed over.
+        """
+        kept = self.copies(files)
+        for name, source in files.items():
+            if name not in kept and isinstance(source, (str, Path)):
+                copy = self.path / "files" / name
+                copy.parent.mkdir(exist_ok=True)
+                with open(source, "rb") as file:
+                    write_atomically(copy, partial(shutil.copyfileobj, file))
 
     def resume_state(self, config: TrainConfig) -> dict[str, Any] | None:
         """The checkpoint to go on from, as ``config.resume`` asks, or None to start anew.

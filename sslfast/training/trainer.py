@@ -58,7 +58,7 @@ def train(config: TrainConfig) -> Path:
     with ExitStack() as stack:
         ranks = stack.enter_context(distributed.ranks(config.device))
         stack.enter_context(explain_full_disk(run.path))
-        method = build_method(config, ranks.device)
+        method = build_method(config, ranks.device, run)
         loader = stack.enter_context(closing(build_loader(config, method.recipe, ranks)))
         # Up to here nothing is written: a wrong setting leaves no folder behind.
         saved = None
@@ -130,6 +130,7 @@ def fit(
         log = None
         if ranks.is_main:
             config.write(run.config)
+            run.keep_copies({name: config.method_args.get(name) for name in method.files})
             log = stack.enter_context(RunLog(run.metrics, step, total_steps, steps_per_epoch))
         stop = stack.enter_context(catch_signals())
         # As late as possible: importing some packages draws random numbers.
@@ -203,8 +204,13 @@ def fit(
     return True
 
 
-def build_method(config: TrainConfig, device: torch.device) -> Method:
+def build_method(config: TrainConfig, device: torch.device, run: RunFolder | None = None) -> Method:
     """The method around its encoder, on the device: the same weights on every rank.
+
+    Args:
+        config: the settings.
+        device: where to put it.
+        run: read the method's files from the copies that this run keeps, if it has any.
 
     Raises:
         ConfigError: an unknown name or keyword, or a precision that the device lacks.
@@ -214,7 +220,8 @@ def build_method(config: TrainConfig, device: torch.device) -> Method:
     encoder = build_encoder(config.model, config.model_args, config.seed)
     seed_all(config.seed)
     try:
-        method = methods.create(config.method, encoder, **config.method_args)
+        copies = run.copies(methods.get(config.method).files) if run else {}
+        method = methods.create(config.method, encoder, **{**config.method_args, **copies})
     except (TypeError, ValueError) as error:
         raise ConfigError(f"method: {error}") from error
     method.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

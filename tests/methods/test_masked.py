@@ -1,4 +1,4 @@
-"""MAE, SimMIM and I-JEPA against their papers' formulas written out, and what they promise."""
+"""Masked methods against their papers' formulas written out, and what they promise."""
 
 import copy
 import math
@@ -7,22 +7,23 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from tokens import needed, toy_tokenizer
 from torch import Tensor
 
 from sslfast import methods, models
 from sslfast.data.batch import Batch
-from sslfast.masking import multiblock_mask, random_mask
+from sslfast.masking import PatchMask, block_mask, multiblock_mask, random_mask
 from sslfast.methods.base import Context, Method
-from sslfast.methods.masked import patchify, unpatchify
+from sslfast.models.patches import patchify, unpatchify
 
-NAMES = ("ijepa", "mae", "simmim")
+NAMES = ("beit", "ijepa", "mae", "simmim")
 
 
 def small(name: str, dtype: torch.dtype = torch.float64, **keywords: Any) -> Method:
     torch.manual_seed(0)
     shape = {"img_size": 32, "patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 2}
     encoder = models.create("vit_micro", **shape)
-    return methods.create(name, encoder, **keywords).to(dtype).train()
+    return methods.create(name, encoder, **{**needed(name), **keywords}).to(dtype).train()
 
 
 def batch_of(ids: list[int], dtype: torch.dtype = torch.float64) -> Batch:
@@ -81,6 +82,42 @@ def test_simmim_is_the_absolute_error_of_hidden_squares() -> None:
     prediction = method.head(method.encoder.transform(tokens))
     expected = (prediction - patches_by_hand(images)).abs().mean(-1)[mask].mean()
     torch.testing.assert_close(loss, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_beit_is_the_cross_entropy_of_hidden_tokens() -> None:
+    method = small("beit")
+    batch, ctx = batch_of([3, 9, 11]), Context(7, 0, 10, seed=2)
+    loss = method(batch, ctx)["loss"]
+
+    images = batch.views[0]
+    drawn = {"min_patches": 5, "seed": 2, "step": 7, "sample_ids": batch.sample_ids}
+    mask = block_mask(3, (8, 8), 24, **drawn).mask  # 75 of 196, in blocks of 16 and more
+    patches, codebook = patches_by_hand(images), method.tokenizer.codebook
+    spread = (patches.var(-1, keepdim=True) + 1e-2).sqrt()
+    normed = (patches - patches.mean(-1, keepdim=True)) / spread
+    codes = (normed[:, :, None] - codebook).square().sum(-1).argmin(-1)
+    tokens = method.encoder.patch_embed(images)
+    tokens = torch.where(mask[..., None], method.mask_token, tokens) + method.encoder.pos_embed
+    logits = method.head(method.encoder.transform(tokens))
+    torch.testing.assert_close(loss, F.cross_entropy(logits[mask], codes[mask]))
+
+    halves = [method(batch_of(ids), ctx)["loss"] for ids in ([3, 9], [11])]
+    torch.testing.assert_close((2 * halves[0] + halves[1]) / 3, loss)  # as two ranks have it
+    loss.backward()
+    assert method.mask_token.grad.abs().max() > 0
+    assert not any(tensor.requires_grad for tensor in method.tokenizer.state_dict().values())
+
+
+def test_the_encoder_of_beit_sees_no_hidden_pixel() -> None:
+    method, ctx = small("beit"), Context(7, 0, 10, seed=2)
+    batch = batch_of([3, 9, 11])
+    hidden, tokens = method.encode(batch, ctx)
+    patches = patchify(batch.views[0], (4, 4))
+    mask = method.mask(batch, ctx).mask[..., None]
+    other = unpatchify(torch.where(mask, -patches, patches), (4, 4), (8, 8))  # other textures
+    hidden_too, other_tokens = method.encode(Batch((other,), batch.sample_ids), ctx)
+    assert torch.equal(hidden, hidden_too)
+    assert (tokens != other_tokens).double().mean() > 0.5
 
 
 def test_ijepa_predicts_the_teachers_features_of_each_block() -> None:
@@ -143,7 +180,7 @@ def test_what_is_hidden_depends_on_seed_step_and_sample_alone(name: str) -> None
 def test_tokens_and_positions_take_no_weight_decay(name: str) -> None:
     shape = {"img_size": 16, "patch_size": 4, "embed_dim": 32, "depth": 1, "num_heads": 2}
     encoder = models.vit(**shape, reg_tokens=1, global_pool="avg")
-    method = methods.create(name, encoder)
+    method = methods.create(name, encoder, **needed(name))
     decayed, free = (set(map(id, group["params"])) for group in method.param_groups())
     trained = {n: p for n, p in method.named_parameters() if p.requires_grad}
     assert decayed | free == {id(p) for p in trained.values()}
@@ -160,7 +197,8 @@ def test_methods_compile_and_train_in_bf16(name: str) -> None:
     method = small(name, torch.float32)
     batch = batch_of([3, 9, 11], torch.float32)
     expected = method(batch, Context(2, 0, 10))["loss"]
-    compiled = torch.compile(copy.deepcopy(method), backend="aot_eager")
+    whole = name == "beit"  # one graph
+    compiled = torch.compile(copy.deepcopy(method), backend="aot_eager", fullgraph=whole)
     torch.testing.assert_close(compiled(batch, Context(2, 0, 10))["loss"], expected)
     other = method(batch, Context(3, 0, 10))["loss"]
     torch.testing.assert_close(compiled(batch, Context(3, 0, 10))["loss"], other)
@@ -191,7 +229,7 @@ def test_pictures_show_what_is_hidden(name: str) -> None:
             ]
         return
     drawn = method.mask(batch, ctx)
-    mask = drawn.mask if name == "mae" else drawn[0]
+    mask = drawn.mask if isinstance(drawn, PatchMask) else drawn[0]
     masked, made = (patches_by_hand(pictures[row]) for row in ("masked", "reconstructed"))
     true = patches_by_hand(images)
     assert not masked[mask].any()
@@ -228,8 +266,21 @@ def test_wrong_settings_are_explained() -> None:
         methods.create("ijepa", token)
     with pytest.raises(ValueError, match=r"mask_patches=3 does not divide the grid of 8 x 8"):
         small("simmim", mask_patches=3)
+    for ratio in (0.0, 1.0):
+        with pytest.raises(
+            ValueError, match=rf"mask_ratio={ratio} hides \d+ of 64 patches: choose"
+        ):
+            small("beit", mask_ratio=ratio)
+    with pytest.raises(
+        ValueError, match=r"beit needs a tokenizer: make one with sslfast tokenizer"
+    ):
+        small("beit", tokenizer=None)
+    with pytest.raises(ValueError, match=r"patches of \(8, 8\) pixels .* cuts \(4, 4\) and 3: fit"):
+        small("beit", tokenizer=toy_tokenizer(patch_size=8))
     for name in ("mae", "simmim"):
         with pytest.raises(ValueError, match=r"mask_ratio=0.99 leaves no patch of \d+ visible"):
             small(name, mask_ratio=0.99)
         with pytest.raises(ValueError, match="build the encoder without num_frames"):
             methods.create(name, models.create("vit_micro", num_frames=4, depth=1))
+    with pytest.raises(ValueError, match="build the encoder without num_frames"):
+        methods.create("beit", models.create("vit_micro", num_frames=4, depth=1), **needed("beit"))

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tokens import needed
 from torch import nn
 
 from sslfast import methods, models
@@ -23,7 +24,8 @@ def fitting(name: str) -> tuple[Method, Batch]:
     encoder = models.create("convnet_small", width=8, depth=2)
     if not isinstance(encoder, methods.get(name).encoders):
         encoder = models.create("vit_micro", **vit)
-    return methods.create(name, encoder), pairs(views=len(recipe(methods.get(name).recipe).views))
+    batch = pairs(views=len(recipe(methods.get(name).recipe).views))
+    return methods.create(name, encoder, **needed(name)), batch
 
 
 @pytest.mark.parametrize("name", methods.names())

@@ -1,0 +1,77 @@
+"""A tokenizer's file: safetensors, with the spec as metadata."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from sslfast._extras import require
+from sslfast.tokenizers.patch import PatchTokenizer, TokenizerSpec
+
+SCHEMA_VERSION = 1
+_KEY = "sslfast_tokenizer"
+_HOW_TO = "make one with sslfast tokenizer fit --data IMAGES --out tokens.safetensors"
+
+
+def tokenizer_bytes(tokenizer: PatchTokenizer) -> bytes:
+    """The content of a tokenizer's file."""
+    safetensors = require("safetensors.torch", extra="train", purpose="writing a tokenizer")
+    tensors = {k: v.detach().cpu().contiguous() for k, v in tokenizer.state_dict().items()}
+    spec = {"schema_version": SCHEMA_VERSION, **asdict(tokenizer.spec)}
+    return safetensors.save(tensors, {_KEY: json.dumps(spec)})
+
+
+def as_tokenizer(given: Path | str | PatchTokenizer | None) -> PatchTokenizer:
+    """A tokenizer that is given itself, or by its file.
+
+    Raises:
+        ValueError: nothing is given; and what ``load_tokenizer`` raises.
+    """
+    if given is None:
+        raise ValueError(f"beit needs a tokenizer: {_HOW_TO} and set method_args.tokenizer to it")
+    return given if isinstance(given, PatchTokenizer) else load_tokenizer(given)
+
+
+def load_tokenizer(path: Path | str) -> PatchTokenizer:
+    """Read a tokenizer that ``sslfast tokenizer fit`` wrote.
+
+    Returns:
+        The tokenizer in float32 on the CPU.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged, holds no tokenizer, or was written by a newer sslfast.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no tokenizer {path}: {_HOW_TO}")
+    safetensors = require("safetensors", extra="train", purpose="reading a tokenizer")
+    try:
+        with safetensors.safe_open(str(path), framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{path} is damaged or no .safetensors file ({error})") from error
+    if _KEY not in metadata:
+        raise ValueError(
+            f"{path} is no tokenizer: it was not written by sslfast tokenizer fit"
+            + (" (it holds an encoder)" if "sslfast" in metadata else "")
+        )
+    spec = json.loads(metadata[_KEY])
+    version = spec.pop("schema_version")
+    if version > SCHEMA_VERSION:
+        raise ValueError(
+            f"{path} was written by a newer sslfast (schema {version}; this one reads "
+            f"{SCHEMA_VERSION} at most). Upgrade with: pip install --upgrade sslfast"
+        )
+    pairs = {name: tuple(spec[name]) for name in ("mean", "std")}
+    tokenizer = PatchTokenizer(TokenizerSpec(**{**spec, **pairs}))
+    own = {name: tuple(tensor.shape) for name, tensor in tokenizer.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if own != found:
+        wrong = sorted(name for name in {*own, *found} if own.get(name) != found.get(name))
+        raise ValueError(
+            f"{path} contradicts itself: its {', '.join(wrong)} are not those of a vocabulary of "
+            f"{spec['vocab_size']} and patches of {spec['patch_size']}. Fit the tokenizer again"
+        )
+    tokenizer.load_state_dict(tensors)
+    return tokenizer

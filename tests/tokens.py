@@ -1,0 +1,20 @@
+"""Tokenizers of noise, for tests that need any."""
+
+from typing import Any
+
+import torch
+
+from sslfast.tokenizers import PatchTokenizer, TokenizerSpec
+
+
+def toy_tokenizer(vocab_size: int = 32, patch_size: int = 4, **keywords: Any) -> PatchTokenizer:
+    """A codebook of patches of random images of 16 pixels."""
+    tokenizer = PatchTokenizer(TokenizerSpec(vocab_size, patch_size, 16, **keywords))
+    images = torch.randn(40, 3, 16, 16, generator=torch.Generator().manual_seed(8))
+    tokenizer.fit(images.split(16), 16)
+    return tokenizer
+
+
+def needed(name: str) -> dict[str, Any]:
+    """Hyperparameters without which a method cannot be built."""
+    return {"tokenizer": toy_tokenizer()} if name == "beit" else {}

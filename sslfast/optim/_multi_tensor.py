@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sslfast.ema import EMATeacher, Pairs
 from sslfast.functional._common import FLOATS
-from sslfast.functional._ema import check_pairs, local_shard
+from sslfast.functional._ema import local_shard
 from sslfast.kernels._tensors import is_dense, same_layout, to_device
 
 
@@ -114,7 +114,7 @@ class MultiTensor(ABC):
             control, numbers = self._upload(params, momentum)
             self._update([g for g, _ in found], params, teachers, numbers, control)
         if self.ema is not None and rest is not None and momentum is not None:
-            self.ema.follow(rest, momentum)
+            self.ema.follow(rest, momentum, rest.checked())
         return loss
 
     @abstractmethod
@@ -145,7 +145,7 @@ class MultiTensor(ABC):
                         "optimiser: build it anew after replacing parameters"
                     )
             self._teachers = (pairs, places)
-        check_pairs(pairs.names, pairs.teacher, pairs.student)
+        pairs.checked()
         places = self._teachers[1]
         teachers: list[Tensor | None] = []
         done = set()

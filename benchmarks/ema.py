@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import sslfast
 from benchmarks import common
@@ -99,10 +99,19 @@ def runs(size: Size, device: torch.device) -> dict[str, common.Run]:
     for backend in registry.candidates("ema"):
         if backend.name != "reference" and backend.refusal(problem) is None:
             table[f"sslfast {backend.name}"] = forced(backend.name)
+    if len(size.shapes) > 1000:
+        table["EMATeacher"] = followed(pairs)
     if device.type == "cuda" and len(size.shapes) > 1000:
         table |= {f"{name}, graph": replayed(table[name]) for name in list(table)[1:]}
     table[FLOOR] = copy_of(size, device)
     return table
+
+
+def followed(pairs: list[tuple[list[Tensor], list[Tensor]]]) -> common.Run:
+    """The students as networks, with a teacher each."""
+    students = [nn.ParameterList(student) for _, student in pairs]
+    teachers = [EMATeacher(student, MOMENTUM) for student in students]
+    return lambda turn: teachers[turn % len(pairs)].update(students[turn % len(pairs)])
 
 
 def replayed(run: common.Run) -> common.Run:

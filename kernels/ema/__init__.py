@@ -3,9 +3,9 @@
 Every backend has ``update(teacher, student, momentum, table=None)``: two lists of as many tensors,
 those of a pair of one shape, floating-point, of any dtypes, all on one device; momentum a 0-d
 float64 tensor there, which is not read on the host of a GPU; and the table of the pairs
-(``kernels._tensors.plain_rows``) where it is known. The teacher is written in place. Arithmetic is in
-float32, or float64 where one of the pair is; t + (1 - m)(s - t), or s - m (s - t) for m <= 1/2, so
-that both ends are exact. Momentum 1 leaves the teacher as it is, whatever the student holds.
+(``kernels._tensors.plain_rows``) where it is known. The teacher is written in place. Arithmetic is
+in float32, or float64 where one of the pair is; t + (1 - m)(s - t), or s - m (s - t) for m <= 1/2,
+so that both ends are exact. Momentum 1 leaves the teacher as it is, whatever the student holds.
 
 Traffic: a pair is read once and its teacher written once, 12 bytes an element in float32, 10 for a
 16-bit student of a float32 teacher.

@@ -248,17 +248,31 @@ class EMATeacher(nn.Module):
             own = own(self.updates)
         return as_momentum(own, self.updates.device)
 
-    def follow(self, pairs: Pairs, momentum: Tensor, tables: dict[Way, Rows | None]) -> None:
-        """Update pairs that have been ``checked``; optimisers leave out those that they did."""
+    def follow(
+        self,
+        pairs: Pairs,
+        momentum: Tensor,
+        tables: dict[Way, Rows | None],
+        taken: Tensor | None = None,
+    ) -> None:
+        """Update pairs that have been ``checked``; optimisers leave out those that they did.
+
+        Args:
+            pairs: what follows what.
+            momentum: of this update, float64 [].
+            tables: of the pairs.
+            taken: bool []: whether there is an update at all.
+        """
         copy = torch.zeros_like(momentum)
         if self.skip_non_finite:
             floats = [s for s in pairs.student if s.is_floating_point()]
-            finite = torch.nn.utils.get_total_norm(floats, math.inf).isfinite()
-            momentum, copy = (torch.where(finite, m, 1.0) for m in (momentum, copy))
-            self.skipped += ~finite
-            self.updates += finite
-        else:
+            taken = torch.nn.utils.get_total_norm(floats, math.inf).isfinite()
+            self.skipped += ~taken
+        if taken is None:
             self.updates += 1
+        else:
+            momentum, copy = (torch.where(taken, m, 1.0) for m in (momentum, copy))
+            self.updates += taken
         for way, (ours, theirs) in pairs.by_way.items():
             move(ours, theirs, momentum if way == "average" else copy, tables[way])
 

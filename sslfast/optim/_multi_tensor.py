@@ -18,6 +18,10 @@ class MultiTensor(ABC):
 
     UNSUPPORTED: ClassVar[tuple[str, ...]]  # options of torch's that must stay off
 
+    # torch.amp.GradScaler then sets ``grad_scale`` and ``found_inf`` during ``step``, and reads
+    # nothing off the device.
+    _step_supports_amp_scaling = True
+
     param_groups: list[dict[str, Any]]
     state: Any  # torch's: a dict of every parameter's tensors
 
@@ -56,8 +60,6 @@ class MultiTensor(ABC):
         self.grad_norm: Tensor | None = None  # before clipping, where max_norm is given
         self._numbers: tuple[tuple[float, ...], Tensor] | None = None
         self._teachers: tuple[Pairs, dict[int, int]] | None = None
-        # GradScaler unscales gradients and leaves out steps by itself.
-        self._step_supports_amp_scaling = False
 
     def __getstate__(self) -> dict[str, Any]:
         extra: dict[str, Any] = {"ema": self.ema, "max_norm": self.max_norm, "_followed": {}}
@@ -110,11 +112,13 @@ class MultiTensor(ABC):
         if self.ema is not None:
             momentum = self.ema.next_momentum()
             teachers, rest = self._divide(params)
+        found_inf: Tensor | None = getattr(self, "found_inf", None)
+        taken = None if found_inf is None else found_inf == 0
         if params:
-            control, numbers = self._upload(params, momentum)
+            control, numbers = self._upload(params, momentum, taken)
             self._update([g for g, _ in found], params, teachers, numbers, control)
         if self.ema is not None and rest is not None and momentum is not None:
-            self.ema.follow(rest, momentum, rest.checked())
+            self.ema.follow(rest, momentum, rest.checked(), taken)
         return loss
 
     @abstractmethod
@@ -159,7 +163,9 @@ class MultiTensor(ABC):
                 done.add(place)
         return teachers, pairs.without(done)
 
-    def _upload(self, params: list[Tensor], momentum: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _upload(
+        self, params: list[Tensor], momentum: Tensor | None, taken: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         """(gradient factor, teacher momentum) and the numbers of all groups, on the device."""
         fields = [value for group in self.param_groups for value in self._fields(group)]
         values = (1.0, 1.0, *(0.0 if isinstance(v, Tensor) else float(v) for v in fields))
@@ -171,12 +177,22 @@ class MultiTensor(ABC):
         for n, value in enumerate(fields):
             if isinstance(value, Tensor):
                 numbers[2 + n].copy_(value.squeeze())
-        if self.max_norm is not None:
-            self.grad_norm = whole(torch.nn.utils.get_total_norm(list(map(_gradient, params))))
-            numbers[0].copy_((self.max_norm / (self.grad_norm + 1e-6)).clamp(max=1))
+        numbers[0].fill_(self._factor(params, taken))
         if momentum is not None:
             numbers[1].copy_(momentum)
         return numbers[:2], numbers[2:].view(len(self.param_groups), -1)
+
+    def _factor(self, params: list[Tensor], taken: Tensor | None) -> Tensor | float:
+        """Of the gradients: what undoes GradScaler's scale and clips; negative for no step."""
+        factor: Tensor | float = 1.0
+        scale: Tensor | None = getattr(self, "grad_scale", None)
+        if scale is not None:
+            factor = scale.squeeze().double().reciprocal()
+        if self.max_norm is not None:
+            norm = whole(torch.nn.utils.get_total_norm(list(map(_gradient, params))))
+            self.grad_norm = norm if scale is None else norm / scale.squeeze()
+            factor = factor * (self.max_norm / (self.grad_norm + 1e-6)).clamp(max=1)
+        return factor if taken is None else torch.where(taken, factor, -1.0)
 
     def _moments(self, p: Tensor, name: str) -> Tensor:
         """The local part of a state of the parameter's shape, made on first use."""

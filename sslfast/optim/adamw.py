@@ -80,7 +80,8 @@ class AdamW(MultiTensor, torch.optim.AdamW):
             groups=groups,
         )
         backend = registry.pick("adamw", kernels.problem(tensors))
-        torch._foreach_add_(steps, 1)
+        found_inf: Tensor | None = getattr(self, "found_inf", None)
+        torch._foreach_add_(steps, 1 if found_inf is None else (found_inf == 0).float())
         backend.step(tensors, numbers, control)
 
     def _step_of(self, p: Tensor) -> Tensor:

@@ -78,6 +78,7 @@ def bare_loop(config: TrainConfig, loader: Loader, device: torch.device, steps: 
     """What a careful script does, and nothing else."""
     method: Any = build_method(config, device).train()
     optimizer = build_optimizer(config, method)
+    optimizer.max_norm = None  # does not measure the gradients
     done = 0
     while done < steps:
         for batch in loader:

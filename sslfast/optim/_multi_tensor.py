@@ -1,5 +1,6 @@
 """What our optimisers share: one pass over all tensors, its numbers on the device, the teacher."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
@@ -191,7 +192,8 @@ class MultiTensor(ABC):
         if self.max_norm is not None:
             norm = whole(torch.nn.utils.get_total_norm(list(map(_gradient, params))))
             self.grad_norm = norm if scale is None else norm / scale.squeeze()
-            factor = factor * (self.max_norm / (self.grad_norm + 1e-6)).clamp(max=1)
+            if self.max_norm < math.inf:
+                factor = factor * (self.max_norm / (self.grad_norm + 1e-6)).clamp(max=1)
         return factor if taken is None else torch.where(taken, factor, -1.0)
 
     def _moments(self, p: Tensor, name: str) -> Tensor:

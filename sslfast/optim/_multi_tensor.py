@@ -81,6 +81,8 @@ class MultiTensor(ABC):
                 if step is not None:
                     self.state[p]["step"] = step.to(local_shard(p).device, torch.float32)
 
+    # One launch already: a compiled step runs this as it is, between its graphs.
+    @torch.compiler.disable(reason="sslfast's optimisers are one kernel, with nothing to compile")
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Do one step, and the teacher's.

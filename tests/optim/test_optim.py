@@ -334,6 +334,33 @@ def test_grad_scaler_leaves_out_steps() -> None:
     assert optimizer.ema.updates == 1
 
 
+def test_inside_a_compiled_step() -> None:
+    """The optimiser runs between the graphs, with its teacher, and gives what it gives alone."""
+
+    def build() -> tuple[nn.Module, EMATeacher, Callable[[Tensor], None]]:
+        net = network()
+        teacher = EMATeacher(net, 0.9)
+        optimizer = AdamW(net.parameters(), lr=1e-2, max_norm=1.0, ema=teacher)
+
+        def step(x: Tensor) -> None:
+            net(x).square().sum().backward()
+            optimizer.step()
+
+        return net, teacher, step
+
+    net, teacher, step = build()
+    peer, other, eager = build()
+    compiled = torch.compile(step, backend="aot_eager")
+    for _ in range(3):
+        x = torch.randn(4, 3, 5, 5)
+        for module, run in ((net, compiled), (peer, eager)):
+            module.zero_grad()
+            run(x)
+    same(net, peer, rtol=1e-4, atol=1e-5)
+    same(teacher, other, rtol=1e-4, atol=1e-5)
+    assert teacher.updates == 3
+
+
 def _ranks(rank: int, size: int) -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import compress
 from typing import Any, Literal
 
 import torch
@@ -103,8 +104,9 @@ class Pairs:
         }
         one_device = len({ours[0].device for ours, _ in self.by_way.values()}) < 2
         if not one_device or None in tables.values():
-            rest = [n for n, way in enumerate(self.ways) if tables[way] is None or not one_device]
-            check_pairs(*([c[n] for n in rest] for c in (self.names, self.teacher, self.student)))
+            rest = [tables[way] is None or not one_device for way in self.ways]
+            teacher, student = (list(compress(c, rest)) for c in (self.teacher, self.student))
+            check_pairs(list(compress(self.names, rest)), teacher, student)
         return tables
 
     def without(self, done: set[int]) -> "Pairs":

@@ -98,8 +98,8 @@ class MultiTensor(ABC):
         Raises:
             TypeError: a parameter that is not real, or a gradient that is sparse or of another
                 dtype.
-            ValueError: parameters on several devices or with holes in memory, a teacher that no
-                longer fits. Nothing has been written then.
+            ValueError: parameters on several devices or with holes in memory, a state or a teacher
+                that no longer fits. Nothing has been written then.
         """
         loss = None
         if closure is not None:
@@ -203,6 +203,12 @@ class MultiTensor(ABC):
         state = self.state[p]
         if state.get(name) is None:
             state[name] = torch.zeros_like(p, memory_format=torch.preserve_format)
+        if state[name].dtype != p.dtype or state[name].device != p.device:
+            raise ValueError(
+                f"{name} of a parameter of shape {list(p.shape)} is {state[name].dtype} on "
+                f"{state[name].device}, but the parameter {p.dtype} on {p.device}: after moving "
+                "parameters call optimizer.load_state_dict(optimizer.state_dict())"
+            )
         if not same_layout(local_shard(p), local_shard(state[name])):  # as a state_dict had it
             state[name] = torch.empty_like(p).copy_(state[name])
         return local_shard(state[name])

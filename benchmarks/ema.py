@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import sslfast
 from benchmarks import common
@@ -21,8 +21,10 @@ from sslfast import EMATeacher
 from sslfast.functional import ema_update_
 from sslfast.kernels import ema, registry
 from sslfast.models import resnet50
+from sslfast.optim import AdamW
 
 FLOOR = "floor: copy"
+STEP, FOLLOW = "forward, backward, optimiser", "teacher's update"
 MOMENTUM = 0.996
 
 
@@ -101,10 +103,19 @@ def runs(size: Size, device: torch.device) -> dict[str, common.Run]:
     for backend in registry.candidates("ema"):
         if backend.name != "reference" and backend.refusal(problem) is None:
             table[f"sslfast {backend.name}"] = forced(backend.name)
+    if len(size.shapes) > 1000:
+        table["EMATeacher"] = followed(pairs)
     if device.type == "cuda" and len(size.shapes) > 1000:
         table |= {f"{name}, graph": common.Replayed(table[name]) for name in list(table)[1:]}
     table[FLOOR] = copy_of(size, device)
     return table
+
+
+def followed(pairs: list[tuple[list[Tensor], list[Tensor]]]) -> common.Run:
+    """The students as networks, with a teacher each."""
+    students = [nn.ParameterList(student) for _, student in pairs]
+    teachers = [EMATeacher(student, MOMENTUM) for student in students]
+    return lambda turn: teachers[turn % len(pairs)].update(students[turn % len(pairs)])
 
 
 def teacher_runs(device: torch.device) -> dict[str, common.Run]:
@@ -126,6 +137,21 @@ def teacher_runs(device: torch.device) -> dict[str, common.Run]:
                     t.copy_(s)
 
     return {"foreach": by_hand, "EMATeacher": lambda turn: teacher.update(student)}
+
+
+def step_runs(device: torch.device, batch: int) -> dict[str, common.Run]:
+    """A training step of ResNet-50 at 224 pixels, and the teacher that follows it."""
+    student = resnet50().to(device, memory_format=torch.channels_last)
+    optimizer, teacher = AdamW(student.parameters()), EMATeacher(student, MOMENTUM)
+    images = torch.randn(batch, 3, 224, 224, device=device)
+    images = images.contiguous(memory_format=torch.channels_last)
+
+    def step(turn: int) -> None:
+        optimizer.zero_grad()
+        student(images).square().mean().backward()
+        optimizer.step()
+
+    return {STEP: step, FOLLOW: lambda turn: teacher.update(student)}
 
 
 def sizes(device: torch.device, quick: bool) -> list[Size]:
@@ -155,6 +181,13 @@ def measure(record: Record) -> None:
         )
     if not record.quick:
         record.measure("ResNet-50 with buffers", lambda: teacher_runs(device), seconds)
+        batch = 16 if device.type == "cpu" else 128
+        problem = f"ResNet-50, {batch} images of 224 x 224 a step, AdamW, float32"
+        rows = record.measure(problem, lambda: step_runs(device, batch), seconds)
+        times = {row.provider: row.seconds for row in rows}
+        if {STEP, FOLLOW} <= set(times):
+            share = times[FOLLOW] / times[STEP]
+            print(f"the teacher adds {share:.2%} to a step (target: under 1 %)")
 
 
 def main() -> int:

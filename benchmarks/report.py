@@ -109,14 +109,25 @@ def many_tensors(results: dict[str, Any]) -> str:
         "| problem | provider | time | GB/s | faster than the first |",
         "|---|---|---|---|---|",
     ]
-    for problem in dict.fromkeys(row["problem"] for row in results["rows"]):
-        rows = [r for r in results["rows"] if r["problem"] == problem]
+    whole = [row for row in results["rows"] if " a step" not in row["problem"]]
+    for problem in dict.fromkeys(row["problem"] for row in whole):
+        rows = [r for r in whole if r["problem"] == problem]
         for row in rows:
             rate = f"{row['bytes'] / row['seconds'] / 1e9:.3g}" if row["bytes"] else "-"
             lines.append(
                 f"| {problem} | {row['provider']} | {milliseconds(row['seconds'])} | {rate} "
                 f"| {ratio(rows[0], row, 2)} |"
             )
+    return "\n".join([*lines, "", provenance(results)])
+
+
+def ema_step(results: dict[str, Any]) -> str:
+    """What a teacher adds to a training step."""
+    rows = [row for row in results["rows"] if " a step" in row["problem"]]
+    lines = [f"{rows[0]['problem']}:", "", "| what runs | time | of the first |", "|---|---|---|"]
+    for row in rows:
+        share = f"{row['seconds'] / rows[0]['seconds']:.2%}"
+        lines.append(f"| {row['provider']} | {milliseconds(row['seconds'])} | {share} |")
     return "\n".join([*lines, "", provenance(results)])
 
 
@@ -189,6 +200,7 @@ TABLES = {
     "losses-cpu": (losses, "losses-cpu"),
     "masking-cpu": (masking, "masking-cpu"),
     "ema-cpu": (many_tensors, "ema-cpu"),
+    "ema-step-cpu": (ema_step, "ema-cpu"),
     "optim-cpu": (many_tensors, "optim-cpu"),
     "learning": (learning, "learning"),
     "vit-cpu": (vit, "vit-cpu"),

@@ -136,6 +136,7 @@ class Bench:
         if preset.compile:
             self.encode = torch.compile(self.encode)
         self.optimizer = build_optimizer(config, self.method)
+        self.optimizer.max_norm = None  # a bare loop does not measure the gradients
 
     def amp(self) -> AbstractContextManager[Any]:
         """Automatic mixed precision, as in the trainer."""

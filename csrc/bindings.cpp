@@ -22,4 +22,5 @@ PYBIND11_MODULE(_C, module) {
     sslfast::bindings::restore_with_tokens(module);
     sslfast::bindings::sigmoid_contrast(module);
     sslfast::bindings::similarity_softmax(module);
+    sslfast::bindings::tensors(module);
 }

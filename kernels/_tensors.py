@@ -13,6 +13,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from ._extension import extension
+
 ADDRESSES = 6
 WORDS = 8
 CHUNK = 16384  # elements that a block of threads takes at a time; csrc/include/sslfast/cuda.h
@@ -46,14 +48,69 @@ def types_of(first: torch.dtype, second: torch.dtype | None) -> int:
     return 5 * CODES[first] + (NONE if second is None else CODES[second])
 
 
+@cache
+def dtypes_of(types: int) -> tuple[torch.dtype, torch.dtype | None]:
+    """The dtypes of a row: the inverse of ``types_of``."""
+    first, second = divmod(types, 5)
+    return TYPES[first], None if second == NONE else TYPES[second]
+
+
 def dtypes(tensors: Sequence[Tensor | None]) -> list[torch.dtype | None]:
     """Their dtypes; None for None."""
     return [None if t is None else t.dtype for t in tensors]
 
 
+@dataclass(frozen=True)
+class Rows:
+    """A table on the host.
+
+    Attributes:
+        words: eight a row.
+        types: of all rows, each once.
+    """
+
+    words: "array[int]"
+    types: tuple[int, ...]
+
+    def __len__(self) -> int:
+        """Rows, empty ones too."""
+        return len(self.words) // WORDS
+
+    @property
+    def address(self) -> int:
+        """Where the words lie."""
+        return self.words.buffer_info()[0]
+
+
+def plain_rows(
+    columns: Sequence[Sequence[Tensor | None]], second: int, groups: Sequence[int] | None = None
+) -> Rows | None:
+    """The table of ordinary tensors that fit, in one walk in C++; None where any is unusual.
+
+    What is not None needs no other check: real numbers on one device, and in every row the same
+    shapes and layouts, and one dtype but in the column ``second``. See ``rows`` for the arguments.
+    """
+    if torch.compiler.is_compiling() or not hasattr(Tensor, "__dlpack_c_exchange_api__"):
+        return None  # that is of PyTorch 2.10 and later
+    module = extension()
+    if module is None:
+        return None
+    words = array("q", bytes(8 * WORDS * len(columns[0])))
+    lists = [column if type(column) is list else list(column) for column in columns]
+    owners = None if groups is None else list(groups)
+    address = words.buffer_info()[0]
+    types = module.rows_of_tensors(address, lists, second, owners, Tensor, torch.nn.Parameter)
+    return None if types < 0 else Rows(words, _bits(types))
+
+
+@cache
+def _bits(number: int) -> tuple[int, ...]:
+    return tuple(n for n in range(number.bit_length()) if number >> n & 1)
+
+
 def rows(
     columns: Sequence[Sequence[Tensor | None]], second: int, groups: Sequence[int] | None = None
-) -> "array[int]":
+) -> Rows:
     """The table on the host, of non-empty rows or not.
 
     Args:
@@ -62,6 +119,9 @@ def rows(
         second: the column whose dtype the kernel needs beside that of the first.
         groups: of each row.
     """
+    plain = plain_rows(columns, second, groups)
+    if plain is not None:
+        return plain
     first, n = columns[0], len(columns[0])
     words = array("q", bytes(8 * WORDS * n))
     for c, column in enumerate(columns):
@@ -72,7 +132,7 @@ def rows(
     words[ADDRESSES + 1 :: WORDS] = array(
         "q", [t | g << 32 for t, g in zip(types, groups, strict=True)] if groups else types
     )
-    return words
+    return Rows(words, tuple(sorted(set(types))))
 
 
 @dataclass(frozen=True)
@@ -98,21 +158,21 @@ _captured: list[object] = []  # a CUDA graph reads at every replay what it read 
 KEPT_TABLES = 64
 
 
-def device_table(words: "array[int]", like: Tensor) -> Table:
+def device_table(rows: Rows, like: Tensor) -> Table:
     """The table on the device of ``like``: copied there when anything in it has changed.
 
     It is looked up by its whole content, so that it can never be that of other tensors.
     """
     device = like.device
     cuda = device.type == "cuda"
-    key = (words.tobytes(), device, torch.cuda.current_stream(device) if cuda else None)
+    key = (rows.words.tobytes(), device, torch.cuda.current_stream(device) if cuda else None)
     table = _tables.get(key)
     capturing = cuda and torch.cuda.is_current_stream_capturing()
     if table is None and capturing:
         # Graphs are captured on a stream of their own, when all others have been waited for.
         table = next((t for k, t in _tables.items() if k[:2] == key[:2]), None)
     if table is None:
-        table = _upload(words, device)
+        table = _upload(rows, device)
     if capturing:
         _captured.append(table)
     else:
@@ -134,8 +194,8 @@ def to_device(host: Tensor, device: torch.device) -> Tensor:
     return there
 
 
-def _upload(words: "array[int]", device: torch.device) -> Table:
-    table = torch.tensor(words, dtype=torch.int64).view(-1, WORDS)
+def _upload(rows: Rows, device: torch.device) -> Table:
+    table = torch.tensor(rows.words, dtype=torch.int64).view(-1, WORDS)
     counts = -(-table[:, ADDRESSES] // CHUNK)
     row = torch.arange(len(table)).repeat_interleave(counts)
     number = torch.arange(len(row)) - (counts.cumsum(0) - counts)[row]
@@ -143,6 +203,6 @@ def _upload(words: "array[int]", device: torch.device) -> Table:
     return Table(
         rows=there[: table.numel()].view(-1, WORDS),
         chunks=there[table.numel() :],
-        types=tuple((table[:, ADDRESSES + 1] & 0xFFFFFFFF).unique().tolist()),
+        types=rows.types,
         aligned=not (table[:, :ADDRESSES] % 16).any(),
     )

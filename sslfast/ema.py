@@ -10,12 +10,15 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import compress
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from sslfast.functional._ema import as_momentum, check_pairs, local_shard, move
+from sslfast.kernels._tensors import Rows, plain_rows
 
 __all__ = ["CosineMomentum", "EMATeacher", "WarmupMomentum"]
 
@@ -78,6 +81,33 @@ class Pairs:
             return False
         now = _contents(self.modules)
         return len(now) == len(self.contents) and all(map(operator.is_, now, self.contents))
+
+    @cached_property
+    def by_way(self) -> dict[Way, tuple[list[Tensor], list[Tensor]]]:
+        """Teacher's and student's tensors of every way that there is."""
+        chosen: dict[Way, tuple[list[Tensor], list[Tensor]]] = {}
+        for way, t, s in zip(self.ways, self.teacher, self.student, strict=True):
+            ours, theirs = chosen.setdefault(way, ([], []))
+            ours.append(t)
+            theirs.append(s)
+        return chosen
+
+    def checked(self) -> dict[Way, Rows | None]:
+        """The tables of the ways whose tensors are all ordinary, once every pair is found to fit.
+
+        Raises:
+            TypeError, ValueError: see ``check_pairs``.
+        """
+        tables: dict[Way, Rows | None] = {
+            way: None if way == "integers" else plain_rows(both, second=1)
+            for way, both in self.by_way.items()
+        }
+        one_device = len({ours[0].device for ours, _ in self.by_way.values()}) < 2
+        if not one_device or None in tables.values():
+            rest = [tables[way] is None or not one_device for way in self.ways]
+            teacher, student = (list(compress(c, rest)) for c in (self.teacher, self.student))
+            check_pairs(list(compress(self.names, rest)), teacher, student)
+        return tables
 
     def without(self, done: set[int]) -> "Pairs":
         """The pairs but those of these numbers."""
@@ -150,8 +180,7 @@ class EMATeacher(nn.Module):
         self._student = (student,)  # in a tuple: not a part of this module
         self._known: Pairs | None = None
         pairs = self.pairs(student)
-        if pairs.teacher:
-            check_pairs(pairs.names, pairs.teacher, pairs.student)
+        pairs.checked()
         self._check_momentum()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -174,10 +203,10 @@ class EMATeacher(nn.Module):
         """
         student = unwrap(student)
         pairs = self.pairs(student)
-        check_pairs(pairs.names, pairs.teacher, pairs.student)
+        tables = pairs.checked()
         m = self.next_momentum(momentum)
         self._student = (student,)
-        self.follow(pairs, m)
+        self.follow(pairs, m, tables)
 
     @torch.no_grad()
     def adopt(self, student: nn.Module) -> None:
@@ -203,7 +232,7 @@ class EMATeacher(nn.Module):
         were, whatever happens in the block; a copy of them is kept meanwhile.
         """
         pairs = self.pairs(unwrap(student))
-        check_pairs(pairs.names, pairs.teacher, pairs.student)
+        pairs.checked()
         ours, theirs = list(map(local_shard, pairs.teacher)), list(map(local_shard, pairs.student))
         saved = [s.detach().clone() for s in theirs]
         try:
@@ -221,21 +250,33 @@ class EMATeacher(nn.Module):
             own = own(self.updates)
         return as_momentum(own, self.updates.device)
 
-    def follow(self, pairs: Pairs, momentum: Tensor) -> None:
-        """Update pairs that have been checked; optimisers leave out those that they did."""
+    def follow(
+        self,
+        pairs: Pairs,
+        momentum: Tensor,
+        tables: dict[Way, Rows | None],
+        taken: Tensor | None = None,
+    ) -> None:
+        """Update pairs that have been ``checked``; optimisers leave out those that they did.
+
+        Args:
+            pairs: what follows what.
+            momentum: of this update, float64 [].
+            tables: of the pairs.
+            taken: bool []: whether there is an update at all.
+        """
         copy = torch.zeros_like(momentum)
         if self.skip_non_finite:
             floats = [s for s in pairs.student if s.is_floating_point()]
-            finite = torch.nn.utils.get_total_norm(floats, math.inf).isfinite()
-            momentum, copy = (torch.where(finite, m, 1.0) for m in (momentum, copy))
-            self.skipped += ~finite
-            self.updates += finite
-        else:
+            taken = torch.nn.utils.get_total_norm(floats, math.inf).isfinite()
+            self.skipped += ~taken
+        if taken is None:
             self.updates += 1
-        for way, m in (("average", momentum), ("copy", copy), ("integers", copy)):
-            chosen = [n for n, w in enumerate(pairs.ways) if w == way]
-            if chosen:
-                move([pairs.teacher[n] for n in chosen], [pairs.student[n] for n in chosen], m)
+        else:
+            momentum, copy = (torch.where(taken, m, 1.0) for m in (momentum, copy))
+            self.updates += taken
+        for way, (ours, theirs) in pairs.by_way.items():
+            move(ours, theirs, momentum if way == "average" else copy, tables[way])
 
     def pairs(self, student: nn.Module | None = None) -> Pairs:
         """Teacher and student tensors by name; of the student that was last followed by default.
@@ -331,9 +372,8 @@ def _named(module: nn.Module) -> dict[str, Tensor]:
 
 
 def _contents(modules: Sequence[nn.Module]) -> list[object]:
-    return [
-        value
-        for module in modules
-        for held in (module._parameters, module._buffers, module._modules)
-        for value in held.values()
-    ]
+    found: list[object] = []
+    for module in modules:
+        for held in (module._parameters, module._buffers, module._modules):
+            found += held.values()
+    return found

@@ -113,14 +113,15 @@ def test_errors_of_cuda_name_the_kernel_and_the_sizes() -> None:
 
 
 @pytest.mark.slow
-def test_cuda_kernels_compile_with_their_checks(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kernel", ["similarity_forward", "ema"])
+def test_cuda_kernels_compile_with_their_checks(kernel: str, tmp_path: Path) -> None:
     nvcc = shutil.which("nvcc")
     if nvcc is None:
         pytest.skip("no nvcc")
     command = [
         nvcc, "-std=c++17", "-O3", "-DNDEBUG", "-lineinfo", "-DSSLFAST_CUDA_DEBUG",
         "-Werror=all-warnings", "-ptx", "-arch=compute_80", "-I", ROOT / "csrc/include",
-        ROOT / "csrc/cuda/similarity_forward.cu", "-o", tmp_path / "out.ptx",
+        ROOT / f"csrc/cuda/{kernel}.cu", "-o", tmp_path / "out.ptx",
     ]  # fmt: skip
     subprocess.run(command, check=True)
     assert "__assertfail" in (tmp_path / "out.ptx").read_text()

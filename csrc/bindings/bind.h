@@ -31,5 +31,6 @@ void philox(py::module_& module);
 void restore_with_tokens(py::module_& module);
 void sigmoid_contrast(py::module_& module);
 void similarity_softmax(py::module_& module);
+void tensors(py::module_& module);
 
 }  // namespace sslfast::bindings

@@ -10,6 +10,7 @@ namespace sslfast::cpu {
 
 void adamw_step(const Row* rows, std::int64_t n, const double* control, const double* groups,
                 int threads) {
+    if (control[0] < 0) return;
     const auto& kernels = element_kernels();
     for_each_slice(rows, n, threads, [&](const Row& row, std::int64_t begin, std::int64_t end) {
         const double* group = groups + row.group * adamw_fields;
@@ -23,6 +24,7 @@ void adamw_step(const Row* rows, std::int64_t n, const double* control, const do
 
 void lars_step(const Row* rows, std::int64_t n, const double* control, const double* groups,
                const float* trust, int threads) {
+    if (control[0] < 0) return;
     const auto& kernels = element_kernels();
     for_each_slice(rows, n, threads, [&](const Row& row, std::int64_t begin, std::int64_t end) {
         const double* group = groups + row.group * lars_fields;

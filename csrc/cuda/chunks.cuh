@@ -1,6 +1,12 @@
 // What kernels over a table of rows share: a block of threads takes a chunk of a row at a time, and
-// moves 16 bytes at a time where addresses allow it.
+// moves 16 bytes at a time where addresses allow it. With SSLFAST_CUDA_DEBUG, chunks and alignments
+// are checked.
 #pragma once
+
+#ifdef SSLFAST_CUDA_DEBUG
+#undef NDEBUG
+#include <cassert>
+#endif
 
 #include <sslfast/cuda.h>
 #include <sslfast/rows.h>
@@ -16,6 +22,13 @@ namespace sslfast::cuda {
 constexpr int threads = 256;
 constexpr int blocks_per_multiprocessor = 8;
 
+// In a debug build a chunk or an address that a kernel must not be given stops it.
+__device__ __forceinline__ void check([[maybe_unused]] bool right) {
+#ifdef SSLFAST_CUDA_DEBUG
+    assert(right);
+#endif
+}
+
 template <typename T, int n>
 struct alignas(sizeof(T) * n < 16 ? sizeof(T) * n : 16) Pack {
     T value[n];
@@ -23,11 +36,13 @@ struct alignas(sizeof(T) * n < 16 ? sizeof(T) * n : 16) Pack {
 
 template <int n, typename T>
 __device__ __forceinline__ Pack<T, n> load(const T* p) {
+    check(reinterpret_cast<std::uintptr_t>(p) % alignof(Pack<T, n>) == 0);
     return *reinterpret_cast<const Pack<T, n>*>(p);
 }
 
 template <int n, typename T>
 __device__ __forceinline__ void store(T* p, Pack<T, n> pack) {
+    check(reinterpret_cast<std::uintptr_t>(p) % alignof(Pack<T, n>) == 0);
     *reinterpret_cast<Pack<T, n>*>(p) = pack;
 }
 
@@ -42,6 +57,7 @@ __device__ __forceinline__ Chunk chunk_of(const Row* rows, std::int64_t chunk) {
     const Row& row = rows[chunk >> 32];
     const std::int64_t begin = (chunk & 0xffffffff) * chunk_elements;
     const std::int64_t left = row.count - begin;
+    check(chunk >= 0 && left > 0);
     return {row, begin, left < chunk_elements ? static_cast<int>(left) : chunk_elements};
 }
 

@@ -55,6 +55,7 @@ __global__ void __launch_bounds__(threads, 2)
                  std::int64_t n, const double* __restrict__ control,
                  const double* __restrict__ groups) {
     __shared__ AdamwNumbers<double> numbers;
+    if (control[0] < 0) return;
     for (std::int64_t c = blockIdx.x; c < n; c += gridDim.x) {
         const Chunk chunk = chunk_of(rows, chunks[c]);
         __syncthreads();  // the chunk before is done with its numbers
@@ -80,6 +81,7 @@ __global__ void __launch_bounds__(threads, 2)
     lars_kernel(const Row* __restrict__ rows, const std::int64_t* __restrict__ chunks,
                 std::int64_t n, const double* __restrict__ control,
                 const double* __restrict__ groups, const float* __restrict__ trust) {
+    if (control[0] < 0) return;
     for (std::int64_t c = blockIdx.x; c < n; c += gridDim.x) {
         const Chunk chunk = chunk_of(rows, chunks[c]);
         const auto numbers = lars_numbers(control[0], groups + chunk.row.group * cpu::lars_fields,

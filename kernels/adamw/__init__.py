@@ -9,7 +9,8 @@ arXiv:1711.05101, algorithm 2):
 
 Every backend has ``step(tensors, groups, control)``, in place, with ``groups`` float64 [G, 5] (lr,
 beta1, beta2, eps, weight_decay) and ``control`` float64 [2] (factor, momentum) on the tensors'
-device, which are not read on the host of a GPU. Arithmetic is in float32, or float64 for float64.
+device, which are not read on the host of a GPU; a negative factor leaves the whole step out.
+Arithmetic is in float32, or float64 for float64.
 
 Traffic: 28 bytes an element in float32, 36 with a teacher; an update of its own would take 40.
 """

@@ -22,7 +22,7 @@ def step(tensors: Tensors, groups: Tensor, control: Tensor) -> None:
     """One step; see the package."""
     table = rows(tensors.columns, second=5, groups=tensors.groups)
     loaded().adamw_step_cpu(
-        table.buffer_info()[0],
+        table.address,
         len(tensors.params),
         control.data_ptr(),
         groups.data_ptr(),

@@ -1,23 +1,28 @@
 """Exponential moving averages of many tensors at once: t <- momentum t + (1 - momentum) s.
 
-Every backend has ``update(teacher, student, momentum)``: two lists of as many tensors, those of a
-pair of one shape, floating-point, of any dtypes, all on one device; momentum a 0-d float64 tensor
-there, which is not read on the host of a GPU. The teacher is written in place. Arithmetic is in
-float32, or float64 where one of the pair is; t + (1 - m)(s - t), or s - m (s - t) for m <= 1/2, so
-that both ends are exact. Momentum 1 leaves the teacher as it is, whatever the student holds.
+Every backend has ``update(teacher, student, momentum, table=None)``: two lists of as many tensors,
+those of a pair of one shape, floating-point, of any dtypes, all on one device; momentum a 0-d
+float64 tensor there, which is not read on the host of a GPU; and the table of the pairs
+(``kernels._tensors.plain_rows``) where it is known. The teacher is written in place. Arithmetic is
+in float32, or float64 where one of the pair is; t + (1 - m)(s - t), or s - m (s - t) for m <= 1/2,
+so that both ends are exact. Momentum 1 leaves the teacher as it is, whatever the student holds.
 
 Traffic: a pair is read once and its teacher written once, 12 bytes an element in float32, 10 for a
 16-bit student of a float32 teacher.
 """
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import compress
 
 import torch
 from torch import Tensor
 
-from .._tensors import same_layout
+from .._tensors import Rows, dtypes_of, rows, same_layout
+
+_DTYPE = operator.attrgetter("dtype")
 
 
 @dataclass(frozen=True)
@@ -28,20 +33,32 @@ class Problem:
     types: frozenset[tuple[torch.dtype, torch.dtype]]  # of teacher and student
 
 
-def problem(teacher: Sequence[Tensor], student: Sequence[Tensor]) -> Problem:
+def problem(
+    teacher: Sequence[Tensor], student: Sequence[Tensor], table: Rows | None = None
+) -> Problem:
     """Describe the inputs of the op for the registry."""
     device = teacher[0].device.type if teacher else "cpu"
-    types = zip([t.dtype for t in teacher], [s.dtype for s in student], strict=True)
-    return Problem(device, frozenset(types))
+    if table is not None:
+        return Problem(device, _pairs(table.types))
+    return Problem(device, frozenset(zip(map(_DTYPE, teacher), map(_DTYPE, student), strict=True)))
 
 
-def split(
-    teacher: Sequence[Tensor], student: Sequence[Tensor]
-) -> tuple[tuple[list[Tensor], list[Tensor]], tuple[list[Tensor], list[Tensor]]]:
-    """(teachers, students) whose elements lie in the same order, then those where they do not."""
-    if all(map(Tensor.is_contiguous, teacher)) and all(map(Tensor.is_contiguous, student)):
-        return (list(teacher), list(student)), ([], [])
+@cache
+def _pairs(types: tuple[int, ...]) -> frozenset[tuple[torch.dtype, torch.dtype]]:
+    return frozenset(map(dtypes_of, types))  # type: ignore[arg-type] # no student is None
+
+
+Pairs = tuple[list[Tensor], list[Tensor]]
+
+
+def tabled(
+    teacher: Sequence[Tensor], student: Sequence[Tensor], table: Rows | None
+) -> tuple[Rows, Pairs]:
+    """The table of pairs whose elements lie in the same order, and the pairs where they do not."""
+    if table is not None:
+        return table, ([], [])
     fits = list(map(same_layout, teacher, student))
-    same = list(compress(teacher, fits)), list(compress(student, fits))
     misfits = [not fit for fit in fits]
-    return same, (list(compress(teacher, misfits)), list(compress(student, misfits)))
+    same = list(compress(teacher, fits)), list(compress(student, fits))
+    other = list(compress(teacher, misfits)), list(compress(student, misfits))
+    return rows(same, second=1), other

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from .._extension import cpu_unavailable, loaded
-from .._tensors import rows
-from . import Problem, reference, split
+from .._tensors import Rows
+from . import Problem, reference, tabled
 
 DEVICE = "cpu"
 PRIORITY = 30
@@ -20,11 +20,14 @@ def supports(problem: Problem) -> str | None:
     return None
 
 
-def update(teacher: Sequence[Tensor], student: Sequence[Tensor], momentum: Tensor) -> None:
+def update(
+    teacher: Sequence[Tensor],
+    student: Sequence[Tensor],
+    momentum: Tensor,
+    table: Rows | None = None,
+) -> None:
     """Move the teacher; see the package."""
-    same, other = split(teacher, student)
-    table = rows(same, second=1)
+    same, other = tabled(teacher, student, table)
     threads = torch.get_num_threads()
-    address, _ = table.buffer_info()
-    loaded().ema_update_cpu(address, len(same[0]), momentum.item(), threads)
+    loaded().ema_update_cpu(same.address, len(same), momentum.item(), threads)
     reference.update(*other, momentum)

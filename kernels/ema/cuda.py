@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from .._extension import cuda_unavailable, loaded
-from .._tensors import device_table, rows
-from . import Problem, reference, split
+from .._tensors import Rows, device_table
+from . import Problem, reference, tabled
 
 DEVICE = "cuda"
 PRIORITY = 15  # below Triton until a GPU run has shown it right and faster
@@ -20,16 +20,21 @@ def supports(problem: Problem) -> str | None:
     return None
 
 
-def update(teacher: Sequence[Tensor], student: Sequence[Tensor], momentum: Tensor) -> None:
+def update(
+    teacher: Sequence[Tensor],
+    student: Sequence[Tensor],
+    momentum: Tensor,
+    table: Rows | None = None,
+) -> None:
     """Move the teacher; see the package."""
-    same, other = split(teacher, student)
-    if same[0]:
+    same, other = tabled(teacher, student, table)
+    if len(same):
         with torch.cuda.device(momentum.device):
-            table = device_table(rows(same, second=1), momentum)
+            there = device_table(same, momentum)
             loaded().ema_update_cuda(
-                table.rows.data_ptr(),
-                table.chunks.data_ptr(),
-                len(table.chunks),
+                there.rows.data_ptr(),
+                there.chunks.data_ptr(),
+                len(there.chunks),
                 momentum.data_ptr(),
                 torch.cuda.current_stream().cuda_stream,
             )

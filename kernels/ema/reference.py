@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .._tensors import Rows
 from . import Problem
 
 DEVICE = "any"
@@ -16,7 +17,12 @@ def supports(problem: Problem) -> str | None:
     return None
 
 
-def update(teacher: Sequence[Tensor], student: Sequence[Tensor], momentum: Tensor) -> None:
+def update(
+    teacher: Sequence[Tensor],
+    student: Sequence[Tensor],
+    momentum: Tensor,
+    table: Rows | None = None,
+) -> None:
     """Move the teacher; see the package."""
     for t, s in zip(teacher, student, strict=True):
         double = torch.float64 in (t.dtype, s.dtype)

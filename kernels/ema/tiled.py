@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .._tensors import Rows
 from . import Problem, reference
 
 DEVICE = "any"
@@ -16,7 +17,12 @@ def supports(problem: Problem) -> str | None:
     return None
 
 
-def update(teacher: Sequence[Tensor], student: Sequence[Tensor], momentum: Tensor) -> None:
+def update(
+    teacher: Sequence[Tensor],
+    student: Sequence[Tensor],
+    momentum: Tensor,
+    table: Rows | None = None,
+) -> None:
     """Move the teacher; see the package."""
     if momentum.device.type != "cpu":  # foreach kernels take one weight only from the host
         reference.update(teacher, student, momentum)

@@ -11,10 +11,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .._tensors import CHUNK, WORDS, device_table, rows, types_of
+from .._tensors import CHUNK, WORDS, Rows, device_table, types_of
 from .._triton import DEVICE, Compilation, signature, unavailable
 from .._triton_rows import BLOCK, OPTIONS, arithmetic, follow, pairs, pointer
-from . import Problem, reference, split
+from . import Problem, reference, tabled
 
 __all__ = ["DEVICE", "PRIORITY", "ahead_of_time", "available", "supports", "update"]
 
@@ -83,16 +83,21 @@ def _constants(types: Sequence[int], aligned: bool) -> dict[str, object]:
     return {"PAIRS": pairs(types), "ALIGNED": aligned, **sizes}
 
 
-def update(teacher: Sequence[Tensor], student: Sequence[Tensor], momentum: Tensor) -> None:
+def update(
+    teacher: Sequence[Tensor],
+    student: Sequence[Tensor],
+    momentum: Tensor,
+    table: Rows | None = None,
+) -> None:
     """Move the teacher; see the package."""
-    same, other = split(teacher, student)
-    if same[0]:
+    same, other = tabled(teacher, student, table)
+    if len(same):
         with torch.cuda.device_of(momentum):
-            table = device_table(rows(same, second=1), momentum)
-            if len(table.chunks):
-                constants = _constants(table.types, table.aligned)
-                ema_kernel[(len(table.chunks),)](
-                    table.rows, table.chunks, momentum, **constants, **OPTIONS
+            there = device_table(same, momentum)
+            if len(there.chunks):
+                constants = _constants(there.types, there.aligned)
+                ema_kernel[(len(there.chunks),)](
+                    there.rows, there.chunks, momentum, **constants, **OPTIONS
                 )
     reference.update(*other, momentum)
 

@@ -112,6 +112,8 @@ def lars_kernel(  # type: ignore[no-untyped-def]
     types, p_group = word & 0xFFFFFFFF, p_groups + (word >> 32) * FIELDS
     if teacher_momentum == 1:  # the teacher stays as it is, whatever the parameter holds
         types = types // 5 * 5 + 4
+    if factor < 0:  # the step is left out: no kind of row
+        types = types - 64
     for k in tl.static_range(len(PAIRS)):
         if types == PAIRS[k][0]:
             lars_chunk(

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sslfast.kernels._tensors import Rows, plain_rows
 from sslfast.ops import ema_update_ as op
 
 from ._common import FLOATS
@@ -40,22 +41,27 @@ def ema_update_(
     teacher, student = list(teacher_tensors), list(student_tensors)
     if len(teacher) != len(student):
         raise ValueError(f"{len(teacher)} teacher tensors, but {len(student)} student tensors")
-    plain = check_pairs([f"tensor {n}" for n in range(len(teacher))], teacher, student)
+    table = plain_rows((teacher, student), second=1)
+    if table is None:
+        check_pairs([f"tensor {n}" for n in range(len(teacher))], teacher, student)
     weight = as_momentum(momentum, teacher[0].device if teacher else torch.device("cpu"))
     with torch.no_grad():
-        if plain:
-            op(teacher, student, weight)
-        else:
-            move(teacher, student, weight)
+        move(teacher, student, weight, table)
 
 
-def move(teacher: Sequence[Tensor], student: Sequence[Tensor], momentum: Tensor) -> None:
+def move(
+    teacher: list[Tensor], student: list[Tensor], momentum: Tensor, table: Rows | None = None
+) -> None:
     """``ema_update_`` of tensors that have been checked; momentum float64 [] on their device."""
+    if table is not None:
+        op(teacher, student, momentum, table)
+        return
     local = [(local_shard(t), local_shard(s)) for t, s in zip(teacher, student, strict=True)]
     floats = [(_real(t), _real(s)) for t, s in local if _is_number(t)]
     others = [(t, s) for t, s in local if not _is_number(t)]
     if floats:
-        op([t for t, _ in floats], [s for _, s in floats], momentum)
+        ours, theirs = [t for t, _ in floats], [s for _, s in floats]
+        op(ours, theirs, momentum, plain_rows((ours, theirs), second=1))
     if others:
         torch._foreach_copy_([t for t, _ in others], [s for _, s in others])
 
@@ -80,18 +86,10 @@ def as_momentum(momentum: float | Tensor, device: torch.device) -> Tensor:
     return momentum.detach().reshape(()).to(torch.float64)
 
 
-def check_pairs(names: Sequence[str], teacher: Sequence[Tensor], student: Sequence[Tensor]) -> bool:
-    """Raise, by name, for the first pair that cannot be updated; see ``ema_update_``.
-
-    Returns:
-        Whether all are ordinary tensors of real numbers, which the op takes as they are.
-    """
-    both = [*teacher, *student]
-    devices = set(map(_DEVICE, both)) if _are_plain(both) else set()
-    # Pair by pair: thousands of shapes held at once set off the garbage collector.
-    same_shapes = map(operator.eq, map(_SHAPE, teacher), map(_SHAPE, student))
-    if len(devices) == 1 and devices != {torch.device("meta")} and all(same_shapes):
-        return True
+def check_pairs(names: Sequence[str], teacher: Sequence[Tensor], student: Sequence[Tensor]) -> None:
+    """Raise, by name, for the first pair that cannot be updated; see ``ema_update_``."""
+    if _clearly_fit([*teacher], [*student]):
+        return
     for name, t, s in zip(names, teacher, student, strict=True):
         for who, x in (("teacher", t), ("student", s)):
             if not isinstance(x, Tensor):
@@ -120,14 +118,21 @@ def check_pairs(names: Sequence[str], teacher: Sequence[Tensor], student: Sequen
                 f"{name} is sharded differently in teacher and student: apply fully_shard to both, "
                 "over the same mesh (to the teacher's after it was made of the unsharded student)"
             )
-    return False
 
 
-def _are_plain(tensors: list[Tensor]) -> bool:
-    """Whether all are ordinary tensors of real numbers: the usual case, seen quickly."""
-    if torch.compiler.is_compiling():
+def _clearly_fit(teacher: list[Tensor], student: list[Tensor]) -> bool:
+    """Whether all are ordinary tensors that can be updated: the usual case, seen quickly."""
+    both = teacher + student
+    if torch.compiler.is_compiling() or not PLAIN.issuperset(map(type, both)):
         return False
-    return PLAIN.issuperset(map(type, tensors)) and REAL.issuperset(map(_DTYPE, tensors))
+    devices = set(map(_DEVICE, both))
+    if len(devices) != 1 or devices == {torch.device("meta")}:
+        return False
+    # Pair by pair: thousands of shapes held at once set off the garbage collector.
+    if not all(map(operator.eq, map(_SHAPE, teacher), map(_SHAPE, student))):
+        return False
+    same_dtypes = map(operator.eq, map(_DTYPE, teacher), map(_DTYPE, student))
+    return REAL.issuperset(map(_DTYPE, both)) or all(same_dtypes)
 
 
 def local_shard(tensor: Tensor) -> Tensor:

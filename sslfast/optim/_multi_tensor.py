@@ -1,5 +1,6 @@
 """What our optimisers share: one pass over all tensors, its numbers on the device, the teacher."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from sslfast.ema import EMATeacher, Pairs
 from sslfast.functional._common import FLOATS
-from sslfast.functional._ema import check_pairs, local_shard
+from sslfast.functional._ema import local_shard
 from sslfast.kernels._tensors import is_dense, same_layout, to_device
 
 
@@ -17,6 +18,10 @@ class MultiTensor(ABC):
     """Mixed into a class of torch.optim, before it, whose groups, state and state_dict remain."""
 
     UNSUPPORTED: ClassVar[tuple[str, ...]]  # options of torch's that must stay off
+
+    # torch.amp.GradScaler then sets ``grad_scale`` and ``found_inf`` during ``step``, and reads
+    # nothing off the device.
+    _step_supports_amp_scaling = True
 
     param_groups: list[dict[str, Any]]
     state: Any  # torch's: a dict of every parameter's tensors
@@ -56,8 +61,6 @@ class MultiTensor(ABC):
         self.grad_norm: Tensor | None = None  # before clipping, where max_norm is given
         self._numbers: tuple[tuple[float, ...], Tensor] | None = None
         self._teachers: tuple[Pairs, dict[int, int]] | None = None
-        # GradScaler unscales gradients and leaves out steps by itself.
-        self._step_supports_amp_scaling = False
 
     def __getstate__(self) -> dict[str, Any]:
         extra: dict[str, Any] = {"ema": self.ema, "max_norm": self.max_norm, "_followed": {}}
@@ -78,6 +81,8 @@ class MultiTensor(ABC):
                 if step is not None:
                     self.state[p]["step"] = step.to(local_shard(p).device, torch.float32)
 
+    # One launch already: a compiled step runs this as it is, between its graphs.
+    @torch.compiler.disable(reason="sslfast's optimisers are one kernel, with nothing to compile")
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Do one step, and the teacher's.
@@ -93,8 +98,8 @@ class MultiTensor(ABC):
         Raises:
             TypeError: a parameter that is not real, or a gradient that is sparse or of another
                 dtype.
-            ValueError: parameters on several devices or with holes in memory, a teacher that no
-                longer fits. Nothing has been written then.
+            ValueError: parameters on several devices or with holes in memory, a state or a teacher
+                that no longer fits. Nothing has been written then.
         """
         loss = None
         if closure is not None:
@@ -110,11 +115,13 @@ class MultiTensor(ABC):
         if self.ema is not None:
             momentum = self.ema.next_momentum()
             teachers, rest = self._divide(params)
+        found_inf: Tensor | None = getattr(self, "found_inf", None)
+        taken = None if found_inf is None else found_inf == 0
         if params:
-            control, numbers = self._upload(params, momentum)
+            control, numbers = self._upload(params, momentum, taken)
             self._update([g for g, _ in found], params, teachers, numbers, control)
         if self.ema is not None and rest is not None and momentum is not None:
-            self.ema.follow(rest, momentum)
+            self.ema.follow(rest, momentum, rest.checked(), taken)
         return loss
 
     @abstractmethod
@@ -145,7 +152,7 @@ class MultiTensor(ABC):
                         "optimiser: build it anew after replacing parameters"
                     )
             self._teachers = (pairs, places)
-        check_pairs(pairs.names, pairs.teacher, pairs.student)
+        pairs.checked()
         places = self._teachers[1]
         teachers: list[Tensor | None] = []
         done = set()
@@ -159,7 +166,9 @@ class MultiTensor(ABC):
                 done.add(place)
         return teachers, pairs.without(done)
 
-    def _upload(self, params: list[Tensor], momentum: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _upload(
+        self, params: list[Tensor], momentum: Tensor | None, taken: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         """(gradient factor, teacher momentum) and the numbers of all groups, on the device."""
         fields = [value for group in self.param_groups for value in self._fields(group)]
         values = (1.0, 1.0, *(0.0 if isinstance(v, Tensor) else float(v) for v in fields))
@@ -171,18 +180,35 @@ class MultiTensor(ABC):
         for n, value in enumerate(fields):
             if isinstance(value, Tensor):
                 numbers[2 + n].copy_(value.squeeze())
-        if self.max_norm is not None:
-            self.grad_norm = whole(torch.nn.utils.get_total_norm(list(map(_gradient, params))))
-            numbers[0].copy_((self.max_norm / (self.grad_norm + 1e-6)).clamp(max=1))
+        numbers[0].fill_(self._factor(params, taken))
         if momentum is not None:
             numbers[1].copy_(momentum)
         return numbers[:2], numbers[2:].view(len(self.param_groups), -1)
+
+    def _factor(self, params: list[Tensor], taken: Tensor | None) -> Tensor | float:
+        """Of the gradients: what undoes GradScaler's scale and clips; negative for no step."""
+        factor: Tensor | float = 1.0
+        scale: Tensor | None = getattr(self, "grad_scale", None)
+        if scale is not None:
+            factor = scale.squeeze().double().reciprocal()
+        if self.max_norm is not None:
+            norm = whole(torch.nn.utils.get_total_norm(list(map(_gradient, params))))
+            self.grad_norm = norm if scale is None else norm / scale.squeeze()
+            if self.max_norm < math.inf:
+                factor = factor * (self.max_norm / (self.grad_norm + 1e-6)).clamp(max=1)
+        return factor if taken is None else torch.where(taken, factor, -1.0)
 
     def _moments(self, p: Tensor, name: str) -> Tensor:
         """The local part of a state of the parameter's shape, made on first use."""
         state = self.state[p]
         if state.get(name) is None:
             state[name] = torch.zeros_like(p, memory_format=torch.preserve_format)
+        if state[name].dtype != p.dtype or state[name].device != p.device:
+            raise ValueError(
+                f"{name} of a parameter of shape {list(p.shape)} is {state[name].dtype} on "
+                f"{state[name].device}, but the parameter {p.dtype} on {p.device}: after moving "
+                "parameters call optimizer.load_state_dict(optimizer.state_dict())"
+            )
         if not same_layout(local_shard(p), local_shard(state[name])):  # as a state_dict had it
             state[name] = torch.empty_like(p).copy_(state[name])
         return local_shard(state[name])

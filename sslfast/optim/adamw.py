@@ -32,7 +32,7 @@ class AdamW(MultiTensor, torch.optim.AdamW):
         weight_decay: decoupled: every step takes lr * weight_decay of a parameter.
         max_norm: clip the gradients to this Euclidean norm over all parameters, as
             ``torch.nn.utils.clip_grad_norm_``, without writing them; ``grad_norm`` is the norm
-            before, a tensor.
+            before, a tensor (``math.inf`` measures it and clips nothing).
         ema: a teacher that follows in the same pass: ``step()`` then does what
             ``teacher.update(student)`` after it would, for all of the student's parameters and
             buffers. Parameters that are not the student's (a predictor) have no teacher.
@@ -80,7 +80,8 @@ class AdamW(MultiTensor, torch.optim.AdamW):
             groups=groups,
         )
         backend = registry.pick("adamw", kernels.problem(tensors))
-        torch._foreach_add_(steps, 1)
+        found_inf: Tensor | None = getattr(self, "found_inf", None)
+        torch._foreach_add_(steps, 1 if found_inf is None else (found_inf == 0).float())
         backend.step(tensors, numbers, control)
 
     def _step_of(self, p: Tensor) -> Tensor:

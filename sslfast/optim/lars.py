@@ -36,7 +36,8 @@ class LARS(MultiTensor, torch.optim.SGD):
         trust_coefficient: of the ratio.
         eps: added to its denominator.
         max_norm: clip the gradients to this Euclidean norm over all parameters first, without
-            writing them; ``grad_norm`` is the norm before, a tensor.
+            writing them; ``grad_norm`` is the norm before, a tensor (``math.inf`` measures it and
+            clips nothing).
         ema: a teacher that follows in the same pass; see ``AdamW``.
 
     Raises:

@@ -37,10 +37,11 @@ class TrainConfig:
         batch_size: images per optimiser step, over all ranks and accumulated micro-batches.
         accumulate: micro-batches per step. A contrastive loss sees one at a time: negatives and
             batch norm are those of a micro-batch, not of the whole batch.
-        optimizer: adamw or sgd.
+        optimizer: adamw, lars (layer-wise rates, for large batches) or sgd.
         lr: the peak learning rate, as it is (not scaled by the batch size).
         weight_decay: of weights; biases and norms take none.
-        momentum: of sgd.
+        momentum: of lars and sgd.
+        clip_grad: clip the gradients to this Euclidean norm over all parameters; null: do not.
         warmup_epochs: the learning rate rises linearly over these, then falls as a cosine.
         seed: of the weights, the order of the data and the augmentations.
         device: auto takes a GPU where there is one.
@@ -71,10 +72,11 @@ class TrainConfig:
     steps: int | None = None
     batch_size: int = 256
     accumulate: int = 1
-    optimizer: Literal["adamw", "sgd"] = "adamw"
+    optimizer: Literal["adamw", "lars", "sgd"] = "adamw"
     lr: float = 1e-3
     weight_decay: float = 1e-4
     momentum: float = 0.9
+    clip_grad: float | None = None
     warmup_epochs: float = 0.0
     seed: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -110,6 +112,13 @@ class TrainConfig:
             # Written so that NaN is refused too.
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ConfigError(f"{name} must be 0 or more, got {getattr(self, name)}")
+        if self.clip_grad is not None and not 0 < self.clip_grad < float("inf"):
+            raise ConfigError(f"clip_grad must be more than 0, or null, got {self.clip_grad}")
+        if self.optimizer == "lars" and self.weight_decay == 0:
+            raise ConfigError(
+                "lars scales the layers that have weight decay: set weight_decay (to 1.0e-6, as "
+                "SimCLR did), or take sgd"
+            )
         if self.batch_size % self.accumulate:
             raise ConfigError(
                 f"batch_size {self.batch_size} must be a multiple of accumulate {self.accumulate}"

@@ -1,6 +1,7 @@
 """The training loop, whole, in one file."""
 
 import logging
+import math
 import random
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, nullcontext
@@ -15,6 +16,7 @@ from sslfast import __version__, methods
 from sslfast.data import Batch, Loader
 from sslfast.data.batch import map_tensors
 from sslfast.methods.base import Context, Method
+from sslfast.optim import LARS, AdamW
 from sslfast.training import checkpoint, distributed
 from sslfast.training.config import ConfigError, TrainConfig
 from sslfast.training.distributed import Ranks
@@ -122,7 +124,6 @@ def fit(
     if config.compile:
         model = torch.compile(model)
     amp = torch.autocast(device.type, AMP_DTYPES[config.precision], config.precision != "fp32")
-    weights = [p for p in method.parameters() if p.requires_grad]
     batches = endless(loader)
     method.train()
 
@@ -164,10 +165,10 @@ def fit(
                     scaler.scale(values["loss"] / config.accumulate).backward()
                 meter.add(step + 1, values)
 
-            scaler.unscale_(optimizer)
-            norm = torch.nn.utils.get_total_norm([p.grad for p in weights if p.grad is not None])
-            scaler.step(optimizer)
+            scaler.step(optimizer)  # unscales, clips, and leaves out what overflowed, in one pass
             scaler.update()
+            norm = optimizer.grad_norm
+            assert norm is not None  # build_optimizer has asked for it
             optimizer.zero_grad(set_to_none=True)
             method.after_step(ctx)
             step += 1
@@ -228,14 +229,14 @@ def build_method(config: TrainConfig, device: torch.device, run: RunFolder | Non
     return method.to(device)
 
 
-def build_optimizer(config: TrainConfig, method: Method) -> torch.optim.Optimizer:
-    """AdamW or SGD over the method's parameter groups."""
-    groups = method.param_groups()
-    if config.optimizer == "sgd":
-        return torch.optim.SGD(
-            groups, config.lr, momentum=config.momentum, weight_decay=config.weight_decay
-        )
-    return torch.optim.AdamW(groups, config.lr, weight_decay=config.weight_decay)
+def build_optimizer(config: TrainConfig, method: Method) -> AdamW | LARS:
+    """AdamW, LARS or SGD over the method's parameter groups; it also measures the gradients."""
+    groups, decay = method.param_groups(), config.weight_decay
+    max_norm = math.inf if config.clip_grad is None else config.clip_grad
+    if config.optimizer == "adamw":
+        return AdamW(groups, config.lr, weight_decay=decay, max_norm=max_norm)
+    trust = None if config.optimizer == "lars" else False
+    return LARS(groups, config.lr, config.momentum, decay, trust=trust, max_norm=max_norm)
 
 
 def endless(loader: Loader) -> Iterator[Batch]:

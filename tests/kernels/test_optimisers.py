@@ -68,8 +68,8 @@ def double(tensors):
     return lars.Tensors(columns[0], columns[1], columns[2], columns[5], tensors.groups)
 
 
-def run(op: str, backend: str, tensors, momentum: float, generator: torch.Generator) -> None:
-    control = torch.tensor([0.7, momentum], dtype=torch.float64)
+def run(op, backend: str, tensors, momentum: float, generator, factor: float = 0.7) -> None:
+    control = torch.tensor([factor, momentum], dtype=torch.float64)
     trust = torch.rand(len(tensors.params), generator=generator)
     extra = () if op == "adamw" else (trust,)
     groups = torch.tensor(GROUPS[op], dtype=torch.float64)
@@ -111,6 +111,17 @@ def test_the_teacher_follows_what_is_stored(op, name, generator) -> None:
         module.update([b for b, _ in pairs], [p for _, p in pairs], m)
         for mine, theirs in zip(tensors.teachers, before, strict=True):
             assert mine is None or torch.equal(mine, theirs)
+
+
+@pytest.mark.parametrize(("op", "name"), RUNNABLE)
+def test_a_negative_factor_leaves_the_step_out(op, name, generator) -> None:
+    tensors = make(op, generator)
+    tensors.grads[0].fill_(float("nan"))
+    before = [x.clone() for c in tensors.columns for x in c if x is not None]
+    run(op, name, tensors, 0.9, generator, factor=-1.0)
+    after = [x for c in tensors.columns for x in c if x is not None]
+    for x, y in zip(before, after, strict=True):
+        torch.testing.assert_close(x, y, rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize(("op", "name"), RUNNABLE)

@@ -27,6 +27,15 @@ def test_every_op_has_an_oracle_and_every_backend_the_contract() -> None:
             assert isinstance(backend.module.PRIORITY, int)
 
 
+@pytest.mark.parametrize("op", ["ema", "adamw", "lars"])
+def test_cuda_backends_come_after_triton_until_they_are_measured(op: str) -> None:
+    """As similarity_softmax's, which has a table of the results that prove it."""
+    found = {b.name: b.module for b in registry.candidates(op)}
+    if found["triton"] is None:
+        pytest.skip("no Triton")
+    assert found["cuda"].PRIORITY < found["triton"].PRIORITY
+
+
 def test_backends_reports_a_reason_for_what_cannot_run() -> None:
     table = sslfast.backends()
     assert table["similarity_softmax"]["reference"] is None

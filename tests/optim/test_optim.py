@@ -334,6 +334,79 @@ def test_grad_scaler_leaves_out_steps() -> None:
     assert optimizer.ema.updates == 1
 
 
+@pytest.mark.parametrize("kind", ["adamw", "sgd"])
+def test_parameters_that_changed_their_dtype_need_their_state_cast(kind: str) -> None:
+    """Before, a state of 4 bytes a number would be read as one of 8."""
+    ours, theirs = TORCH[kind]
+    net, peer = network(), network()
+    optimizer, other = ours(net.parameters(), lr=1e-2), theirs(peer.parameters(), lr=1e-2)
+    train(net, optimizer, 2)
+    train(peer, other, 2)
+    net.double(), peer.double()
+    before = copy.deepcopy(net.state_dict())
+    with pytest.raises(ValueError, match=r"is torch.float32 on cpu, but the parameter torch.floa"):
+        train(net, optimizer, 1)
+    for name, value in net.state_dict().items():
+        assert torch.equal(value, before[name])
+    for o in (optimizer, other):
+        o.load_state_dict(o.state_dict())
+    train(net, optimizer, 2, first=2)
+    train(peer, other, 2, first=2)
+    same(net, peer, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("make", [AdamW, LARS])
+def test_parameters_that_come_later(make: Make) -> None:
+    """A group added, a parameter frozen and thawed, a module that the teacher adopts."""
+    net = network()
+    teacher = EMATeacher(net, 0.5)
+    optimizer = make([*net[0].parameters()], lr=1e-2, weight_decay=0.1, ema=teacher)
+    train(net, optimizer, 1)
+    optimizer.add_param_group({"params": [*net[3].parameters()], "lr": 1e-3})
+    net[0].weight.requires_grad_(False)
+    still = net[0].weight.clone()
+    train(net, optimizer, 1)
+    assert torch.equal(net[0].weight, still)
+    net[0].weight.requires_grad_(True)
+    net.extra = nn.Linear(5, 5)
+    with pytest.raises(ValueError, match=r"student has 'extra.weight'.*teacher.adopt"):
+        train(net, optimizer, 1)
+    teacher.adopt(net)
+    optimizer.add_param_group({"params": [*net.extra.parameters()]})
+    want, want_before = copy.deepcopy(teacher), teacher.module.extra.weight.clone()
+    train(net, optimizer, 1)
+    want.update(net)
+    same(teacher.module, want.module, rtol=1e-5, atol=1e-6)
+    assert not torch.equal(teacher.module.extra.weight, want_before)
+
+
+def test_inside_a_compiled_step() -> None:
+    """The optimiser runs between the graphs, with its teacher, and gives what it gives alone."""
+
+    def build() -> tuple[nn.Module, EMATeacher, Callable[[Tensor], None]]:
+        net = network()
+        teacher = EMATeacher(net, 0.9)
+        optimizer = AdamW(net.parameters(), lr=1e-2, max_norm=1.0, ema=teacher)
+
+        def step(x: Tensor) -> None:
+            net(x).square().sum().backward()
+            optimizer.step()
+
+        return net, teacher, step
+
+    net, teacher, step = build()
+    peer, other, eager = build()
+    compiled = torch.compile(step, backend="aot_eager")
+    for _ in range(3):
+        x = torch.randn(4, 3, 5, 5)
+        for module, run in ((net, compiled), (peer, eager)):
+            module.zero_grad()
+            run(x)
+    same(net, peer, rtol=1e-4, atol=1e-5)
+    same(teacher, other, rtol=1e-4, atol=1e-5)
+    assert teacher.updates == 3
+
+
 def _ranks(rank: int, size: int) -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard

@@ -146,7 +146,8 @@ void ema_update(const Row* rows, std::int64_t n, double momentum, int threads);
 constexpr int adamw_fields = 5, lars_fields = 4;
 
 // One step for all rows, and their teachers. control: factor of the gradients, momentum of the
-// teacher; groups [number of groups, fields]; trust [n], a ratio for each row.
+// teacher; a negative factor leaves the step out. groups [number of groups, fields]; trust [n], a
+// ratio for each row.
 void adamw_step(const Row* rows, std::int64_t n, const double* control, const double* groups,
                 int threads);
 void lars_step(const Row* rows, std::int64_t n, const double* control, const double* groups,

@@ -74,7 +74,6 @@ class IJEPA(Method):
         spread = target.flatten(0, 2).std(0).mean()
         return {"loss": F.smooth_l1_loss(prediction, target), "target_std": spread}
 
-    @torch.compiler.disable  # shapes follow from numbers drawn on the host
     def mask(self, batch: Batch, ctx: Context) -> MultiBlockMask:
         """Context and targets of each sample in this step: the same on any number of ranks."""
         ids, (rows, columns) = batch.sample_ids, self.encoder.grid_size

@@ -71,6 +71,7 @@ def train(config: TrainConfig) -> Path:
             saved = checkpoint.load(Path(path))
         if config.init and not saved:
             extra = load_weights(method.encoder, config.init)
+            method.after_load()
             if extra and ranks.is_main:
                 logger.warning("init: %s has more than the model: %s", config.init, extra)
         trained = fit(config, method, loader, run, ranks, saved)

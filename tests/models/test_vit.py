@@ -9,7 +9,7 @@ from torch import nn
 import peers
 from sslfast import models
 from sslfast.masking import random_mask
-from sslfast.models.positions import resize_positions, sincos_positions
+from sslfast.models.positions import fit_positions, resize_positions, sincos_positions
 from sslfast.models.transformer import DropPath
 
 SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 4}
@@ -207,6 +207,21 @@ def test_positions_keep_constants_and_frames():
     torch.testing.assert_close(resized, table[:, :1].expand(-1, 40, -1))
     with pytest.raises(ValueError, match="for 2 frames of patches, not for 3"):
         resize_positions(table, (2, 3, 3), (3, 3, 3))
+
+
+@pytest.mark.parametrize("keywords", [{"reg_tokens": 2}, {"no_embed_class": True}])
+def test_positions_of_another_image_size_are_fitted_as_timm_does(keywords):
+    weights = shaken(small(**keywords)).float().state_dict()
+    oblong = {**SMALL, **keywords, "img_size": (48, 40), "num_classes": 0}
+    model, theirs = models.vit(**oblong), timm().VisionTransformer(**oblong)
+    prefix = model.embedded_prefix
+    fitted = fit_positions(weights["pos_embed"], model.grid_size, prefix)
+    assert fitted.shape == model.pos_embed.shape
+    expected = timm().checkpoint_filter_fn(weights, theirs)["pos_embed"]
+    torch.testing.assert_close(fitted, expected, rtol=1e-5, atol=1e-5)
+    assert fit_positions(fitted, model.grid_size, prefix) is fitted
+    with pytest.raises(ValueError, match=r"30 positions are no square .* to 4 x 4: were the"):
+        fit_positions(fitted[:, :30], (4, 4))
 
 
 @pytest.mark.parametrize(

@@ -137,10 +137,12 @@ def test_videos_in_tubelets():
 
 
 def test_checkpointing_changes_memory_only():
-    plain = small().double()
-    saved = small(grad_checkpointing=True).double()
-    images = torch.randn(2, 3, 32, 32).double()
+    keywords = {"drop_path_rate": 0.5, "init_values": 0.1, "reg_tokens": 1}
+    plain = small(**keywords).double()
+    saved = small(**keywords, grad_checkpointing=True).double()
+    images = torch.randn(4, 3, 32, 32).double()
     for model in (plain, saved):
+        torch.manual_seed(1)  # the same branches are dropped, also when they are computed again
         model(images).square().sum().backward()
     for name, parameter in plain.named_parameters():
         torch.testing.assert_close(saved.get_parameter(name).grad, parameter.grad)
@@ -161,6 +163,26 @@ def test_visible_patches_compile_in_one_graph_and_autocast():
             rounded = model.forward_features(images, ids)
     assert rounded.dtype == torch.float32
     assert (rounded - expected).norm() < 0.05 * expected.norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_all_dtypes_with_and_without_hidden_patches(dtype):
+    model = shaken(small(reg_tokens=2, init_values=0.1, qk_norm=True))
+    images, ids = torch.randn(2, 3, 32, 32).double(), random_mask(2, 16, 0.5, seed=1).ids_keep
+    with torch.no_grad():
+        expected = [model.forward_features(images, keep) for keep in (None, ids)]
+        model.to(dtype)
+        for keep, exact in zip((None, ids), expected, strict=True):
+            found = model.forward_features(images.to(dtype), keep)
+            assert found.dtype == dtype
+            assert (found - exact).norm() < 20 * torch.finfo(dtype).eps * exact.norm()
+
+
+def test_an_empty_batch():
+    model = small()
+    empty = torch.empty(0, 3, 32, 32)
+    assert model(empty).shape == (0, 32)
+    assert model.forward_features(empty, torch.empty(0, 4).long()).shape == (0, 5, 32)
 
 
 def test_drop_path_drops_whole_samples_and_keeps_the_mean(generator):

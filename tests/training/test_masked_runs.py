@@ -127,3 +127,9 @@ def test_encoders_that_do_not_fit_are_refused(settings: dict[str, Any], tmp_path
     with pytest.raises(ConfigError, match="MAE needs a VisionTransformer"):
         sslfast.train(TrainConfig.from_dict({**config, "out": str(tmp_path / "run")}))
     assert not (tmp_path / "run").exists()
+    config = {**settings, "method": "mae", "image_size": 24}
+    with pytest.raises(
+        ConfigError, match=r"images of \[16, 16\], got \[24, 24\]: resize .* image_s"
+    ):
+        sslfast.train(TrainConfig.from_dict({**config, "out": str(tmp_path / "run")}))
+    assert not (tmp_path / "run").exists()

@@ -17,9 +17,9 @@ from sslfast.methods.masked import patchify, unpatchify
 NAMES = ("ijepa", "mae", "simmim")
 
 
-def small(name: str, dtype: torch.dtype = torch.float64, **keywords: Any) -> Method:
+def small(name: str, dtype: torch.dtype = torch.float64, depth: int = 2, **keywords: Any) -> Method:
     torch.manual_seed(0)
-    shape = {"img_size": 32, "patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 2}
+    shape = {"img_size": 32, "patch_size": 4, "embed_dim": 32, "depth": depth, "num_heads": 2}
     encoder = models.create("vit_micro", **shape)
     return methods.create(name, encoder, **keywords).to(dtype).train()
 
@@ -155,7 +155,7 @@ def test_tokens_and_positions_take_no_weight_decay(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_methods_compile_whole_and_train_in_bf16(name: str) -> None:
     shallow = {"mae": {"decoder_depth": 1}, "ijepa": {"predictor_depth": 1}}
-    method = small(name, torch.float32, **shallow.get(name, {}))
+    method = small(name, torch.float32, depth=1, **shallow.get(name, {}))
     batch, weight = batch_of([3, 9, 11], torch.float32), method.encoder.blocks[0].attn.qkv.weight
     compiled = torch.compile(method, backend="aot_eager", fullgraph=True)
     for step in (2, 3, 7):  # I-JEPA's shapes differ

@@ -115,7 +115,8 @@ def test_init_from_a_run_with_smaller_images(settings: dict[str, Any], tmp_path:
         assert torch.equal(tensor, expected), name
         torch.testing.assert_close(saved["model"][f"teacher.module.{name}"], tensor)
 
-    fewer = {**settings, "model_args": settings["model_args"] | {"class_token": True}}
+    tokens = settings["model_args"] | {"class_token": True}
+    fewer = {**settings, "image_size": 16, "model_args": tokens}
     with pytest.raises(
         ConfigError, match=r"init: .*16 positions are no square grid.* behind 1 tok"
     ):

@@ -38,7 +38,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "mae": {"epochs": 10, "batch_size": 64, "method_args": {"decoder_depth": 2}},
     "simmim": {"epochs": 6, "batch_size": 64},
     # The paper's momentum: with 0.97 the spread of the teacher's features falls by half, a
-    # sign of collapse, and little is learned.
+    # sign of collapse, and less is learned.
     "ijepa": {"epochs": 6, "batch_size": 64, "method_args": {"predictor_depth": 2}},
 }
 

@@ -176,66 +176,19 @@ def multiblock_mask(
         MULTIBLOCK, batch, seed=seed, step=step, sample_ids=sample_ids, stream=stream,
         device=device,
     )  # fmt: skip
-    ranges = [*target_scale, *target_aspect, *context_scale]
-    least = min_keep if compat else None
-    drawn = _multiblock(
-        words.sample_ids, int(step), words.seed, stream, rows, columns, targets, ranges, least
-    )
-    return MultiBlockMask(*drawn)
-
-
-@torch.library.custom_op("sslfast::multiblock_mask", mutates_args=())
-def _multiblock(
-    sample_ids: Tensor,
-    step: int,
-    seed: int,
-    stream: int,
-    rows: int,
-    columns: int,
-    targets: int,
-    ranges: list[float],
-    min_keep: int | None,
-) -> tuple[Tensor, Tensor]:
-    """Context and targets; with ``min_keep`` as the published code.
-
-    One op, so that torch.compile need not follow how sizes come out of the step's number.
-    """
     number = STREAM_MASKS + MULTIBLOCK_SIZE * STREAMS + stream
-    bits = rounds(0, 0, step % 2**32, number, seed)
+    bits = rounds(0, 0, int(step) % 2**32, number, seed)
     u_scale, u_aspect, u_context = (word * 2.0**-32 for word in bits[:3])
-    compat, grid = min_keep is not None, (rows, columns)
 
-    def between(low: float, high: float, u: float) -> float:
-        return low + u * (high - low)
+    def between(bounds: tuple[float, float], u: float) -> float:
+        return bounds[0] + u * (bounds[1] - bounds[0])
 
-    most = (max(rows - 1, 1), max(columns - 1, 1)) if compat else grid
-    aspect = between(*ranges[2:4], u_scale if compat else u_aspect)
-    target = _block_size(grid, between(*ranges[:2], u_scale), aspect, most)
-    context = _block_size(grid, between(*ranges[4:], u_context), 1.0, most)
-    shape = Shape(grid, target, context, targets)
-    words = source(
-        MULTIBLOCK, len(sample_ids), seed=seed, step=step, sample_ids=sample_ids, stream=stream,
-        device=None,
-    )  # fmt: skip
-    return _draw(words, shape) if min_keep is None else _compat(words, shape, min_keep)
-
-
-@_multiblock.register_fake
-def _(
-    sample_ids: Tensor,
-    step: int,
-    seed: int,
-    stream: int,
-    rows: int,
-    columns: int,
-    targets: int,
-    ranges: list[float],
-    min_keep: int | None,
-) -> tuple[Tensor, Tensor]:
-    patches, batch = rows * columns, sample_ids.shape[0]
-    ctx = torch.library.get_ctx()
-    context, area = (ctx.new_dynamic_size(min=1, max=patches) for _ in range(2))
-    return sample_ids.new_empty(batch, context), sample_ids.new_empty(batch, targets, area)
+    most = (max(rows - 1, 1), max(columns - 1, 1)) if compat else (rows, columns)
+    aspect = between(target_aspect, u_scale if compat else u_aspect)
+    target = _block_size((rows, columns), between(target_scale, u_scale), aspect, most)
+    context = _block_size((rows, columns), between(context_scale, u_context), 1.0, most)
+    shape = Shape((rows, columns), target, context, targets)
+    return _compat(words, shape, min_keep) if compat else _draw(words, shape)
 
 
 def _target_ids(top: Tensor, left: Tensor, shape: Shape) -> Tensor:

@@ -20,7 +20,6 @@ from sslfast.masking import (
     block_mask,
     blocks,
     image_ratio_mask,
-    multiblock,
     multiblock_mask,
     random_mask,
     span_mask,
@@ -117,13 +116,6 @@ def test_no_number_is_read_off_the_device(name: str) -> None:
         fake = SAMPLERS[name](mode.from_tensor(IDS), seed=3, step=9)
     for a, b in zip(real, fake, strict=True):
         assert (a.dtype, a.dim(), len(a)) == (b.dtype, b.dim(), len(b))
-
-
-def test_opcheck_of_multiblock() -> None:
-    ranges = [0.15, 0.2, 0.75, 1.5, 0.85, 1.0]
-    for min_keep in (None, 4):
-        sizes = (8, 8, 4, ranges, min_keep)
-        torch.library.opcheck(multiblock._multiblock, (IDS, 5, -3, 1, *sizes))
 
 
 def test_samplers_and_streams_share_no_bits() -> None:

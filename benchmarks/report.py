@@ -10,6 +10,7 @@ A table stands between <!-- table NAME --> and <!-- end -->.
 import argparse
 import json
 import re
+import statistics
 import sys
 from pathlib import Path
 from typing import Any
@@ -32,14 +33,12 @@ def milliseconds(seconds: float) -> str:
     return f"{seconds * 1e3:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"
 
 
-def machine(results: dict[str, Any]) -> str:
-    """Where and when a table's figures were measured."""
+def machine(results: dict[str, Any], *commits: str) -> str:
+    """Where and when a table's figures were measured; commits, where runs have their own."""
     facts = results["environment"]
+    made = ", ".join(commits or [facts["commit"][:10]])
     name = facts.get("gpu") or f"{facts['cpu']}, {facts['threads']} threads, {facts['isa']}"
-    return (
-        f"Measured on {facts['date'][:10]} at commit {facts['commit'][:10]}: {name}, "
-        f"torch {facts['torch']}."
-    )
+    return f"Measured on {facts['date'][:10]} at commit {made}: {name}, torch {facts['torch']}."
 
 
 def provenance(results: dict[str, Any]) -> str:
@@ -185,13 +184,23 @@ def vit(results: dict[str, Any]) -> str:
 
 
 def learning(results: dict[str, Any]) -> str:
-    """Linear probes of pre-trained encoders: one line a method."""
-    lines = ["| method | epochs | time | random initialisation | pre-trained |"]
-    lines.append("|---|---|---|---|---|")
-    for run in results["runs"]:
-        scores = " | ".join(f"{run['scores'][name]:.1%}" for name in ("random", "trained"))
-        lines.append(f"| {run['method']} | {run['epochs']} | {run['seconds']:.0f} s | {scores} |")
-    return "\n".join([*lines, "", machine(results) + " Accuracies: the mean of five draws.\n"])
+    """Linear probes of random and of pre-trained encoders: one line a method, its seeds beside."""
+    runs = results["runs"]
+    seeds = sorted({run["seed"] for run in runs})
+    heads = ["method", "epochs", "CPU time", *(f"seed {seed}" for seed in seeds), "mean gain"]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for method in dict.fromkeys(run["method"] for run in runs):
+        own = {run["seed"]: run for run in runs if run["method"] == method}
+        pairs = {s: [run["scores"][n] for n in ("random", "trained")] for s, run in own.items()}
+        shown = [" to ".join(f"{x:.1%}" for x in pairs[s]) if s in pairs else "-" for s in seeds]
+        gain = statistics.fmean(trained - random for random, trained in pairs.values())
+        epochs = "/".join(str(n) for n in sorted({run["epochs"] for run in own.values()}))
+        longest = max(run["cpu_seconds"] for run in own.values())
+        cells = [method, epochs, f"{longest:.0f} s", *shown, f"{100 * gain:+.1f} points"]
+        lines.append(f"| {' | '.join(cells)} |")
+    commits = dict.fromkeys(run["commit"][:10] for run in runs)
+    note = "From random initialisation to pre-trained; the mean of five draws of the labels."
+    return "\n".join([*lines, "", f"{machine(results, *commits)} {note}\n"])
 
 
 TABLES = {

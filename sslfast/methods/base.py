@@ -129,6 +129,9 @@ class Method(nn.Module, ABC):
         del batch, ctx
         return {}
 
+    def after_load(self) -> None:
+        """Run after the encoder's weights were replaced by others (``--init``): EMA teachers."""
+
     def after_step(self, ctx: Context) -> None:
         """Run after every optimiser step (EMA teachers, queues, prototype norms)."""
         del ctx

@@ -9,7 +9,7 @@ from sslfast.ema import EMATeacher
 from sslfast.functional import gather_patches
 from sslfast.masking import MultiBlockMask, multiblock_mask
 from sslfast.methods.base import Context, Method, Reference
-from sslfast.methods.masked import only_view, visible_only
+from sslfast.methods.masked import image_grid, only_view, visible_only
 from sslfast.methods.registry import register
 from sslfast.models import Predictor, VisionTransformer
 
@@ -22,10 +22,12 @@ class IJEPA(Method):
 
     Args:
         encoder: a VisionTransformer whose features are the mean of the patches' tokens.
-        predictor_dim: width of the predictor; None: the paper's 384, or half of an encoder that is
-            no wider than that.
-        predictor_depth: its blocks.
+        predictor_dim: the predictor's width; None: 384, or half of an encoder no wider than that.
+        predictor_depth: the predictor's blocks.
         momentum: of the teacher at the start; it rises linearly to 1.
+
+    Raises:
+        ValueError: features of a class token, fewer than four patches, an encoder of videos.
     """
 
     recipe = "ijepa"
@@ -50,23 +52,23 @@ class IJEPA(Method):
         super().__init__(encoder)
         if encoder.global_pool == "token":
             raise ValueError('I-JEPA trains no class token: build the model with global_pool="avg"')
-        self.momentum = momentum
-        self.teacher = EMATeacher(encoder, momentum)
+        image_grid(encoder, least=4)  # of fewer, targets may cover every context
+        self.momentum, self.teacher = momentum, EMATeacher(encoder, momentum)
         dim = predictor_dim or Predictor.default_dim(encoder.num_features, 384)
         self.predictor = Predictor(encoder.num_features, dim, predictor_depth, encoder.grid_size)
 
     def encode(self, batch: Batch, ctx: Context) -> tuple[Tensor, Tensor]:
         """Predicted and true features of the target blocks, [B, T, N, D]."""
-        images, prefix = only_view(batch), self.encoder.num_prefix_tokens
-        blocks = self.mask(batch, ctx)
+        images, blocks = only_view(batch), self.mask(batch, ctx)
+        first = self.encoder.num_prefix_tokens
         self.teacher.eval()  # without stochastic depth
         with torch.no_grad():
-            encoded = self.teacher.module.forward_features(images)  # type: ignore[operator]
-            features = F.layer_norm(encoded[:, prefix:], encoded.shape[-1:])
-            target = gather_patches(features, blocks.targets.flatten(1))
-        context = self.encoder.forward_features(images, blocks.context)[:, prefix:]
+            whole = self.teacher.module.forward_features(images)  # type: ignore[operator]
+            target = gather_patches(whole[:, first:], blocks.targets.flatten(1))
+        context = self.encoder.forward_features(images, blocks.context)[:, first:]
         prediction = self.predictor(context, blocks.context, blocks.targets)
-        return prediction.to(target.dtype), target.view_as(prediction)
+        target = F.layer_norm(target, target.shape[-1:]).view_as(prediction)
+        return prediction.to(target.dtype), target
 
     def loss(self, outputs: tuple[Tensor, Tensor], ctx: Context) -> dict[str, Tensor]:
         """Smooth L1, and the spread of the teacher's features over patches (0: collapsed)."""
@@ -74,17 +76,19 @@ class IJEPA(Method):
         spread = target.flatten(0, 2).std(0).mean()
         return {"loss": F.smooth_l1_loss(prediction, target), "target_std": spread}
 
-    @torch.compiler.disable  # shapes follow from numbers drawn on the host
+    @torch.compiler.disable  # sizes are drawn on the host; what follows is one graph
     def mask(self, batch: Batch, ctx: Context) -> MultiBlockMask:
         """Context and targets of each sample in this step: the same on any number of ranks."""
-        ids, (rows, columns) = batch.sample_ids, self.encoder.grid_size
-        return multiblock_mask(
-            len(ids), (rows, columns), seed=ctx.seed, step=ctx.step, sample_ids=ids
-        )
+        ids, grid = batch.sample_ids, image_grid(self.encoder)
+        return multiblock_mask(len(ids), grid, seed=ctx.seed, step=ctx.step, sample_ids=ids)
 
     def schedules(self, progress: float) -> dict[str, float]:
         """The teacher's momentum: linear from its start to 1."""
         return {"momentum": self.momentum + (1 - self.momentum) * progress}
+
+    def after_load(self) -> None:
+        """The teacher begins as the student does."""
+        self.teacher.module.load_state_dict(self.encoder.state_dict())
 
     def after_step(self, ctx: Context) -> None:
         """The teacher follows."""
@@ -92,7 +96,5 @@ class IJEPA(Method):
 
     def pictures(self, batch: Batch, ctx: Context) -> dict[str, Tensor]:
         """Original, the context, and the patches that are to be predicted from it."""
-        images, blocks = only_view(batch), self.mask(batch, ctx)
-        named = {"context": blocks.context, "targets": blocks.targets.flatten(1)}
-        seen = {name: visible_only(images, ids, self.encoder) for name, ids in named.items()}
-        return {"original": images, **seen}
+        images, (context, targets) = only_view(batch), self.mask(batch, ctx)
+        return visible_only(images, self.encoder, context=context, targets=targets.flatten(1))

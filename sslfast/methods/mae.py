@@ -8,7 +8,7 @@ from sslfast.data.batch import Batch
 from sslfast.functional import masked_mse
 from sslfast.masking import PatchMask, random_mask
 from sslfast.methods.base import Context, Method, Reference
-from sslfast.methods.masked import only_view, patch_numbers, reconstruction
+from sslfast.methods.masked import image_grid, only_view, patch_numbers, reconstruction
 from sslfast.methods.registry import register
 from sslfast.models import Decoder, VisionTransformer
 from sslfast.models.patches import patchify
@@ -58,7 +58,7 @@ class MAE(Method):
     ) -> None:
         super().__init__(encoder)
         self.mask_ratio, self.norm_pix = mask_ratio, norm_pix
-        random_mask(0, math.prod(encoder.grid_size), mask_ratio, seed=0)  # checks the ratio
+        random_mask(0, math.prod(image_grid(encoder)), mask_ratio, seed=0)  # checks the ratio
         self.decoder = Decoder(
             encoder.num_features,
             decoder_dim or Decoder.default_dim(encoder.num_features, 512),

@@ -26,14 +26,25 @@ def only_view(batch: Batch) -> Tensor:
     return views[0]
 
 
-def patch_numbers(encoder: VisionTransformer) -> int:
-    """Numbers in a patch of the encoder's images: channels x height x width.
+def image_grid(encoder: VisionTransformer, least: int = 1) -> tuple[int, int]:
+    """Rows and columns of an encoder's patches.
 
     Raises:
-        ValueError: an encoder of videos.
+        ValueError: an encoder of videos, or fewer than ``least`` patches.
     """
     if len(encoder.grid_size) != 2:
         raise ValueError("this method takes images: build the encoder without num_frames")
+    rows, columns = encoder.grid_size
+    if rows * columns < least:
+        raise ValueError(
+            f"this method needs at least {least} patches, got {rows} x {columns}: build the "
+            "encoder with a larger img_size or a smaller patch_size"
+        )
+    return rows, columns
+
+
+def patch_numbers(encoder: VisionTransformer) -> int:
+    """Numbers in a patch of the encoder's images: channels x height x width."""
     return encoder.patch_embed.proj.in_channels * math.prod(encoder.patch_size)
 
 
@@ -70,12 +81,21 @@ def encode_masked(
     return encoder.transform(tokens)[:, encoder.num_prefix_tokens :]
 
 
-def visible_only(images: Tensor, ids: Tensor, encoder: VisionTransformer) -> Tensor:
-    """Images [B, C, H, W] with all patches grey but those in ids, int64 [B, K]."""
-    patches = patchify(images, encoder.patch_size)
-    hidden = torch.ones(patches.shape[:2], dtype=torch.bool, device=images.device)
-    patches = patches.masked_fill(hidden.scatter(1, ids, False)[..., None], 0.0)
-    return unpatchify(patches, encoder.patch_size, encoder.grid_size)
+def visible_only(images: Tensor, encoder: VisionTransformer, **seen: Tensor) -> dict[str, Tensor]:
+    """Pictures of images [B, C, H, W]: as they are, and with all patches grey but some.
+
+    Args:
+        images: "original".
+        encoder: whose patches.
+        **seen: int64 [B, K], the patches to show in the picture of that name.
+    """
+    original = patchify(images, encoder.patch_size)
+    pictures = {"original": images}
+    for name, ids in seen.items():
+        hidden = torch.ones(original.shape[:2], dtype=torch.bool, device=images.device)
+        patches = original.masked_fill(hidden.scatter(1, ids, False)[..., None], 0.0)
+        pictures[name] = unpatchify(patches, encoder.patch_size, encoder.grid_size)
+    return pictures
 
 
 def reconstruction(

@@ -6,7 +6,13 @@ from torch import Tensor, nn
 from sslfast.data.batch import Batch
 from sslfast.masking import random_mask
 from sslfast.methods.base import Context, Method, Reference
-from sslfast.methods.masked import encode_masked, only_view, patch_numbers, reconstruction
+from sslfast.methods.masked import (
+    encode_masked,
+    image_grid,
+    only_view,
+    patch_numbers,
+    reconstruction,
+)
 from sslfast.methods.registry import register
 from sslfast.models import VisionTransformer
 from sslfast.models.patches import patchify
@@ -24,7 +30,8 @@ class SimMIM(Method):
             2 patches of 16.
 
     Raises:
-        ValueError: a grid of patches that is no whole number of such squares.
+        ValueError: a grid of patches that is no whole number of such squares, a ratio that hides no
+            square or all, an encoder of videos.
     """
 
     recipe = "simmim"
@@ -42,8 +49,7 @@ class SimMIM(Method):
         self, encoder: VisionTransformer, *, mask_ratio: float = 0.6, mask_patches: int = 2
     ) -> None:
         super().__init__(encoder)
-        numbers = patch_numbers(encoder)
-        rows, columns = encoder.grid_size
+        rows, columns = image_grid(encoder)
         if mask_patches < 1 or rows % mask_patches or columns % mask_patches:
             raise ValueError(
                 f"mask_patches={mask_patches} does not divide the grid of {rows} x {columns} "
@@ -53,7 +59,7 @@ class SimMIM(Method):
         self.mask_ratio, self.mask_patches = mask_ratio, mask_patches
         self.mask_token = nn.Parameter(torch.zeros(1, 1, encoder.num_features))
         nn.init.trunc_normal_(self.mask_token, std=0.02)
-        self.head = nn.Linear(encoder.num_features, numbers)
+        self.head = nn.Linear(encoder.num_features, patch_numbers(encoder))
 
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that take no weight decay though they are matrices."""
@@ -77,7 +83,7 @@ class SimMIM(Method):
     def mask(self, batch: Batch, ctx: Context) -> tuple[Tensor, int]:
         """What each sample hides in this step, bool [B, L], and how many patches it shows."""
         side, ids = self.mask_patches, batch.sample_ids
-        rows, columns = (n // side for n in self.encoder.grid_size)
+        rows, columns = (n // side for n in image_grid(self.encoder))
         squares = random_mask(
             len(ids), rows * columns, self.mask_ratio, seed=ctx.seed, step=ctx.step, sample_ids=ids
         )

@@ -66,3 +66,32 @@ def resize_positions(positions: Tensor, old: Grid, new: Grid, prefix: int = 0) -
     )
     table = resized.permute(0, 2, 3, 1).reshape(1, -1, positions.shape[-1]).to(positions.dtype)
     return torch.cat((positions[:, :prefix], table), 1)
+
+
+def fit_positions(positions: Tensor, grid: Grid, prefix: int = 0) -> Tensor:
+    """Positions of other weights, interpolated where those are for another image size (as in timm).
+
+    Args:
+        positions: [1, prefix + L, D], of a square grid of any size, or of ``grid`` itself.
+        grid: (rows, columns), or (frames, rows, columns).
+        prefix: leading positions of class and register tokens.
+
+    Returns:
+        [1, prefix + L', D] for ``grid``.
+
+    Raises:
+        ValueError: positions of neither this grid nor a square one of as many frames.
+    """
+    patches, frames = positions.shape[1] - prefix, math.prod(grid[:-2])
+    if patches == math.prod(grid):
+        return positions
+    side = math.isqrt(max(patches, 0) // frames)
+    if side < 1 or frames * side**2 != patches:
+        raise ValueError(
+            f"{positions.shape[1]} positions are no square grid of patches"
+            + (f" in {frames} frames" if frames > 1 else "")
+            + (f" behind {prefix} tokens" if prefix else "")
+            + f", and cannot be interpolated to {' x '.join(map(str, grid))}: were the weights "
+            "trained with other tokens, frames or an oblong image?"
+        )
+    return resize_positions(positions, (*grid[:-2], side, side), grid, prefix)

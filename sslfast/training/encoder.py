@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from sslfast import models
 from sslfast._extras import require
+from sslfast.models.positions import fit_positions
 from sslfast.training.config import ConfigError
 from sslfast.training.storage import write_atomically
 
@@ -102,6 +103,8 @@ def load_encoder(path: Path | str) -> nn.Module:
 def load_weights(encoder: nn.Module, path: Path | str) -> list[str]:
     """Start ``encoder`` from released weights: every one of its tensors must be in the file.
 
+    A VisionTransformer may be for other image sizes than the weights: positions are interpolated.
+
     Args:
         encoder: is changed in place.
         path: a run's folder, a .safetensors file, or a .pt/.pth file with a state dict.
@@ -115,8 +118,15 @@ def load_weights(encoder: nn.Module, path: Path | str) -> list[str]:
     """
     if not Path(path).exists():
         raise ConfigError(f"init: there is no {path}")
-    weights = _tensors(encoder_path(path))
+    weights = dict(_tensors(encoder_path(path)))
     own = encoder.state_dict()
+    if isinstance(encoder, models.VisionTransformer) and "pos_embed" in own.keys() & weights:
+        try:
+            weights["pos_embed"] = fit_positions(
+                weights["pos_embed"], encoder.grid_size, encoder.embedded_prefix
+            )
+        except ValueError as error:
+            raise ConfigError(f"init: {path}: {error}") from error
     for name, tensor in own.items():
         if name not in weights:
             raise ConfigError(f"init: {path} has no tensor '{name}': is it of another model?")

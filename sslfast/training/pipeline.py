@@ -1,7 +1,11 @@
 """From the settings of a run to its data: recipes and loaders."""
 
+import torch
+from torch import nn
+
 from sslfast import data
 from sslfast.data import Loader, Recipe
+from sslfast.models import VisionTransformer
 from sslfast.training.config import ConfigError, TrainConfig
 from sslfast.training.distributed import Ranks
 
@@ -18,6 +22,24 @@ def build_recipe(config: TrainConfig, default: str) -> Recipe:
         return data.recipe(config.recipe or default, size=config.image_size, **changes)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"recipe: {error}") from error
+
+
+def check_image_size(recipe: Recipe, encoder: nn.Module) -> None:
+    """Find out before the first step whether a Vision Transformer takes the recipe's views.
+
+    Raises:
+        ConfigError: views of another size than the model's.
+    """
+    if not isinstance(encoder, VisionTransformer) or len(encoder.img_size) == 3:
+        return
+    for view in recipe.views:
+        try:
+            encoder.grid_of(torch.empty(0, 3, view.size, view.size))
+        except ValueError as error:
+            raise ConfigError(
+                f"image_size: {error}. The views' side is image_size, or else that of the recipe "
+                f"{recipe.name}"
+            ) from error
 
 
 def build_loader(config: TrainConfig, default_recipe: str, ranks: Ranks) -> Loader:

@@ -22,7 +22,7 @@ from sslfast.training.config import ConfigError, TrainConfig
 from sslfast.training.distributed import Ranks
 from sslfast.training.encoder import build_encoder, load_weights, save_encoder
 from sslfast.training.monitors import NEVER, Clock, Meter, NonFiniteError
-from sslfast.training.pipeline import build_loader, build_recipe
+from sslfast.training.pipeline import build_loader, build_recipe, check_image_size
 from sslfast.training.run_folder import RunFolder
 from sslfast.training.run_log import RunLog
 from sslfast.training.schedule import warmup_cosine
@@ -61,6 +61,7 @@ def train(config: TrainConfig) -> Path:
         ranks = stack.enter_context(distributed.ranks(config.device))
         stack.enter_context(explain_full_disk(run.path))
         method = build_method(config, ranks.device, run)
+        check_image_size(build_recipe(config, method.recipe), method.encoder)
         loader = stack.enter_context(closing(build_loader(config, method.recipe, ranks)))
         # Up to here nothing is written: a wrong setting leaves no folder behind.
         saved = None
@@ -73,6 +74,7 @@ def train(config: TrainConfig) -> Path:
             saved = checkpoint.load(Path(path))
         if config.init and not saved:
             extra = load_weights(method.encoder, config.init)
+            method.after_load()
             if extra and ranks.is_main:
                 logger.warning("init: %s has more than the model: %s", config.init, extra)
         trained = fit(config, method, loader, run, ranks, saved)

@@ -8,6 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch._subclasses import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 import sslfast
 from sslfast import masking
@@ -91,10 +93,29 @@ def test_seed_step_sample_and_stream_all_matter(name: str) -> None:
         assert not shapes or not same(changed, whole)
 
 
+def test_one_patch_or_token() -> None:
+    assert not image_ratio_mask(3, (1, 1), seed=0).any()
+    assert span_mask(2, 1, 1.0, 1, seed=0).all()
+    text = token_mask(torch.tensor([[7], [1]]), 30, 3, special_ids=(1,), seed=0)
+    assert text.mask.tolist() == [[True], [False]]
+    assert token_mask(torch.zeros(2, 0).long(), 30, 3, seed=0).mask.shape == (2, 0)
+
+
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_an_empty_batch_gives_empty_masks(name: str) -> None:
     for part in SAMPLERS[name](IDS[:0], seed=3):
         assert part.shape[0] == 0
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_no_number_is_read_off_the_device(name: str) -> None:
+    """Tensors without values are enough: nothing waits for a GPU."""
+    real = SAMPLERS[name](IDS, seed=3, step=9)  # tables that are uploaded once are there, too
+    env = ShapeEnv(allow_scalar_outputs=False)
+    with FakeTensorMode(shape_env=env, allow_non_fake_inputs=True) as mode:
+        fake = SAMPLERS[name](mode.from_tensor(IDS), seed=3, step=9)
+    for a, b in zip(real, fake, strict=True):
+        assert (a.dtype, a.dim(), len(a)) == (b.dtype, b.dim(), len(b))
 
 
 def test_samplers_and_streams_share_no_bits() -> None:
@@ -241,6 +262,8 @@ BAD = [
     (lambda: random_mask(2, 9, seed=0, sample_ids=torch.arange(3)), r"shape \[2\]"),
     (lambda: random_mask(2, 9, seed=0, step=torch.zeros(2).long()), "step must be one integer"),
     (lambda: random_mask(2, 9, seed=0, step=torch.tensor(0.5)), "step must be one integer"),
+    (lambda: tube_mask(2, 3, 1, seed=0), "leaves every patch of 1 visible"),
+    (lambda: block_mask(2, (1, 1), 1, seed=0), "num_masked=1 of 1"),
     (lambda: tube_mask(2, 0, 9, seed=0), "frames must be at least 1"),
     (lambda: tube_mask(2, 3, 9, 0.05, seed=0), "leaves every patch of 9 visible"),
     (lambda: block_mask(2, (0, 4), seed=0), "grid must be"),

@@ -10,7 +10,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from sslfast.masking import block_mask, multiblock_mask, random_mask, span_mask, tube_mask
+from sslfast.masking import (
+    block_mask,
+    image_ratio_mask,
+    multiblock_mask,
+    random_mask,
+    span_mask,
+    token_mask,
+    tube_mask,
+)
 
 
 def excess(counts: Tensor, expected: float, variance: float, freedom: int) -> float:
@@ -62,6 +70,47 @@ def test_span_starts_are_uniform() -> None:
     starts = mask.long().argmax(1).bincount(minlength=20)
     assert len(starts) == 20
     assert abs(excess(starts, 1000, 1000, 19)) < 5
+
+
+def test_image_ratios_and_positions_are_uniform() -> None:
+    mask = image_ratio_mask(40_000, (4, 5), blocks=False, seed=3)
+    counts = mask.sum(1).bincount(minlength=21)
+    assert abs(counts[0] - 20_000) < 5 * 100  # half of the images stay whole
+    # Ratios from 0.1 to 0.5 of 20 patches, rounded down: 2 to 9, equally likely.
+    masked = 40_000 - counts[0].item()
+    assert counts[2:10].sum() == masked
+    p = 1 / 8
+    assert abs(excess(counts[2:10], masked * p, masked * p, 7)) < 5
+    hidden = mask.sum(1).double()
+    each = (hidden * (20 - hidden)).sum().item() / 20 / 19  # given how many of each image
+    assert abs(excess(mask.sum(0), hidden.sum().item() / 20, each, 19)) < 5
+
+
+def test_tokens_are_chosen_and_replaced_uniformly() -> None:
+    tokens = torch.full((20_000, 40), 7)
+    drawn = token_mask(tokens, 30, 3, special_ids=(0, 1, 2), seed=3)
+    assert (drawn.mask.sum(1) == 6).all()
+    p = 6 / 40
+    assert abs(excess(drawn.mask.sum(0), 20_000 * p, 20_000 * p * (1 - p) * 40 / 39, 39)) < 5
+    becomes = drawn.tokens[drawn.mask].bincount(minlength=30).double()
+    assert not becomes[:3].any()
+    chosen, other = becomes.sum().item(), 0.1 / 26  # of 26 tokens that are not special
+    expected = torch.full((30,), chosen * other, dtype=torch.float64)
+    expected[3], expected[7] = 0.8 * chosen, (0.1 + other) * chosen
+    assert abs(excess(becomes[3:] - expected[3:], 0, expected[3:], 26)) < 5
+
+
+def test_targets_lie_anywhere_alike() -> None:
+    """Every place where a target fits, and with it every patch, is equally likely."""
+    drawn = multiblock_mask(20_000, (14, 14), seed=5, step=2)
+    rows, columns = (drawn.targets[0, 0, [0, -1]] // 14, drawn.targets[0, 0, [0, -1]] % 14)
+    places = [14 - int(last - first) for first, last in (rows, columns)]
+    for target in drawn.targets.unbind(1):
+        corner = target[:, 0]
+        counts = (corner // 14 * places[1] + corner % 14).bincount()
+        assert len(counts) == places[0] * places[1]
+        mean = 20_000 / len(counts)
+        assert abs(excess(counts, mean, mean, len(counts) - 1)) < 5
 
 
 def test_blocks_have_no_side() -> None:

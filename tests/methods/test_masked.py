@@ -1,6 +1,5 @@
 """Masked methods against their papers' formulas written out, and what they promise."""
 
-import copy
 import math
 from typing import Any
 
@@ -9,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from tokens import needed, toy_tokenizer
 from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from sslfast import methods, models
 from sslfast.data.batch import Batch
@@ -19,9 +19,9 @@ from sslfast.models.patches import patchify, unpatchify
 NAMES = ("beit", "ijepa", "mae", "simmim")
 
 
-def small(name: str, dtype: torch.dtype = torch.float64, **keywords: Any) -> Method:
+def small(name: str, dtype: torch.dtype = torch.float64, depth: int = 2, **keywords: Any) -> Method:
     torch.manual_seed(0)
-    shape = {"img_size": 32, "patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 2}
+    shape = {"img_size": 32, "patch_size": 4, "embed_dim": 32, "depth": depth, "num_heads": 2}
     encoder = models.create("vit_micro", **shape)
     return methods.create(name, encoder, **{**needed(name), **keywords}).to(dtype).train()
 
@@ -193,18 +193,22 @@ def test_tokens_and_positions_take_no_weight_decay(name: str) -> None:
 # Dynamo looks at .grad of whatever crosses a graph break, and I-JEPA's masks are one.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 @pytest.mark.parametrize("name", NAMES)
-def test_methods_compile_and_train_in_bf16(name: str) -> None:
-    method = small(name, torch.float32)
-    batch = batch_of([3, 9, 11], torch.float32)
-    expected = method(batch, Context(2, 0, 10))["loss"]
-    whole = name == "beit"  # one graph
-    compiled = torch.compile(copy.deepcopy(method), backend="aot_eager", fullgraph=whole)
-    torch.testing.assert_close(compiled(batch, Context(2, 0, 10))["loss"], expected)
-    other = method(batch, Context(3, 0, 10))["loss"]
-    torch.testing.assert_close(compiled(batch, Context(3, 0, 10))["loss"], other)
+def test_methods_compile_whole_and_train_in_bf16(name: str) -> None:
+    shallow = {"mae": {"decoder_depth": 1}, "ijepa": {"predictor_depth": 1}}
+    method = small(name, torch.float32, depth=1, **shallow.get(name, {}))
+    batch, weight = batch_of([3, 9, 11], torch.float32), method.encoder.blocks[0].attn.qkv.weight
+    graphs = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(method, backend=graphs, fullgraph=name != "ijepa")
+    for step in (2, 3, 7):  # I-JEPA's shapes differ
+        expected, found = (f(batch, Context(step, 0, 10))["loss"] for f in (method, compiled))
+        torch.testing.assert_close(found, expected)
+        gradients = [torch.autograd.grad(loss, weight)[0] for loss in (expected, found)]
+        torch.testing.assert_close(*gradients)
+    # The first step's, and one for any step: what follows I-JEPA's mask is whole, too.
+    assert graphs.frame_count == 2
     torch.compiler.reset()
     with torch.autocast("cpu", torch.bfloat16):
-        rounded = method(batch, Context(2, 0, 10))["loss"]
+        rounded = method(batch, Context(7, 0, 10))["loss"]
     assert rounded.dtype == torch.float32
     assert math.isclose(rounded.item(), expected.item(), rel_tol=0.03)
     rounded.backward()
@@ -280,7 +284,28 @@ def test_wrong_settings_are_explained() -> None:
     for name in ("mae", "simmim"):
         with pytest.raises(ValueError, match=r"mask_ratio=0.99 leaves no patch of \d+ visible"):
             small(name, mask_ratio=0.99)
+        with pytest.raises(ValueError, match=r"mask_ratio=0.0 leaves every patch of \d+ visible"):
+            small(name, mask_ratio=0.0)
+    for name in NAMES:
         with pytest.raises(ValueError, match="build the encoder without num_frames"):
-            methods.create(name, models.create("vit_micro", num_frames=4, depth=1))
-    with pytest.raises(ValueError, match="build the encoder without num_frames"):
-        methods.create("beit", models.create("vit_micro", num_frames=4, depth=1), **needed("beit"))
+            methods.create(name, models.create("vit_micro", num_frames=4, depth=1), **needed(name))
+    with pytest.raises(ValueError, match=r"at least 4 patches, got 1 x 1: .* smaller patch_size"):
+        methods.create("ijepa", models.create("vit_micro", img_size=4, depth=1))
+
+
+def test_the_smallest_grid_of_ijepa_works_in_every_step() -> None:
+    shape = {"img_size": (4, 16), "embed_dim": 32, "depth": 1, "num_heads": 2}
+    method = methods.create("ijepa", models.create("vit_micro", **shape), predictor_depth=1)
+    images, ids = torch.randn(3, 3, 4, 16), torch.arange(3)
+    for step in range(20):
+        assert method(Batch((images,), ids), Context(step, 0, 20))["loss"].isfinite()
+
+
+def test_the_teacher_begins_as_an_encoder_that_was_loaded() -> None:
+    method, other = small("ijepa"), small("ijepa").encoder
+    with torch.no_grad():
+        other.blocks[0].mlp.fc1.weight.add_(1.0)
+    method.encoder.load_state_dict(other.state_dict())
+    method.after_load()
+    for name, tensor in other.state_dict().items():
+        assert torch.equal(method.teacher.module.state_dict()[name], tensor), name

@@ -9,7 +9,7 @@ from torch import nn
 import peers
 from sslfast import models
 from sslfast.masking import random_mask
-from sslfast.models.positions import resize_positions, sincos_positions
+from sslfast.models.positions import fit_positions, resize_positions, sincos_positions
 from sslfast.models.transformer import DropPath
 
 SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 4}
@@ -137,10 +137,12 @@ def test_videos_in_tubelets():
 
 
 def test_checkpointing_changes_memory_only():
-    plain = small().double()
-    saved = small(grad_checkpointing=True).double()
-    images = torch.randn(2, 3, 32, 32).double()
+    keywords = {"drop_path_rate": 0.5, "init_values": 0.1, "reg_tokens": 1}
+    plain = small(**keywords).double()
+    saved = small(**keywords, grad_checkpointing=True).double()
+    images = torch.randn(4, 3, 32, 32).double()
     for model in (plain, saved):
+        torch.manual_seed(1)  # the same branches are dropped, also when they are computed again
         model(images).square().sum().backward()
     for name, parameter in plain.named_parameters():
         torch.testing.assert_close(saved.get_parameter(name).grad, parameter.grad)
@@ -161,6 +163,26 @@ def test_visible_patches_compile_in_one_graph_and_autocast():
             rounded = model.forward_features(images, ids)
     assert rounded.dtype == torch.float32
     assert (rounded - expected).norm() < 0.05 * expected.norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_all_dtypes_with_and_without_hidden_patches(dtype):
+    model = shaken(small(reg_tokens=2, init_values=0.1, qk_norm=True))
+    images, ids = torch.randn(2, 3, 32, 32).double(), random_mask(2, 16, 0.5, seed=1).ids_keep
+    with torch.no_grad():
+        expected = [model.forward_features(images, keep) for keep in (None, ids)]
+        model.to(dtype)
+        for keep, exact in zip((None, ids), expected, strict=True):
+            found = model.forward_features(images.to(dtype), keep)
+            assert found.dtype == dtype
+            assert (found - exact).norm() < 20 * torch.finfo(dtype).eps * exact.norm()
+
+
+def test_an_empty_batch():
+    model = small()
+    empty = torch.empty(0, 3, 32, 32)
+    assert model(empty).shape == (0, 32)
+    assert model.forward_features(empty, torch.empty(0, 4).long()).shape == (0, 5, 32)
 
 
 def test_drop_path_drops_whole_samples_and_keeps_the_mean(generator):
@@ -207,6 +229,21 @@ def test_positions_keep_constants_and_frames():
     torch.testing.assert_close(resized, table[:, :1].expand(-1, 40, -1))
     with pytest.raises(ValueError, match="for 2 frames of patches, not for 3"):
         resize_positions(table, (2, 3, 3), (3, 3, 3))
+
+
+@pytest.mark.parametrize("keywords", [{"reg_tokens": 2}, {"no_embed_class": True}])
+def test_positions_of_another_image_size_are_fitted_as_timm_does(keywords):
+    weights = shaken(small(**keywords)).float().state_dict()
+    oblong = {**SMALL, **keywords, "img_size": (48, 40), "num_classes": 0}
+    model, theirs = models.vit(**oblong), timm().VisionTransformer(**oblong)
+    prefix = model.embedded_prefix
+    fitted = fit_positions(weights["pos_embed"], model.grid_size, prefix)
+    assert fitted.shape == model.pos_embed.shape
+    expected = timm().checkpoint_filter_fn(weights, theirs)["pos_embed"]
+    torch.testing.assert_close(fitted, expected, rtol=1e-5, atol=1e-5)
+    assert fit_positions(fitted, model.grid_size, prefix) is fitted
+    with pytest.raises(ValueError, match=r"30 positions are no square .* to 4 x 4: were the"):
+        fit_positions(fitted[:, :30], (4, 4))
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from toys import entries
 
 import sslfast
 from sslfast.cli import main
+from sslfast.models.positions import resize_positions
 from sslfast.tokenizers import load_tokenizer, tokenizer_bytes
 from sslfast.training import TrainConfig, checkpoint
 from sslfast.training.config import ConfigError
@@ -144,6 +145,10 @@ def test_train_eval_and_preview_from_the_command_line(
     encoder = sslfast.load_encoder(run)
     assert encoder(torch.randn(2, 3, 16, 16)).shape == (2, 32)
     common = ["--run", run, "--threads", "1", "--device", "cpu"]
+    assert main(["eval", "linear", *common, "--labels-per-class", "10"]) == 0
+    found = json.loads((tmp_path / "run" / "eval_linear.json").read_text())
+    assert (found["n_labels"], found["n_test"], found["n_classes"]) == (20, 16, 2)
+    assert found["accuracy"] > 0.8  # two colours
     png = str(tmp_path / "pictures.png")
     assert main(["preview", *common, "--png", png, "--samples", "4"]) == 0
     with Image.open(png) as picture:
@@ -185,8 +190,40 @@ def test_tokens_of_pixels_then_of_features_from_the_command_line(
     assert Path(again).read_bytes() == (tmp_path / "tokens0.safetensors").read_bytes()
 
 
+def test_init_from_a_run_with_smaller_images(settings: dict[str, Any], tmp_path: Path) -> None:
+    """All weights are the run's, positions are interpolated, and a teacher begins with them too."""
+    settings |= {"steps": 1, "method_args": {"predictor_depth": 1}, "method": "ijepa"}
+    settings["model_args"] |= {"pos_embed": "learn"}
+    first = sslfast.train(TrainConfig.from_dict({**settings, "out": str(tmp_path / "a")}))
+    settings |= {"init": str(first), "image_size": 24, "lr": 0.0}
+    larger = {**settings, "model_args": settings["model_args"] | {"img_size": 24}}
+    second = sslfast.train(TrainConfig.from_dict({**larger, "out": str(tmp_path / "b")}))
+    old, new = (sslfast.load_encoder(run).state_dict() for run in (first, second))
+    saved = checkpoint.load_newest(RunFolder(second).checkpoints)
+    assert saved is not None
+    for name, tensor in new.items():
+        expected = old[name]
+        if name == "pos_embed":
+            expected = resize_positions(expected, (4, 4), (6, 6))
+        assert torch.equal(tensor, expected), name
+        torch.testing.assert_close(saved["model"][f"teacher.module.{name}"], tensor)
+
+    tokens = settings["model_args"] | {"class_token": True}
+    fewer = {**settings, "image_size": 16, "model_args": tokens}
+    with pytest.raises(
+        ConfigError, match=r"init: .*16 positions are no square grid.* behind 1 tok"
+    ):
+        sslfast.train(TrainConfig.from_dict({**fewer, "out": str(tmp_path / "c")}))
+
+
 def test_encoders_that_do_not_fit_are_refused(settings: dict[str, Any], tmp_path: Path) -> None:
     config = {**settings, "method": "mae", "model": "convnet_small", "model_args": {}}
     with pytest.raises(ConfigError, match="MAE needs a VisionTransformer"):
+        sslfast.train(TrainConfig.from_dict({**config, "out": str(tmp_path / "run")}))
+    assert not (tmp_path / "run").exists()
+    config = {**settings, "method": "mae", "image_size": 24}
+    with pytest.raises(
+        ConfigError, match=r"images of \[16, 16\], got \[24, 24\]: resize .* image_s"
+    ):
         sslfast.train(TrainConfig.from_dict({**config, "out": str(tmp_path / "run")}))
     assert not (tmp_path / "run").exists()

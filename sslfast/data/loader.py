@@ -8,6 +8,7 @@ import torch
 from .batch import Batch
 from .recipe import Recipe
 from .sources import ImageDataset, OnBadImage
+from .steps import Options
 
 
 @runtime_checkable
@@ -91,18 +92,21 @@ def make_loader(
         ValueError: a data set smaller than one global batch (with ``train``), or a bad argument.
         MissingExtra: DALI is not installed.
     """
+    options = Options(
+        batch_size,
+        torch.device(device),
+        seed,
+        rank,
+        world_size,
+        threads,
+        train,
+        prefetch,
+        on_bad_image,
+    )
+    if recipe.modality == "video":
+        from .video_loader import VideoLoader
+
+        return VideoLoader(dataset, recipe, options)
     from .dali import DaliLoader
 
-    return DaliLoader(
-        dataset,
-        recipe,
-        batch_size=batch_size,
-        device=torch.device(device),
-        seed=seed,
-        rank=rank,
-        world_size=world_size,
-        threads=threads,
-        train=train,
-        prefetch=prefetch,
-        on_bad_image=on_bad_image,
-    )
+    return DaliLoader(dataset, recipe, options)

@@ -71,8 +71,8 @@ def report(run: FinishedRun, labels_per_class: int | None = None, k: int = K) ->
     """
     config = TrainConfig(**run.settings)
     folder = run.folder.path
-    train = data.open_dataset(config.data, "train")
-    test = data.open_dataset(config.data, "test") if has_test_split(config.data) else train
+    train = run.dataset(config.data, "train")
+    test = run.dataset(config.data, "test") if has_test_split(config.data) else train
 
     encoder = run.encoder()
     test_features = run.features(encoder, test)
@@ -154,8 +154,8 @@ def preview_run(run: FinishedRun, path: Path, samples: int = 16) -> Path:
 
 def _first_batch(config: TrainConfig, samples: int) -> tuple[Batch, View]:
     """The first training images, as the method would see them, and what made their first view."""
-    images = data.open_dataset(config.data, "train")
-    recipe = build_recipe(config, methods.get(config.method).recipe)
+    recipe = build_recipe(config, methods.get(config.method))
+    images = data.open_dataset(config.data, "train", modality=recipe.modality)
     size = min(samples, len(images))
     loader = data.make_loader(images, recipe, batch_size=size, seed=config.seed, threads=1)
     with closing(loader):

@@ -1,4 +1,4 @@
-"""Real images and videos that come inside Python packages: enough to train on without any download."""
+"""Real images and videos inside Python packages: enough to train on without any download."""
 
 from collections.abc import Callable
 from functools import cache

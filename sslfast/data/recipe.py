@@ -1,4 +1,4 @@
-"""What is done to an image or a video: a recipe of views, as plain data that any executor can run."""
+"""What is done to an image or a video: a recipe of views, plain data that any executor can run."""
 
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
@@ -12,7 +12,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class View:
-    """One augmented view of an image, or of a clip from a video, whose frames are all treated alike.
+    """One augmented view of an image, or a clip of a video, whose frames are all treated alike.
 
     The steps run in the order of the fields, but for those of clips, which come first.
 

@@ -79,8 +79,8 @@ def open_dataset(
             $SSLFAST_CACHE, $XDG_CACHE_HOME/sslfast or ~/.cache/sslfast.
         on_bad_image: "skip" leaves bad files out, counts them and names each in the log; "raise"
             stops; so for videos.
-        modality: "image", or "video", which gives a VideoDataset. Files of the other kind are passed
-            over.
+        modality: "image", or "video", which gives a VideoDataset. Files of the other kind are
+            passed over.
 
     Raises:
         FileNotFoundError: no such folder.

@@ -95,9 +95,7 @@ def read_frames(path: str, numbers: Sequence[int]) -> list[np.ndarray]:
         raise BadVideoError(reason(error)) from error
 
 
-def _decode(
-    library: Any, path: str, numbers: Sequence[int], seek: bool
-) -> list[np.ndarray] | None:
+def _decode(library: Any, path: str, numbers: Sequence[int], seek: bool) -> list[np.ndarray] | None:
     """None where seeking led past the first frame."""
     with library.open(path) as container:
         if not container.streams.video:

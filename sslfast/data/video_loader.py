@@ -147,7 +147,9 @@ def _to_float(clips: Tensor, view: View) -> Tensor:
         out = np.multiply(clips.numpy(), scale, dtype=np.float32)
         out += shift
         return torch.from_numpy(out)
-    scales, shifts = (torch.from_numpy(x).to(clips.device, non_blocking=True) for x in (scale, shift))
+    scales, shifts = (
+        torch.from_numpy(x).to(clips.device, non_blocking=True) for x in (scale, shift)
+    )
     return clips.float().mul_(scales).add_(shifts)
 
 

@@ -12,8 +12,8 @@ from sslfast.models import VisionTransformer
 class VideoMAE(MAE):
     """VideoMAE (arXiv:2203.12602): mean squared error over the hidden cubes of a clip.
 
-    A token is a cube, a patch through ``tubelet_size`` frames. As in the published code, each channel
-    of a cube is normalised by itself.
+    A token is a cube, a patch through ``tubelet_size`` frames. As in the published code, each
+    channel of a cube is normalised by itself.
 
     Args:
         encoder: a VisionTransformer with num_frames; it runs on the visible cubes only.

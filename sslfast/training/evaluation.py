@@ -134,9 +134,7 @@ def evaluate(
     """
     spec = spec or run.settings["data"]
     encoder = run.encoder()
-    train, test = (
-        run.features(encoder, run.dataset(spec, split)) for split in ("train", "test")
-    )
+    train, test = (run.features(encoder, run.dataset(spec, split)) for split in ("train", "test"))
     found: dict[str, Any] = {"protocol": protocol, "data": spec}
     if protocol == "knn":
         found |= {"accuracy": knn_accuracy(train, test, k=k, device=run.device), "k": k}

@@ -22,8 +22,8 @@ def build_recipe(config: TrainConfig, method: Method | type[Method]) -> Recipe:
         raise ConfigError(f"recipe: {error}") from error
     if recipe.modality not in method.modalities:
         raise ConfigError(
-            f"recipe: '{recipe.name}' makes views of {recipe.modality}s, and {config.method} learns "
-            f"from {' or '.join(method.modalities)}s: choose another recipe, such as "
+            f"recipe: '{recipe.name}' makes views of {recipe.modality}s, and {config.method} "
+            f"learns from {' or '.join(method.modalities)}s: choose another recipe, such as "
             f"{method.recipe}, or another method"
         )
     return recipe

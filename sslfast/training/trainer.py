@@ -248,7 +248,7 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
 
 
 def describe(config: TrainConfig, method: Method) -> dict[str, Any]:
-    """What the encoder's file says of it: how to rebuild it, and what images or clips it expects."""
+    """What the encoder's file says of it: how to rebuild it, and what views it expects."""
     view = build_recipe(config, method).views[0]
     return {
         "model": config.model,

@@ -7,7 +7,7 @@ import torch
 
 from .batch import Batch
 from .recipe import Recipe
-from .sources import ImageDataset, OnBadImage
+from .sources import ImageDataset, OnBadImage, VideoDataset
 from .steps import Options
 
 
@@ -107,6 +107,11 @@ def make_loader(
         from .video_loader import VideoLoader
 
         return VideoLoader(dataset, recipe, options)
+    if isinstance(dataset, VideoDataset):
+        raise ValueError(
+            f"recipe '{recipe.name}' makes views of images, and {dataset.name} was opened as "
+            "videos: give the recipe num_frames, or open the data as images"
+        )
     from .dali import DaliLoader
 
     return DaliLoader(dataset, recipe, options)

@@ -60,7 +60,7 @@ def check_files(
         root: the folder they are in; names the stored results.
         cache: the cache folder.
         threads: files looked at in parallel (the time goes into waiting for storage).
-        look: at one file: ``check_file`` for images, ``video.check_video`` for videos.
+        look: at one file, such as ``video.check_video``; None: ``check_file``, for images.
 
     Returns:
         a verdict for each path.

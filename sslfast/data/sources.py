@@ -9,7 +9,7 @@ from typing import Literal, get_args
 from . import video
 from .builtin import builtin_folder
 from .cache import cache_folder
-from .check import check_file, check_files
+from .check import check_files
 
 logger = logging.getLogger("sslfast")
 
@@ -104,7 +104,7 @@ def open_dataset(
         raise ValueError(_nothing_found(folder, modality))
     paths = [os.path.join(folder, name) for name in found]
 
-    look = video.check_video if modality == "video" else check_file
+    look = video.check_video if modality == "video" else None
     verdicts = check_files(paths, str(folder), cache, look=look)
     reasons = [verdict.reason for verdict in verdicts]
     skipped = [(path, why) for path, why in zip(paths, reasons, strict=True) if why is not None]

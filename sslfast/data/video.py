@@ -89,14 +89,13 @@ def read_frames(path: str, numbers: Sequence[int]) -> list[np.ndarray]:
     library = av()
     try:
         # Without an index, a seek may lead past the time asked for: then from the start.
-        frames = _decode(library, path, numbers, seek=True)
-        return _decode(library, path, numbers, seek=False) if frames is None else frames
+        return _decode(library, path, numbers, True) or _decode(library, path, numbers, False)
     except (OSError, library.FFmpegError) as error:
         raise BadVideoError(reason(error)) from error
 
 
-def _decode(library: Any, path: str, numbers: Sequence[int], seek: bool) -> list[np.ndarray] | None:
-    """None where seeking led past the first frame."""
+def _decode(library: Any, path: str, numbers: Sequence[int], seek: bool) -> list[np.ndarray]:
+    """The frames; none of them where seeking led past the first."""
     with library.open(path) as container:
         if not container.streams.video:
             raise BadVideoError("no video in it")
@@ -109,8 +108,6 @@ def _decode(library: Any, path: str, numbers: Sequence[int], seek: bool) -> list
         # Times are rounded in the file: the frame shown at n is the last to begin before n + 1/2.
         ends = [start + (number + Fraction(1, 2)) * tick for number in numbers]
         chosen = _choose(container.decode(stream), ends, may_be_late=not seek)
-        if chosen is None:
-            return None
         arrays: dict[int, np.ndarray] = {}
         for frame in chosen:
             if id(frame) not in arrays:
@@ -118,8 +115,8 @@ def _decode(library: Any, path: str, numbers: Sequence[int], seek: bool) -> list
         return [arrays[id(frame)] for frame in chosen]
 
 
-def _choose(frames: Iterable[Any], ends: list[Fraction], may_be_late: bool) -> list[Any] | None:
-    """For each time the last frame that begins before it; None where the first frame is late."""
+def _choose(frames: Iterable[Any], ends: list[Fraction], may_be_late: bool) -> list[Any]:
+    """For each time the last frame that begins before it; none at all if the first is late."""
     chosen: list[Any] = []
     last = None
     for frame in frames:
@@ -127,7 +124,7 @@ def _choose(frames: Iterable[Any], ends: list[Fraction], may_be_late: bool) -> l
         if begin is None:
             raise BadVideoError("frames without times")
         if last is None and begin > ends[0] and not may_be_late:
-            return None
+            return []
         while last is not None and begin > ends[len(chosen)]:
             chosen.append(last)
             if len(chosen) == len(ends):
@@ -136,7 +133,7 @@ def _choose(frames: Iterable[Any], ends: list[Fraction], may_be_late: bool) -> l
     if last is None:
         if may_be_late:
             raise BadVideoError("no frame could be decoded")
-        return None
+        return []
     return chosen + [last] * (len(ends) - len(chosen))
 
 

@@ -74,11 +74,10 @@ class MAE(Method):
 
     def loss(self, outputs: tuple[Tensor, Tensor, Tensor], ctx: Context) -> dict[str, Tensor]:
         """The error over hidden patches, in units of a patch's variance with ``norm_pix``."""
-        prediction, target, mask = outputs
-        parts = self.norm_parts
-        rows = (x.unflatten(2, (parts, -1)).flatten(1, 2) for x in (prediction, target))
-        hidden = mask.repeat_interleave(parts, 1)
-        return {"loss": masked_mse(*rows, hidden, norm_target=self.norm_pix)}
+        *both, mask = outputs
+        prediction, target = (x.unflatten(2, (self.norm_parts, -1)).flatten(1, 2) for x in both)
+        hidden = mask.repeat_interleave(self.norm_parts, 1)
+        return {"loss": masked_mse(prediction, target, hidden, norm_target=self.norm_pix)}
 
     def mask(self, batch: Batch, ctx: Context) -> PatchMask:
         """What each sample hides in this step: the same on any number of ranks."""

@@ -141,7 +141,7 @@ _SIMMIM = replace(_MAE, crop_scale=(0.67, 1.0))
 # M. Assran et al., "Self-Supervised Learning from Images with a Joint-Embedding Predictive
 # Architecture", CVPR 2023, published configurations: crops of at least 30 %, no flips.
 _IJEPA = View(size=224, crop_scale=(0.3, 1.0))
-# Z. Tong et al., "VideoMAE", NeurIPS 2022, section 4.2: clips of 16 frames, every fourth one (which
+# Z. Tong et al., "VideoMAE", NeurIPS 2022, section 3.3: clips of 16 frames, every fourth one (which
 # is for Kinetics; for Something-Something every second). The crop is that of C. Feichtenhofer et
 # al., "Masked Autoencoders As Spatiotemporal Learners", NeurIPS 2022, section 4: at least 50 % of
 # the area, and flips. VideoMAE's code picks among four sides and 13 places, and flips nothing.

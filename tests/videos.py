@@ -26,20 +26,21 @@ def write(
     codec: str = "mpeg4",
     times: Sequence[int] | None = None,
     layout: dict[str, str] | None = None,
+    rate: int = 25,
     **options: Any,
 ) -> Path:
-    """Write frames uint8 [H, W, 3], 25 a second, or at such times of 1/25 s.
+    """Write frames uint8 [H, W, 3], ``rate`` a second, or at such times of 1 / rate seconds.
 
     ``layout`` are options of the container, ``options`` of the encoder.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w", options=layout or {}) as container:
-        stream = container.add_stream(codec, rate=25, options=options)
+        stream = container.add_stream(codec, rate=rate, options=options)
         stream.height, stream.width = frames[0].shape[:2]
         stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
         for time, pixels in zip(times or range(len(frames)), frames, strict=True):
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
-            frame.pts, frame.time_base = time, Fraction(1, 25)
+            frame.pts, frame.time_base = time, Fraction(1, rate)
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     return path

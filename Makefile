@@ -44,7 +44,7 @@ $(VENV)/.demo: $(VENV)/bin/python constraints.txt pyproject.toml setup.py CMakeL
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.demo
-	$(PIP) --editable ".[train,dali,dev]"
+	$(PIP) --editable ".[train,dali,video,dev]"
 	touch $@
 
 # Other libraries' losses, as oracles and baselines, without what they depend on.

@@ -172,9 +172,9 @@ def _add_settings(parser: Parser) -> None:
 
 def _add_preview(parser: Parser) -> None:
     _add_settings(parser)
-    parser.add_argument("--run", help="a finished run: what its method makes of the images")
+    parser.add_argument("--run", help="a finished run: what its method makes of its data")
     parser.add_argument("--png", default="preview.png", help="the picture to write")
-    parser.add_argument("--samples", type=int, default=16, help="how many images")
+    parser.add_argument("--samples", type=int, help="how many; default: 16 images, or 4 videos")
 
 
 def _add_run(parser: Parser) -> None:

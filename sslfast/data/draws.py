@@ -22,7 +22,8 @@ CROP_TRIES = 10  # as in torchvision
 FLIP, JITTER, BRIGHTNESS, CONTRAST, SATURATION, HUE = range(6)
 GREY, BLUR, SIGMA, SOLARISE, CROP_Y, CROP_X = range(6, 12)
 CROP_AREA, CROP_RATIO = 12, 12 + CROP_TRIES
-ELEMENTS = 12 + 2 * CROP_TRIES
+MOMENT = 12 + 2 * CROP_TRIES
+ELEMENTS = MOMENT + 4  # Philox gives four at a time
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Draw:
         matrix: float32 [B, 3, 3], the colour change (see sslfast.data.colour).
         lift: float32 [B], the share of the mean grey value added to it.
         solarise: bool [B].
+        moment: float64 [B], where a clip starts, as a fraction of the room that its video has.
     """
 
     start: np.ndarray
@@ -46,6 +48,7 @@ class Draw:
     matrix: np.ndarray
     lift: np.ndarray
     solarise: np.ndarray
+    moment: np.ndarray
 
     def rows(self, rows: slice) -> "Draw":
         """The draws of some of the samples."""
@@ -105,6 +108,7 @@ def _view_draw(view: View, u: np.ndarray, sizes: np.ndarray) -> Draw:
         matrix=matrix.astype(np.float32),
         lift=lift.astype(np.float32),
         solarise=u[:, SOLARISE] < view.solarise_prob,
+        moment=np.full(len(u), 0.5) if view.crop_scale is None else u[:, MOMENT],
     )
 
 

@@ -7,7 +7,8 @@ import torch
 
 from .batch import Batch
 from .recipe import Recipe
-from .sources import ImageDataset, OnBadImage
+from .sources import ImageDataset, OnBadImage, VideoDataset
+from .steps import Options
 
 
 @runtime_checkable
@@ -60,11 +61,11 @@ def make_loader(
     prefetch: int = 2,
     on_bad_image: OnBadImage = "skip",
 ) -> Loader:
-    """A DALI loader that executes ``recipe`` on the images of ``dataset``.
+    """A loader that executes ``recipe`` on a data set: on images by DALI, on videos by PyAV.
 
-    Batches hold ``views``, a tuple of contiguous float32 [B, 3, size, size] tensors, one a view,
-    ``sample_ids`` int64 [B], positions in ``dataset.paths``, and ``labels`` int64 [B] or None, all
-    on ``device``.
+    Batches hold ``views``, a tuple of contiguous float32 tensors, one a view ([B, 3, size, size],
+    of videos [B, 3, num_frames, size, size]), ``sample_ids`` int64 [B], positions in
+    ``dataset.paths``, and ``labels`` int64 [B] or None, all on ``device``.
 
     With ``train``, every epoch is shuffled anew, each rank gets its own share in the same number
     of steps, and the incomplete last batch is dropped. Without, samples come in file order with
@@ -75,12 +76,13 @@ def make_loader(
     Args:
         dataset: from ``open_dataset``.
         recipe: from ``recipe``.
-        batch_size: images a step on this rank.
-        device: "cpu", or a CUDA device, where DALI then decodes and transforms.
+        batch_size: images or videos a step on this rank.
+        device: "cpu", or a CUDA device, where DALI then decodes and transforms; videos are decoded
+            on the CPU all the same.
         seed: of the shuffle and of the augmentation.
         rank: this process.
         world_size: number of processes.
-        threads: CPU threads for DALI; None is half of this process's cores, at most 16.
+        threads: CPU threads for DALI or PyAV; None is half of this process's cores, at most 16.
         train: see above.
         prefetch: batches in work while the one handed out is used.
         on_bad_image: what to do with a file that passed ``open_dataset``'s check and yet cannot be
@@ -88,21 +90,30 @@ def make_loader(
             names it in the log and in the loader's ``skipped``, and goes on; "raise" stops.
 
     Raises:
-        ValueError: a data set smaller than one global batch (with ``train``), or a bad argument.
-        MissingExtra: DALI is not installed.
+        ValueError: a data set smaller than one global batch (with ``train``), a recipe for the
+            other kind of data, or a bad argument.
+        MissingExtra: DALI or PyAV is not installed.
     """
+    options = Options(
+        batch_size,
+        torch.device(device),
+        seed,
+        rank,
+        world_size,
+        threads,
+        train,
+        prefetch,
+        on_bad_image,
+    )
+    if recipe.modality == "video":
+        from .video_loader import VideoLoader
+
+        return VideoLoader(dataset, recipe, options)
+    if isinstance(dataset, VideoDataset):
+        raise ValueError(
+            f"recipe '{recipe.name}' makes views of images, and {dataset.name} was opened as "
+            "videos: give the recipe num_frames, or open the data as images"
+        )
     from .dali import DaliLoader
 
-    return DaliLoader(
-        dataset,
-        recipe,
-        batch_size=batch_size,
-        device=torch.device(device),
-        seed=seed,
-        rank=rank,
-        world_size=world_size,
-        threads=threads,
-        train=train,
-        prefetch=prefetch,
-        on_bad_image=on_bad_image,
-    )
+    return DaliLoader(dataset, recipe, options)

@@ -1,7 +1,7 @@
-"""What is done to an image: a recipe of views, as plain data that any executor can run."""
+"""What is done to an image or a video: a recipe of views, plain data that any executor can run."""
 
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, Literal
 
 from sslfast._suggest import did_you_mean
 
@@ -12,7 +12,9 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class View:
-    """One augmented view of an image. The steps run in the order of the fields.
+    """One augmented view of an image, or a clip of a video, whose frames are all treated alike.
+
+    The steps run in the order of the fields, but for those of clips, which come first.
 
     Probabilities are per sample. The four colour factors are drawn together, under one
     ``jitter_prob``, with torchvision's ranges: a factor from U[max(0, 1 - x), 1 + x].
@@ -21,7 +23,8 @@ class View:
         size: height and width of the view, in pixels.
         crop_scale: area of the random crop, as a range of fractions of the image ("Inception
             crop", torchvision's RandomResizedCrop). None: no random crop; the largest centred
-            square is resized, so an image of ``size`` x ``size`` is left as it is.
+            square is resized, so an image of ``size`` x ``size`` is left as it is, and a clip is
+            taken from the middle of its video.
         crop_ratio: width / height of the random crop, drawn log-uniformly.
         flip: probability of a left-right flip.
         jitter_prob: probability of the colour jitter.
@@ -35,6 +38,8 @@ class View:
         solarise_prob: probability that values >= 0.5 are inverted.
         mean: subtracted from each channel, in [0, 1] units.
         std: divides each channel, in [0, 1] units.
+        num_frames: frames of a clip; None: an image.
+        sampling_rate: a clip takes every so many-th frame of the video, from a random one on.
 
     Raises:
         ValueError: a value is out of its range.
@@ -55,6 +60,8 @@ class View:
     solarise_prob: float = 0.0
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
+    num_frames: int | None = None
+    sampling_rate: int = 4
 
     def __post_init__(self) -> None:
         def check(ok: bool, what: str) -> None:
@@ -74,6 +81,9 @@ class View:
         check(0 < self.blur_sigma[0] <= self.blur_sigma[1], "blur_sigma must be 0 < low <= high")
         check(len(self.mean) == len(self.std) == 3, "mean and std have three channels")
         check(min(self.std) > 0, "std must be positive")
+        check(self.num_frames is None or self.num_frames >= 1, "num_frames must be at least 1")
+        check(self.sampling_rate >= 1, "sampling_rate must be at least 1")
+        check(self.num_frames is None or self.blur_prob == 0, "clips cannot be blurred")
 
     @property
     def recolours(self) -> bool:
@@ -83,10 +93,25 @@ class View:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A named tuple of views; a loader yields one tensor [B, 3, size, size] for each."""
+    """A named tuple of views; a loader yields one tensor for each.
+
+    Views of images are [B, 3, size, size], of clips [B, 3, num_frames, size, size].
+
+    Raises:
+        ValueError: views of images and of clips at once.
+    """
 
     name: str
     views: tuple[View, ...]
+
+    def __post_init__(self) -> None:
+        if len({view.num_frames is None for view in self.views}) > 1:
+            raise ValueError("a recipe's views are all of images, or all of clips (num_frames)")
+
+    @property
+    def modality(self) -> Literal["image", "video"]:
+        """The kind of data that it is for."""
+        return "video" if any(view.num_frames for view in self.views) else "image"
 
 
 # T. Chen, S. Kornblith, M. Norouzi, G. Hinton, "A Simple Framework for Contrastive Learning of
@@ -127,6 +152,11 @@ _BEIT = View(
 # M. Assran et al., "Self-Supervised Learning from Images with a Joint-Embedding Predictive
 # Architecture", CVPR 2023, published configurations: crops of at least 30 %, no flips.
 _IJEPA = View(size=224, crop_scale=(0.3, 1.0))
+# Z. Tong et al., "VideoMAE", NeurIPS 2022, section 3.3: clips of 16 frames, every fourth one (which
+# is for Kinetics; for Something-Something every second). The crop is that of C. Feichtenhofer et
+# al., "Masked Autoencoders As Spatiotemporal Learners", NeurIPS 2022, section 4: at least 50 % of
+# the area, and flips. VideoMAE's code picks among four sides and 13 places, and flips nothing.
+_VIDEOMAE = View(size=224, crop_scale=(0.5, 1.0), flip=0.5, num_frames=16)
 _RECIPES = {
     "simclr": (_SIMCLR, _SIMCLR),
     "simclr_small": (_SIMCLR_SMALL, _SIMCLR_SMALL),
@@ -134,6 +164,7 @@ _RECIPES = {
     "simmim": (_SIMMIM,),
     "beit": (_BEIT,),
     "ijepa": (_IJEPA,),
+    "videomae": (_VIDEOMAE,),
     "eval": (View(size=224, crop_scale=None),),
 }
 
@@ -148,9 +179,12 @@ def recipe(name: str, size: int | None = None, **overrides: Any) -> Recipe:
       area, with flips but for ``ijepa`` (those papers' values); 224 pixels.
     - ``beit``: one view, a random crop of at least 8 % of the area, flips, and jitter of
       brightness, contrast and saturation of strength 0.4 (the paper's values); 224 pixels.
-    - ``eval``: one view without randomness: shorter side to ``size``, centre crop; 224 pixels.
+    - ``videomae``: one clip of 16 frames, every fourth of the video, a random crop of at least 50 %
+      of the area, flips; 224 pixels.
+    - ``eval``: one view without randomness: shorter side to ``size``, centre crop; 224 pixels. With
+      ``num_frames``, the clip in the middle of the video.
 
-    All normalise by ImageNet's channel statistics, which is the field's habit, not the paper's.
+    All normalise by ImageNet's channel statistics, which is the field's habit, not the papers'.
 
     Args:
         name: which recipe.

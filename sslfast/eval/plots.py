@@ -71,6 +71,12 @@ def _smooth(values: np.ndarray) -> np.ndarray:
     return smooth
 
 
+def _frames(videos: Tensor, count: int) -> Tensor:
+    """Frames of videos [B, C, T, H, W], evenly spaced: images [B * count, C, H, W]."""
+    chosen = torch.arange(count, device=videos.device) * videos.shape[2] // count
+    return videos[:, :, chosen].transpose(1, 2).flatten(0, 1)
+
+
 def plot_views(
     views: Batch | Tensor | Sequence[Tensor],
     path: str | Path,
@@ -84,13 +90,16 @@ def plot_views(
 ) -> Path:
     """Draw a grid of images: a column a sample, its views below each other.
 
+    Of videos, a sample has the width of the grid: a column a frame.
+
     Args:
-        views: float [B, C, H, W] with C 1 or 3, one tensor a view, or the batch that has them.
+        views: float [B, C, H, W] with C 1 or 3, or videos [B, C, T, H, W], one tensor a view, or
+            the batch that has them.
         path: the PNG to write; its folder is created.
         mean: what the recipe subtracted, one number or one a channel.
         std: what it then divided by: the image is ``view * std + mean``, clipped to [0, 1].
         samples: draw at most this many.
-        columns: samples in a row of the grid.
+        columns: samples in a row of the grid; of videos, frames, evenly spaced.
         title: above the grid.
         names: of the views; None: "view 1", "view 2" ...
 
@@ -98,14 +107,17 @@ def plot_views(
         ``path``.
 
     Raises:
-        ValueError: no view, no sample, or a view that is not [B, 1 or 3, H, W].
+        ValueError: no view, no sample, or a view that is not [B, 1 or 3, H, W] or
+            [B, 1 or 3, T, H, W].
         MissingExtra: matplotlib is not installed.
     """
     nest = views.views if isinstance(views, Batch) else views
-    images = [
-        _images(view, number, mean, std)
-        for number, view in enumerate([nest] if isinstance(nest, Tensor) else nest, start=1)
-    ]
+    nest = [nest] if isinstance(nest, Tensor) else list(nest)
+    if any(view.dim() == 5 for view in nest):
+        columns = min([columns, *(view.shape[2] for view in nest)])
+        nest = [_frames(view[:samples], columns) for view in nest]
+        samples *= columns
+    images = [_images(view, number, mean, std) for number, view in enumerate(nest, start=1)]
     count = min([samples, *(len(view) for view in images)])
     if not images or count < 1:
         raise ValueError("there is no view to draw")

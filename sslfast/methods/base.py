@@ -61,7 +61,8 @@ class Method(nn.Module, ABC):
         encoder: the module that is kept at the end of the training.
 
     Raises:
-        ValueError: an encoder of another class than ``encoders``.
+        ValueError: an encoder of another class than ``encoders``, or of another kind of data than
+            ``modalities`` (an encoder's ``modality``; "image" where it has none).
     """
 
     recipe: ClassVar[str]
@@ -76,6 +77,13 @@ class Method(nn.Module, ABC):
             raise ValueError(
                 f"{type(self).__name__} needs a {self.encoders.__name__} as its encoder, got "
                 f"{type(encoder).__name__}: choose another model"
+            )
+        kind = getattr(encoder, "modality", "image")
+        if kind not in self.modalities:
+            change = {"video": "without num_frames", "image": "with num_frames, such as 16"}[kind]
+            raise ValueError(
+                f"{type(self).__name__} learns from {' or '.join(self.modalities)}s, and this "
+                f"encoder takes {kind}s: build the encoder {change}"
             )
         self.encoder = encoder
 
@@ -122,7 +130,7 @@ class Method(nn.Module, ABC):
         return [group for group in groups if group["params"]]
 
     def pictures(self, batch: Batch, ctx: Context) -> dict[str, Tensor]:
-        """Images [B, C, H, W] that show what the method does with a batch, by name.
+        """Images [B, C, H, W] (or videos) that show what the method does with a batch, by name.
 
         They are normalised as the views are. The default has none.
         """

@@ -2,13 +2,14 @@
 
 import math
 
+import torch
 from torch import Tensor
 
 from sslfast.data.batch import Batch
 from sslfast.functional import masked_mse
 from sslfast.masking import PatchMask, random_mask
 from sslfast.methods.base import Context, Method, Reference
-from sslfast.methods.masked import image_grid, only_view, patch_numbers, reconstruction
+from sslfast.methods.masked import only_view, patch_numbers, reconstruction
 from sslfast.methods.registry import register
 from sslfast.models import Decoder, VisionTransformer
 from sslfast.models.patches import patchify
@@ -34,18 +35,14 @@ class MAE(Method):
     encoders = VisionTransformer
     reference = Reference(
         "He et al. 2022, arXiv:2111.06377",
-        {
-            "model": "vit_large",
-            "batch_size": 4096,
-            "epochs": 800,
-            "optimizer": "AdamW, betas 0.9 and 0.95",
-            "lr": 2.4e-3,  # 1.5e-4 * batch_size / 256
-            "weight_decay": 0.05,
-            "warmup_epochs": 40,
-            "mask_ratio": 0.75,
+        {  # lr: 1.5e-4 * batch_size / 256
+            **{"model": "vit_large", "batch_size": 4096, "epochs": 800},
+            **{"optimizer": "AdamW, betas 0.9 and 0.95", "lr": 2.4e-3, "weight_decay": 0.05},
+            **{"warmup_epochs": 40, "mask_ratio": 0.75},
         },
     )
     encoder: VisionTransformer
+    norm_parts = 1  # parts of a patch that are normalised each by itself
 
     def __init__(
         self,
@@ -58,7 +55,7 @@ class MAE(Method):
     ) -> None:
         super().__init__(encoder)
         self.mask_ratio, self.norm_pix = mask_ratio, norm_pix
-        random_mask(0, math.prod(image_grid(encoder)), mask_ratio, seed=0)  # checks the ratio
+        self.mask(Batch((), torch.arange(0)), Context(0, 0, 1))  # checks the ratio
         self.decoder = Decoder(
             encoder.num_features,
             decoder_dim or Decoder.default_dim(encoder.num_features, 512),
@@ -78,7 +75,10 @@ class MAE(Method):
 
     def loss(self, outputs: tuple[Tensor, Tensor, Tensor], ctx: Context) -> dict[str, Tensor]:
         """The error over hidden patches, in units of a patch's variance with ``norm_pix``."""
-        return {"loss": masked_mse(*outputs, norm_target=self.norm_pix)}
+        *both, mask = outputs
+        prediction, target = (x.unflatten(2, (self.norm_parts, -1)).flatten(1, 2) for x in both)
+        hidden = mask.repeat_interleave(self.norm_parts, 1)
+        return {"loss": masked_mse(prediction, target, hidden, norm_target=self.norm_pix)}
 
     def mask(self, batch: Batch, ctx: Context) -> PatchMask:
         """What each sample hides in this step: the same on any number of ranks."""
@@ -91,6 +91,8 @@ class MAE(Method):
         """Original, masked and reconstructed; with ``norm_pix`` in the true patch's statistics."""
         prediction, target, mask = self.encode(batch, ctx)
         if self.norm_pix:
-            spread = (target.var(-1, keepdim=True) + 1e-6).sqrt()
-            prediction = prediction * spread + target.mean(-1, keepdim=True)
+            rows = target.unflatten(2, (self.norm_parts, -1))
+            spread = (rows.var(-1, keepdim=True) + 1e-6).sqrt()
+            prediction = prediction.unflatten(2, rows.shape[2:]) * spread
+            prediction = (prediction + rows.mean(-1, keepdim=True)).flatten(2)
         return reconstruction(target, prediction, mask, self.encoder)

@@ -1,4 +1,4 @@
-"""What the methods that hide patches of an image share."""
+"""What the methods that hide patches of an image or a video share."""
 
 import math
 
@@ -12,7 +12,7 @@ from sslfast.models.patches import patchify, unpatchify
 
 
 def only_view(batch: Batch) -> Tensor:
-    """The images [B, C, H, W] of a batch with one view.
+    """The images [B, C, H, W], or videos [B, C, T, H, W], of a batch with one view.
 
     Raises:
         ValueError: several views.
@@ -30,10 +30,8 @@ def image_grid(encoder: VisionTransformer, least: int = 1) -> tuple[int, int]:
     """Rows and columns of an encoder's patches.
 
     Raises:
-        ValueError: an encoder of videos, or fewer than ``least`` patches.
+        ValueError: fewer than ``least`` patches.
     """
-    if len(encoder.grid_size) != 2:
-        raise ValueError("this method takes images: build the encoder without num_frames")
     rows, columns = encoder.grid_size
     if rows * columns < least:
         raise ValueError(
@@ -44,7 +42,7 @@ def image_grid(encoder: VisionTransformer, least: int = 1) -> tuple[int, int]:
 
 
 def patch_numbers(encoder: VisionTransformer) -> int:
-    """Numbers in a patch of the encoder's images: channels x height x width."""
+    """Numbers in a patch: channels x height x width, of videos times frames."""
     return encoder.patch_embed.proj.in_channels * math.prod(encoder.patch_size)
 
 

@@ -74,6 +74,7 @@ class VisionTransformer(nn.Module):
         grid_size: patches along each axis: (rows, columns), or (frames, rows, columns).
         patch_size: pixels of a patch along each axis.
         num_prefix_tokens: class and register tokens, which come before the patches.
+        modality: "image", or "video" with num_frames.
 
     Raises:
         ValueError: an image that is no whole number of patches, token pooling without class token,
@@ -124,6 +125,7 @@ class VisionTransformer(nn.Module):
         self.patch_size: Grid = (*((tubelet_size,) if frames else ()), *_pair(patch_size))
         self.img_size: Grid = (*frames, *_pair(img_size))
         self.grid_size: Grid = _grid(self.img_size, self.patch_size)
+        self.modality = "video" if frames else "image"
         self.num_features: int = embed_dim
         self.num_prefix_tokens: int = int(class_token) + reg_tokens
         self.global_pool = global_pool
@@ -191,6 +193,11 @@ class VisionTransformer(nn.Module):
                 that are no whole number of patches.
         """
         size = tuple(x.shape[2:])
+        if len(size) == len(self.img_size) == 3 and size[0] != self.img_size[0]:
+            raise ValueError(
+                f"this Vision Transformer is for videos of {self.img_size[0]} frames, got {size[0]}"
+                f": take as many, or build it with num_frames={size[0]}"
+            )
         fits = len(size) == len(self.img_size) if self.dynamic_img_size else size == self.img_size
         if not fits:
             raise ValueError(

@@ -23,7 +23,8 @@ class TrainConfig:
 
     Args:
         method: the self-supervised method; ``sslfast doctor`` lists them.
-        data: a folder of images (in sub-folders or not), or builtin:mnist, builtin:photos.
+        data: a folder of images or videos (in sub-folders or not), or builtin:mnist,
+            builtin:photos, or builtin:clips, which are videos.
         out: the run's folder: settings, metrics, checkpoints and the encoder.
         method_args: the method's hyperparameters, such as temperature.
         model: the encoder; ``sslfast doctor`` lists them.
@@ -31,7 +32,8 @@ class TrainConfig:
         init: start from these weights: a run's folder, or a .safetensors or .pt file.
         recipe: the augmentations; null: those of the method.
         recipe_args: changed fields of the recipe, such as crop_scale.
-        image_size: side of the square views in pixels; null: that of the recipe.
+        image_size: side of the square views (of videos, their frames) in pixels; null: that of the
+            recipe.
         epochs: passes over the data. Exactly one of epochs and steps must be given.
         steps: optimiser steps. Exactly one of epochs and steps must be given.
         batch_size: images per optimiser step, over all ranks and accumulated micro-batches.

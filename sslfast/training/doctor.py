@@ -16,6 +16,7 @@ _EXTRAS = {
         *("sklearn", "tensorboard"),
     ],
     "dali": ["nvidia.dali"],
+    "video": ["av", "skvideo"],
 }
 
 

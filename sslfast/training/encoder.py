@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,8 @@ from sslfast.training.storage import write_atomically
 FILE_NAME = "encoder.safetensors"
 SCHEMA_VERSION = 1
 _KEY = "sslfast"
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
 def build_encoder(model: str, model_args: Mapping[str, Any], seed: int) -> nn.Module:
@@ -33,6 +35,14 @@ def build_encoder(model: str, model_args: Mapping[str, Any], seed: int) -> nn.Mo
             return models.create(model, **model_args)
         except (TypeError, ValueError) as error:
             raise ConfigError(f"model: {error}") from error
+
+
+def place(module: Module, device: torch.device) -> Module:
+    """The module on the device, its 2-D convolutions in channels-last order."""
+    for child in module.modules():
+        if isinstance(child, nn.Conv2d):
+            child.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return module.to(device)
 
 
 def save_encoder(path: Path, encoder: nn.Module, description: Mapping[str, Any]) -> None:

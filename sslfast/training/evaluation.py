@@ -12,15 +12,15 @@ import torch
 from torch import nn
 
 from sslfast import data
-from sslfast.data import ImageDataset, Loader
+from sslfast.data import ImageDataset, Loader, Recipe
 from sslfast.eval import Features, extract, knn_accuracy, linear_probe, raw_pixels
 from sslfast.training.config import read_yaml
 from sslfast.training.distributed import resolve_device
-from sslfast.training.encoder import build_encoder, load_encoder, read_description
+from sslfast.training.encoder import build_encoder, load_encoder, place, read_description
 from sslfast.training.run_folder import RunFolder, RunFolderError
 from sslfast.training.storage import explain_full_disk
 
-_BATCH = 256
+_BATCH, _VIDEO_BATCH = 256, 16
 
 
 @dataclass(frozen=True)
@@ -59,16 +59,17 @@ class FinishedRun:
 
     def encoder(self) -> nn.Module:
         """The pre-trained encoder, on the device."""
-        return self._placed(load_encoder(self.folder.encoder))
+        return place(load_encoder(self.folder.encoder), self.device)
 
     def random_encoder(self) -> nn.Module:
         """The encoder as it was before its training (or before --init), on the device."""
         model, keywords = self.description["model"], self.description["model_args"]
-        return self._placed(build_encoder(model, keywords, self.settings["seed"]))
+        encoder = build_encoder(model, keywords, self.settings["seed"])
+        return place(encoder, self.device)
 
-    def _placed(self, encoder: nn.Module) -> nn.Module:
-        encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        return encoder.to(self.device)
+    def dataset(self, spec: str, split: str) -> ImageDataset:
+        """Images for this encoder, or videos."""
+        return data.open_dataset(spec, split, modality=self._recipe().modality)
 
     def features(self, encoder: nn.Module | None, images: ImageDataset) -> Features:
         """The features of all images, in their order; without an encoder, the pixels."""
@@ -79,13 +80,21 @@ class FinishedRun:
 
     @contextmanager
     def _loader(self, images: ImageDataset) -> Iterator[Loader]:
-        view = {key: tuple(self.description[key]) for key in ("mean", "std")}
-        recipe = data.recipe("eval", size=self.description["image_size"], **view)
+        recipe = self._recipe()
+        size = _BATCH if recipe.modality == "image" else _VIDEO_BATCH
         loader = data.make_loader(
-            images, recipe, batch_size=_BATCH, device=self.device, threads=self.threads, train=False
+            images, recipe, batch_size=size, device=self.device, threads=self.threads, train=False
         )
         with closing(loader):
             yield loader
+
+    def _recipe(self) -> Recipe:
+        """Views as the encoder expects them, without randomness."""
+        view: dict[str, Any] = {key: tuple(self.description[key]) for key in ("mean", "std")}
+        # Encoders of older files take images.
+        if self.description.get("num_frames") is not None:
+            view |= {key: self.description[key] for key in ("num_frames", "sampling_rate")}
+        return data.recipe("eval", size=self.description["image_size"], **view)
 
 
 def has_test_split(spec: str) -> bool:
@@ -125,9 +134,7 @@ def evaluate(
     """
     spec = spec or run.settings["data"]
     encoder = run.encoder()
-    train, test = (
-        run.features(encoder, data.open_dataset(spec, split)) for split in ("train", "test")
-    )
+    train, test = (run.features(encoder, run.dataset(spec, split)) for split in ("train", "test"))
     found: dict[str, Any] = {"protocol": protocol, "data": spec}
     if protocol == "knn":
         found |= {"accuracy": knn_accuracy(train, test, k=k, device=run.device), "k": k}
@@ -153,7 +160,7 @@ def embed(
         split: which of them.
         out: the file to write; None: features_SPLIT.npz in the run's folder.
     """
-    images = data.open_dataset(spec or run.settings["data"], split)
+    images = run.dataset(spec or run.settings["data"], split)
     features = run.features(run.encoder(), images)
     ids = features.sample_ids.numpy()
     arrays: dict[str, Any] = {

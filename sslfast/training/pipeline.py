@@ -5,23 +5,32 @@ from torch import nn
 
 from sslfast import data
 from sslfast.data import Loader, Recipe
+from sslfast.methods.base import Method
 from sslfast.models import VisionTransformer
 from sslfast.training.config import ConfigError, TrainConfig
 from sslfast.training.distributed import Ranks
 
 
-def build_recipe(config: TrainConfig, default: str) -> Recipe:
-    """The recipe that the settings ask for.
+def build_recipe(config: TrainConfig, method: Method | type[Method]) -> Recipe:
+    """The recipe that the settings ask for: the method's own, if they name none.
 
     Raises:
-        ConfigError: an unknown recipe or field, or a value out of its range.
+        ConfigError: an unknown recipe or field, a value out of its range, or views of another kind
+            of data than the method learns from.
     """
     # YAML and JSON have lists where the fields are tuples.
     changes = {k: tuple(v) if isinstance(v, list) else v for k, v in config.recipe_args.items()}
     try:
-        return data.recipe(config.recipe or default, size=config.image_size, **changes)
+        recipe = data.recipe(config.recipe or method.recipe, size=config.image_size, **changes)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"recipe: {error}") from error
+    if recipe.modality not in method.modalities:
+        raise ConfigError(
+            f"recipe: '{recipe.name}' makes views of {recipe.modality}s, and {config.method} "
+            f"learns from {' or '.join(method.modalities)}s: choose another recipe, such as "
+            f"{method.recipe}, or another method"
+        )
+    return recipe
 
 
 def check_image_size(recipe: Recipe, encoder: nn.Module) -> None:
@@ -30,11 +39,12 @@ def check_image_size(recipe: Recipe, encoder: nn.Module) -> None:
     Raises:
         ConfigError: views of another size than the model's.
     """
-    if not isinstance(encoder, VisionTransformer) or len(encoder.img_size) == 3:
+    if not isinstance(encoder, VisionTransformer):
         return
     for view in recipe.views:
+        frames = () if view.num_frames is None else (view.num_frames,)
         try:
-            encoder.grid_of(torch.empty(0, 3, view.size, view.size))
+            encoder.grid_of(torch.empty(0, 3, *frames, view.size, view.size))
         except ValueError as error:
             raise ConfigError(
                 f"image_size: {error}. The views' side is image_size, or else that of the recipe "
@@ -42,11 +52,12 @@ def check_image_size(recipe: Recipe, encoder: nn.Module) -> None:
             ) from error
 
 
-def build_loader(config: TrainConfig, default_recipe: str, ranks: Ranks) -> Loader:
+def build_loader(config: TrainConfig, method: Method, ranks: Ranks) -> Loader:
     """The loader of this rank's micro-batches.
 
     Raises:
-        ConfigError: the batch cannot be split evenly over ranks and micro-batches.
+        ConfigError: the batch cannot be split evenly over ranks and micro-batches, or the recipe is
+            not for the method.
     """
     parts = ranks.world_size * config.accumulate
     if config.batch_size % parts:
@@ -54,9 +65,13 @@ def build_loader(config: TrainConfig, default_recipe: str, ranks: Ranks) -> Load
             f"batch_size {config.batch_size} is over all ranks, and must be a multiple of "
             f"{ranks.world_size} ranks x accumulate {config.accumulate} = {parts}"
         )
+    recipe = build_recipe(config, method)
+    dataset = data.open_dataset(
+        config.data, "train", on_bad_image=config.on_bad_image, modality=recipe.modality
+    )
     return data.make_loader(
-        data.open_dataset(config.data, "train", on_bad_image=config.on_bad_image),
-        build_recipe(config, default_recipe),
+        dataset,
+        recipe,
         batch_size=config.batch_size // parts,
         device=ranks.device,
         seed=config.seed,

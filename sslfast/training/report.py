@@ -27,6 +27,7 @@ LABELS_PER_CLASS = 100
 LABEL_DRAWS = 5  # one draw of 100 labels moves the accuracy by some points
 K = 20
 _MAP_POINTS = 2000
+_SAMPLES = {"image": 16, "video": 4}
 
 
 @dataclass(frozen=True)
@@ -71,8 +72,8 @@ def report(run: FinishedRun, labels_per_class: int | None = None, k: int = K) ->
     """
     config = TrainConfig(**run.settings)
     folder = run.folder.path
-    train = data.open_dataset(config.data, "train")
-    test = data.open_dataset(config.data, "test") if has_test_split(config.data) else train
+    train = run.dataset(config.data, "train")
+    test = run.dataset(config.data, "test") if has_test_split(config.data) else train
 
     encoder = run.encoder()
     test_features = run.features(encoder, test)
@@ -104,20 +105,22 @@ def report(run: FinishedRun, labels_per_class: int | None = None, k: int = K) ->
     return found
 
 
-def preview(config: TrainConfig, path: Path, samples: int = 16) -> Path:
-    """Draw augmented views of the training images, as the method would see them.
+def preview(config: TrainConfig, path: Path, samples: int | None = None) -> Path:
+    """Draw augmented views of the training images (or videos), as the method would see them.
 
     Args:
         config: data, method, recipe and seed are looked at.
         path: the PNG to write.
-        samples: how many images.
+        samples: how many; None: 16 images, or 4 videos.
     """
     batch, view = _first_batch(config, samples)
-    return plot_views(batch, path, mean=view.mean, std=view.std, samples=samples)
+    return plot_views(batch, path, mean=view.mean, std=view.std, samples=len(batch))
 
 
-def preview_run(run: FinishedRun, path: Path, samples: int = 16) -> Path:
+def preview_run(run: FinishedRun, path: Path, samples: int | None = None) -> Path:
     """Draw what a run's method does with training images: original, masked, reconstructed ...
+
+    Of videos, the same in rows of frames.
 
     The masks are those of the step after the last one. A method that has no such pictures gets its
     augmented views drawn.
@@ -125,7 +128,7 @@ def preview_run(run: FinishedRun, path: Path, samples: int = 16) -> Path:
     Args:
         run: a finished one, with its last checkpoint.
         path: the PNG to write.
-        samples: how many images.
+        samples: how many; None: 16 images, or 4 videos.
 
     Raises:
         CheckpointError: the checkpoint is damaged.
@@ -146,17 +149,17 @@ def preview_run(run: FinishedRun, path: Path, samples: int = 16) -> Path:
         path,
         mean=view.mean,
         std=view.std,
-        samples=samples,
+        samples=len(batch),
         names=list(pictures) or None,
         title=f"{config.method} after {state['step']} steps" if pictures else "Augmented views",
     )
 
 
-def _first_batch(config: TrainConfig, samples: int) -> tuple[Batch, View]:
+def _first_batch(config: TrainConfig, samples: int | None) -> tuple[Batch, View]:
     """The first training images, as the method would see them, and what made their first view."""
-    images = data.open_dataset(config.data, "train")
-    recipe = build_recipe(config, methods.get(config.method).recipe)
-    size = min(samples, len(images))
+    recipe = build_recipe(config, methods.get(config.method))
+    images = data.open_dataset(config.data, "train", modality=recipe.modality)
+    size = min(samples or _SAMPLES[recipe.modality], len(images))
     loader = data.make_loader(images, recipe, batch_size=size, seed=config.seed, threads=1)
     with closing(loader):
         return next(iter(loader)), recipe.views[0]

@@ -20,7 +20,7 @@ from sslfast.optim import LARS, AdamW
 from sslfast.training import checkpoint, distributed
 from sslfast.training.config import ConfigError, TrainConfig
 from sslfast.training.distributed import Ranks
-from sslfast.training.encoder import build_encoder, load_weights, save_encoder
+from sslfast.training.encoder import build_encoder, load_weights, place, save_encoder
 from sslfast.training.monitors import NEVER, Clock, Meter, NonFiniteError
 from sslfast.training.pipeline import build_loader, build_recipe, check_image_size
 from sslfast.training.run_folder import RunFolder
@@ -61,8 +61,8 @@ def train(config: TrainConfig) -> Path:
         ranks = stack.enter_context(distributed.ranks(config.device))
         stack.enter_context(explain_full_disk(run.path))
         method = build_method(config, ranks.device, run)
-        check_image_size(build_recipe(config, method.recipe), method.encoder)
-        loader = stack.enter_context(closing(build_loader(config, method.recipe, ranks)))
+        check_image_size(build_recipe(config, method), method.encoder)
+        loader = stack.enter_context(closing(build_loader(config, method, ranks)))
         # Up to here nothing is written: a wrong setting leaves no folder behind.
         saved = None
         if ranks.is_main:
@@ -227,8 +227,7 @@ def build_method(config: TrainConfig, device: torch.device, run: RunFolder | Non
         method = methods.create(config.method, encoder, **{**config.method_args, **copies})
     except (TypeError, ValueError) as error:
         raise ConfigError(f"method: {error}") from error
-    method.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return method.to(device)
+    return place(method, device)
 
 
 def build_optimizer(config: TrainConfig, method: Method) -> AdamW | LARS:
@@ -259,13 +258,15 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
 
 
 def describe(config: TrainConfig, method: Method) -> dict[str, Any]:
-    """What the encoder's file says of it: how to rebuild it, and what images it expects."""
-    view = build_recipe(config, method.recipe).views[0]
+    """What the encoder's file says of it: how to rebuild it, and what views it expects."""
+    view = build_recipe(config, method).views[0]
     return {
         "model": config.model,
         "model_args": config.model_args,
         "method": config.method,
         "image_size": view.size,
+        "num_frames": view.num_frames,
+        "sampling_rate": view.sampling_rate,
         "mean": view.mean,
         "std": view.std,
         "sslfast": __version__,

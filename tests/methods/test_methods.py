@@ -14,18 +14,22 @@ from sslfast.methods.base import Context, Method, Reference
 from sslfast.methods.registry import _discover
 
 
-def pairs(count: int = 16, views: int = 2) -> Batch:
-    return Batch(tuple(torch.randn(count, 3, 16, 16) for _ in range(views)), torch.arange(count))
+def pairs(count: int = 16, views: int = 2, frames: tuple[int, ...] = ()) -> Batch:
+    shape = count, 3, *frames, 16, 16
+    return Batch(tuple(torch.randn(shape) for _ in range(views)), torch.arange(count))
 
 
 def fitting(name: str) -> tuple[Method, Batch]:
     """The method around a small encoder of a kind that it takes, and a batch for it."""
     vit = {"img_size": 16, "embed_dim": 64, "depth": 2, "num_heads": 2}
+    views = len(recipe(methods.get(name).recipe).views)
+    if methods.get(name).modalities == ("video",):
+        encoder = models.create("vit_micro", **vit, num_frames=4)
+        return methods.create(name, encoder), pairs(4, views, frames=(4,))
     encoder = models.create("convnet_small", width=8, depth=2)
     if not isinstance(encoder, methods.get(name).encoders):
         encoder = models.create("vit_micro", **vit)
-    batch = pairs(views=len(recipe(methods.get(name).recipe).views))
-    return methods.create(name, encoder, **needed(name)), batch
+    return methods.create(name, encoder, **needed(name)), pairs(views=views)
 
 
 @pytest.mark.parametrize("name", methods.names())

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from videos import folder_of
 
 
 @pytest.fixture(scope="session")
@@ -20,3 +21,9 @@ def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 pixels = random.normal(colour, 40, (24, 24, 3)).clip(0, 255).astype(np.uint8)
                 Image.fromarray(pixels).save(folder / f"{i:03d}.jpg")
     return root
+
+
+@pytest.fixture(scope="session")
+def video_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Videos of 12 frames of 24 x 24 pixels in two classes: train (8 + 8) and test (4 + 4)."""
+    return folder_of(tmp_path_factory.mktemp("videos"), {"train": 8, "test": 4})

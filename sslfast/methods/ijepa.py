@@ -63,20 +63,19 @@ class IJEPA(Method):
         first = self.encoder.num_prefix_tokens
         self.teacher.eval()  # without stochastic depth
         with torch.no_grad():
-            whole = self.teacher.module.forward_features(images)  # type: ignore[operator]
-            target = gather_patches(whole[:, first:], blocks.targets.flatten(1))
+            whole = self.teacher.module.forward_features(images)[:, first:]  # type: ignore[operator]
+            target = gather_patches(whole, blocks.targets.flatten(1))
         context = self.encoder.forward_features(images, blocks.context)[:, first:]
-        prediction = self.predictor(context, blocks.context, blocks.targets)
+        prediction = self.predictor(context, *blocks)
         target = F.layer_norm(target, target.shape[-1:]).view_as(prediction)
         return prediction.to(target.dtype), target
 
     def loss(self, outputs: tuple[Tensor, Tensor], ctx: Context) -> dict[str, Tensor]:
         """Smooth L1, and the spread of the teacher's features over patches (0: collapsed)."""
-        prediction, target = outputs
-        spread = target.flatten(0, 2).std(0).mean()
-        return {"loss": F.smooth_l1_loss(prediction, target), "target_std": spread}
+        spread = outputs[1].flatten(0, 2).std(0).mean()
+        return {"loss": F.smooth_l1_loss(*outputs), "target_std": spread}
 
-    @torch.compiler.disable  # sizes are drawn on the host; what follows is one graph
+    @torch.compiler.disable  # sizes are drawn on the host
     def mask(self, batch: Batch, ctx: Context) -> MultiBlockMask:
         """Context and targets of each sample in this step: the same on any number of ranks."""
         ids, grid = batch.sample_ids, image_grid(self.encoder)

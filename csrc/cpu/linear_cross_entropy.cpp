@@ -52,7 +52,10 @@ class Work {
             partial_ = make_buffer(static_cast<std::size_t>(spans_) * height_ * p_.dim);
             panels_ = make_buffer(panels_size() * p_.threads);
         }
-        if (g_->d_weight != nullptr) std::fill_n(g_->d_weight, p_.v * p_.dim, 0.0f);
+        if (g_->d_weight != nullptr) {
+            advise_large_pages(g_->d_weight, p_.v * p_.dim * sizeof(float));
+            std::fill_n(g_->d_weight, p_.v * p_.dim, 0.0f);
+        }
         if (g_->d_bias != nullptr) std::fill_n(g_->d_bias, p_.v, 0.0f);
     }
 

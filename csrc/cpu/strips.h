@@ -151,6 +151,7 @@ class Strips {
 
   private:
     void fill(float* d, std::int64_t n) const {
+        advise_large_pages(d, d == nullptr ? 0 : n * p_.dim * sizeof(float));
 #pragma omp parallel for num_threads(p_.threads) schedule(static)
         for (std::int64_t i = 0; i < (d == nullptr ? 0 : n); ++i)
             std::fill_n(d + i * p_.dim, p_.dim, 0.0f);

@@ -38,7 +38,7 @@ TESTS = {  # files, by the benchmarks whose kernels they test
     "tests/gpu/test_kernels.py": ("similarity_softmax", "losses", "loss_memory", "clip_batch"),
     "tests/gpu/test_tensors.py": ("optim", "ema"),
     "tests/gpu/test_patches.py": ("masking", "train_mae"),
-    "tests/gpu/test_loader.py": ("dali",),
+    "tests/gpu/test_dali_pipelines.py": ("dali",),
 }
 
 

@@ -223,7 +223,7 @@ def _add_tokenizer(parser: Parser) -> None:
         "--norm_pix", type=bool, help="compare pixels without mean and contrast; default: true"
     )
     parser.add_argument("--run", help="compare features of this run's encoder, not pixels")
-    parser.add_argument("--images", type=int, help="views to draw; default: one of each image")
+    parser.add_argument("--images", type=int, help="views to draw; default: as many as images")
     parser.add_argument("--recipe", default="beit", help="what the views are augmented by")
     parser.add_argument("--seed", type=int, default=0, help="draws views, patches, first codes")
     parser.add_argument(

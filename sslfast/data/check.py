@@ -65,7 +65,9 @@ def check_files(
     Returns:
         a verdict for each path.
     """
-    name = hashlib.sha256(os.fsencode(os.path.abspath(root))).hexdigest()[:24]
+    # A folder may hold images and videos: each kind has results of its own.
+    kind = b"" if look is None else b"\0" + look.__name__.encode()
+    name = hashlib.sha256(os.fsencode(os.path.abspath(root)) + kind).hexdigest()[:24]
     stored = cache / "checks" / f"{name}.json"
     known = _load(stored)
 

@@ -18,6 +18,8 @@ from .check import Verdict
 # Not MPEG program streams: after a seek, their times are off by a frame.
 EXTENSIONS = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi")
 
+NO_DECODER = "no decoder for its codec"
+
 
 class BadVideoError(RuntimeError):
     """A file is no video, or a part of it cannot be decoded; the message says why."""
@@ -35,8 +37,9 @@ def av() -> Any:
 def check_video(path: str) -> Verdict:
     """What a video file holds, from its headers; nothing is decoded.
 
-    Where the header does not count frames (Matroska, WebM), all packets are read. Damage
-    inside the compressed data is found when it is decoded.
+    Where the header does not count frames (Matroska, WebM), or the index that should list them is
+    cut off (AVI), all packets are read, and those that are there count. Damage inside the
+    compressed data is found when it is decoded.
 
     Raises:
         OSError: it cannot be opened.
@@ -45,17 +48,21 @@ def check_video(path: str) -> Verdict:
     if os.path.getsize(path) == 0:
         return Verdict(0, 0, "empty file")
     try:
-        with library.open(path) as container:
+        with _opened(library, path) as container:
             if not container.streams.video:
                 return Verdict(0, 0, "no video in it")
             stream = container.streams.video[0]
+            if stream.codec_context is None:
+                return Verdict(0, 0, NO_DECODER)
             end = max((entry.pos + entry.size for entry in stream.index_entries), default=0)
             if end > os.path.getsize(path):
                 return Verdict(0, 0, "truncated: shorter than its index says")
             if not stream.average_rate:
                 return Verdict(0, 0, "no frame rate")
             height, width = stream.height, stream.width
-            frames = stream.frames or _count(container, stream)
+            frames = stream.frames
+            if len(stream.index_entries) < frames or not frames:
+                frames = _count(container, stream)
     except library.FFmpegError as error:
         return Verdict(0, 0, reason(error))
     if frames < 2:
@@ -63,6 +70,11 @@ def check_video(path: str) -> Verdict:
     if height < 1 or width < 1:
         return Verdict(0, 0, "no image size in its header")
     return Verdict(height, width, frames=frames)
+
+
+def _opened(library: Any, path: str) -> Any:
+    """The container; titles and the like may be in any encoding."""
+    return library.open(path, metadata_errors="replace")
 
 
 def _count(container: Any, stream: Any) -> int:
@@ -96,10 +108,12 @@ def read_frames(path: str, numbers: Sequence[int]) -> list[np.ndarray]:
 
 def _decode(library: Any, path: str, numbers: Sequence[int], seek: bool) -> list[np.ndarray]:
     """The frames; none of them where seeking led past the first."""
-    with library.open(path) as container:
+    with _opened(library, path) as container:
         if not container.streams.video:
             raise BadVideoError("no video in it")
         stream = container.streams.video[0]
+        if stream.codec_context is None:
+            raise BadVideoError(NO_DECODER)
         stream.codec_context.thread_count = 1  # clips are decoded in parallel, not parts of them
         tick = 1 / (stream.average_rate * stream.time_base)
         start = stream.start_time or 0

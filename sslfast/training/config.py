@@ -101,6 +101,9 @@ class TrainConfig:
         check_version(self.schema_version, "the configuration")
         for item in dataclasses.fields(self):
             check_type(item.name, getattr(self, item.name), item.type)
+        for name in ("method_args", "model_args", "recipe_args"):
+            for key, value in getattr(self, name).items():
+                check_plain(f"{name}.{key}", value)
         for name in ("data", "out"):
             if not getattr(self, name):
                 raise ConfigError(f"'{name}' is missing: set --{name}, or '{name}:' in the YAML")
@@ -209,6 +212,21 @@ def check_type(name: str, value: Any, annotation: Any) -> None:
         if float in types and isinstance(value, str):
             hint = " (YAML reads 1e-3 as text: write 1.0e-3)"
         raise ConfigError(f"{name} must be {expected}, got {value!r}{hint}")
+
+
+def check_plain(name: str, value: Any) -> None:
+    """Raise ConfigError where a value cannot be written to config.yaml."""
+    if isinstance(value, (list, tuple)):
+        for item in value:
+            check_plain(name, item)
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            check_plain(f"{name}.{key}", item)
+    elif not isinstance(value, (str, int, float, bool, type(None))):
+        raise ConfigError(
+            f"{name} must be a plain value, which config.yaml can hold, got "
+            f"{type(value).__name__}: write a path as text"
+        )
 
 
 def read_yaml(path: Path | str) -> dict[str, Any]:

@@ -46,9 +46,11 @@ def check_image_size(recipe: Recipe, encoder: nn.Module) -> None:
         try:
             encoder.grid_of(torch.empty(0, 3, *frames, view.size, view.size))
         except ValueError as error:
+            setting, rest = "image_size", "The views' side is image_size"
+            if frames and frames[0] != encoder.img_size[0]:
+                setting, rest = "num_frames", "A clip has recipe_args.num_frames"
             raise ConfigError(
-                f"image_size: {error}. The views' side is image_size, or else that of the recipe "
-                f"{recipe.name}"
+                f"{setting}: {error}. {rest}, or else that of the recipe {recipe.name}"
             ) from error
 
 

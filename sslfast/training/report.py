@@ -3,6 +3,7 @@
 import base64
 import html
 import json
+import logging
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,10 +24,13 @@ from sslfast.training.pipeline import build_recipe
 from sslfast.training.run_folder import RunFolderError
 from sslfast.training.trainer import build_method
 
+logger = logging.getLogger("sslfast")
+
 LABELS_PER_CLASS = 100
 LABEL_DRAWS = 5  # one draw of 100 labels moves the accuracy by some points
 K = 20
 _MAP_POINTS = 2000
+MOST_PIXELS = 1 << 30  # of all samples together: 4 GiB
 _SAMPLES = {"image": 16, "video": 4}
 
 
@@ -91,6 +95,11 @@ def report(run: FinishedRun, labels_per_class: int | None = None, k: int = K) ->
             "pre-trained": (encoder, test_features),
             "raw pixels": (None, None),
         }
+        view = build_recipe(config, methods.get(config.method)).views[0]
+        numbers = 3 * (view.num_frames or 1) * view.size**2
+        if (len(train) + len(test)) * numbers > MOST_PIXELS:
+            logger.warning("raw pixels are left out: %d of each sample are too many", numbers)
+            del features["raw pixels"]
         for name, (model, known) in features.items():
             pair = run.features(model, train), known or run.features(model, test)
             probes = [

@@ -68,6 +68,13 @@ class RunFolder:
         """The newest checkpoint, if there is one."""
         return next(reversed(checkpoint.listed(self.checkpoints)), None)
 
+    @classmethod
+    def of_checkpoint(cls, path: str | Path) -> "RunFolder":
+        """The run that a checkpoint, or a folder of them, lies in."""
+        given = Path(path)
+        run = next((p for p in (given, *given.parents) if (p / "config.yaml").is_file()), given)
+        return cls(run)
+
     def copies(self, names: Iterable[str]) -> dict[str, str]:
         """Those of the method's files that a run with a checkpoint has copies of, by name."""
         if self.last_good() is None:

@@ -36,8 +36,8 @@ class TokenizerConfig:
         norm_pix: compare pixels without the mean and contrast of their patch; None: true, but for
             features of a run.
         run: compare the features of this run's encoder instead of pixels.
-        images: views to draw; more than there are images draws several of some. None: one of each,
-            10,000 at most.
+        images: views to draw; more than there are images draws several of some. None: as many as
+            there are images, 10,000 at most (of a small set, a few images twice and others not).
         recipe: what they are augmented by, and later trained with.
         seed: of the views, the patches that are looked at, and the first codes.
         device: auto, cpu or cuda.
@@ -81,6 +81,8 @@ def fit_tokenizer(config: TokenizerConfig) -> Fit:
     views = config.images or min(len(dataset), MOST_IMAGES)
     size = min(_BATCH, len(dataset), views)
     recipe = data.recipe(config.recipe, size=spec.image_size, mean=spec.mean, std=spec.std)
+    if recipe.modality != "image":
+        raise ConfigError(f"recipe: '{recipe.name}' makes views of videos: choose one of images")
     loader = data.make_loader(
         dataset, recipe, batch_size=size, seed=config.seed, threads=config.threads
     )
@@ -125,6 +127,11 @@ def _tokenizer(config: TokenizerConfig) -> PatchTokenizer:
             )
         )
     encoder, given = load_encoder(config.run), read_description(config.run)
+    if getattr(encoder, "modality", "image") != "image":
+        raise ConfigError(
+            f"run: {config.run} has an encoder of videos, and visual tokens are of images: give a "
+            "run on images"
+        )
     if not isinstance(encoder, VisionTransformer):
         raise ConfigError(f"run: {config.run} has no Vision Transformer, but a {given['model']}")
     fixed = {"patch_size": encoder.patch_size[0], "image_size": given["image_size"]}

@@ -127,6 +127,28 @@ def test_files_that_are_no_videos_are_explained(tmp_path: Path, carphone: list[n
             read_frames(str(tmp_path / name), [0])
 
 
+def test_odd_files_neither_stop_nor_mislead(tmp_path: Path, carphone: list[np.ndarray]) -> None:
+    whole = write(tmp_path / "a.avi", carphone[:40])
+    title = tmp_path / "latin.avi"
+    content = whole.read_bytes()
+    assert b"Lavf" in content
+    title.write_bytes(content.replace(b"Lavf", b"\xe9avf"))
+    assert check_video(str(title)) == check_video(str(whole))
+    assert np.array_equal(read_frames(str(title), [3])[0], read_frames(str(whole), [3])[0])
+    # An AVI's index is at its end: what is there counts, not what the header promises.
+    cut = tmp_path / "cut.avi"
+    cut.write_bytes(content[: len(content) * 7 // 10])
+    verdict = check_video(str(cut))
+    assert verdict.reason is None
+    assert 10 < verdict.frames < 30
+    unknown = write(tmp_path / "b.mkv", carphone[:3])
+    assert b"V_MPEG4/ISO/ASP" in unknown.read_bytes()
+    unknown.write_bytes(unknown.read_bytes().replace(b"V_MPEG4/ISO/ASP", b"V_UNKNOWN/ONE/X"))
+    assert check_video(str(unknown)).reason == "no decoder for its codec"
+    with pytest.raises(BadVideoError, match="no decoder"):
+        read_frames(str(unknown), [0])
+
+
 def test_damage_shows_where_it_is(tmp_path: Path) -> None:
     content = bytearray(Path(BIKES).read_bytes())
     content[200_000:300_000] = bytes(100_000)

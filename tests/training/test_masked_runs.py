@@ -113,6 +113,11 @@ def test_a_run_keeps_its_tokenizer(settings: dict[str, Any], tokens: Path, tmp_p
     assert same_end(whole, resumed)["model"]["tokenizer.codebook"].shape == (32, 48)
     run = FinishedRun.open(resumed.path, "cpu", 1)
     assert preview_run(run, tmp_path / "p.png", samples=2).is_file()
+    earlier = str(checkpoint.listed(resumed.checkpoints)[0])
+    branch = {**settings, "out": str(tmp_path / "e"), "resume": earlier}
+    branched = RunFolder(sslfast.train(TrainConfig.from_dict(branch)))
+    assert branched.encoder.read_bytes() == whole.encoder.read_bytes()
+    assert branched.copies(["tokenizer"])
     with pytest.raises(FileNotFoundError, match="there is no tokenizer"):
         sslfast.train(TrainConfig.from_dict({**settings, "out": str(tmp_path / "d")}))
 

@@ -194,11 +194,14 @@ def measure(record: Record, toy: bool, limit: int | None, chunk: int, most: int)
     name = "toy" if toy else "ViT-L/14"
     whole = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else 0
     problem = f"largest batch, CLIP with {name} towers, {(limit or whole) / 2**30:.1f} GiB"
-    if any(row.problem == problem for row in record.rows):
+    towers = f"{OURS}: towers"
+    if record.over(problem, towers):
         return
-    with record.attempt(problem, f"{OURS}: towers"):
+    with record.attempt(problem, towers):
         trial = Trial(TOY if toy else LARGE, device, chunk)
         for provider, run in (("all activations kept", trial.plain), (OURS, trial.cached)):
+            if record.over(problem, provider):
+                continue
             with record.attempt(problem, provider):
                 seen: dict[str, Any] = {}
                 fits = fits_in(run, device, limit, seen)

@@ -98,7 +98,7 @@ def one_recipe(record: Record, dataset: ImageDataset, name: str, size: int) -> N
     """Pixels and images a second."""
     steps, device = recipe(name), record.device
     problem = f"{name}, {len(steps.views)} views of {steps.views[0].size}, batch {size}"
-    if any(row.problem == problem for row in record.rows):
+    if record.over(problem):
         return
     with record.attempt(problem, OURS):
         extra: dict[str, Any] = differences(dataset, steps, size, device, record.seed, 2)
@@ -117,7 +117,7 @@ def one_recipe(record: Record, dataset: ImageDataset, name: str, size: int) -> N
 def steady(record: Record, dataset: ImageDataset, size: int, iterations: int) -> None:
     """Memory in use while a loader runs on and on."""
     problem = f"memory over {iterations} iterations, batch {size}"
-    if any(row.problem == problem for row in record.rows):
+    if record.over(problem):
         return
     with record.attempt(problem, OURS, 120):
         found = batches(dataset, recipe("simclr"), size, record.device, record.seed)

@@ -23,11 +23,13 @@ def take(run: dict[str, Any], folder: Path) -> list[Path]:
     """Write the parts of a run's gpu.json that have rows as results files, NAME-GPU.json.
 
     Raises:
-        ValueError: a rehearsal without a GPU.
+        ValueError: a rehearsal without a GPU, or a quick run.
     """
     gpu = run["environment"].get("gpu")
     if gpu is None:
         raise ValueError("this run had no GPU: a rehearsal is no result")
+    if "--quick" in run.get("command", []):
+        raise ValueError("a quick run is no result: run it without --quick")
     files: dict[Path, dict[str, Any]] = {}
     for part, results in run["results"].items():
         if results["rows"]:

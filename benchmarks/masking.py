@@ -217,7 +217,7 @@ def measure(record: Record) -> None:
     if device.type == "cuda":
         runs = mask_and_gather(device, big)
         for row in record.rows:
-            if row.provider in runs:
+            if row.problem == problem and row.provider in runs and "launches" not in row.extra:
                 with record.attempt(problem, f"launches of {row.provider}"):
                     row.extra["launches"] = launches(runs[row.provider])
         del runs

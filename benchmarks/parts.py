@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.record import RESTART
+from benchmarks.record import MOST_SECONDS, RESTART
 
 RESERVE = 3.0  # seconds kept for writing the end
 LEAST = 5.0  # seconds that a part needs to be worth starting
@@ -111,7 +111,9 @@ class Run:
                 self.write()
 
         while True:
-            status = run_command(command, end, log, part.environment, self.cwd, results, collect)
+            attempts = {MOST_SECONDS: str(max(LEAST, limit / 2))}
+            environment = attempts | dict(part.environment)
+            status = run_command(command, end, log, environment, self.cwd, results, collect)
             collect()
             trying = (self.results.get(part.name) or {}).get("trying")
             again = status == RESTART or (status not in (0, TIMED_OUT) and trying)

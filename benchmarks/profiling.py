@@ -143,7 +143,7 @@ def by_ncu(tool: str, name: str) -> tuple[list[dict[str, Any]], str]:
 def measure(record: Record, tool: str | None) -> None:
     """Everything; without ncu after its first failure."""
     for name, make in works(record.device).items():
-        if any(row.problem == name for row in record.rows):
+        if record.over(name):
             continue
         with record.attempt(name, OURS, NCU_SECONDS):
             kernels: list[dict[str, Any]] = []

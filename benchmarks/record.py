@@ -26,6 +26,7 @@ from benchmarks.environment import CLOCKS, environment, nvidia_smi
 RESTART = 75  # exit status: call again with --go-on
 # Of one provider's first calls, compilation included; nothing hangs on a CPU.
 ATTEMPT_SECONDS = {"cuda": 100.0, "cpu": 600.0}
+MOST_SECONDS = "SSLFAST_ATTEMPT_SECONDS"  # of any attempt, where the environment says so
 OURS = "sslfast"  # in the name of every provider whose failure fails the benchmark
 STDERR = 2  # the process's own, whatever a test has put in its place
 SET_UP, TIMING = "set-up of sslfast and others", "timing of sslfast and others"
@@ -129,6 +130,11 @@ class Record:
                 peaks[name] = None if name in without_memory else peak
         return peaks
 
+    def over(self, problem: str, provider: str | None = None) -> bool:
+        """Whether a problem, or one provider's, has been measured or has failed before."""
+        before = (*self.rows, *self.failures)
+        return any(x.problem == problem and provider in (None, x.provider) for x in before)
+
     @contextmanager
     def attempt(self, problem: str, provider: str, seconds: float = 0.0) -> Iterator[None]:
         """What raises inside is a failure of ``provider``; what hangs ends the process.
@@ -143,6 +149,8 @@ class Record:
         self.save()
         # The way out of a kernel that never ends: no handler of Python's would run.
         seconds += ATTEMPT_SECONDS[self.device.type]
+        # In a part of a run, something must be left for what comes after it.
+        seconds = min(seconds, float(os.environ.get(MOST_SECONDS, "inf")))
         faulthandler.dump_traceback_later(seconds, exit=True, file=STDERR)
         try:
             yield

@@ -178,7 +178,7 @@ class Bench:
 def run(record: Record, preset: Preset) -> None:
     """Both loops in turns, then phases, memory and MFU."""
     device, problem = record.device, f"{preset}, {record.device}"
-    if any(row.problem == problem for row in record.rows):
+    if record.over(problem):
         return
     seconds: dict[str, list[float]] = {BARE: [], TRAINER: []}
     extra: dict[str, Any] = {}
@@ -199,6 +199,12 @@ def run(record: Record, preset: Preset) -> None:
     extra |= {"overhead": statistics.median(ratios) - 1, "parameters": parameters(bench.method)}
     step = statistics.median(seconds[TRAINER])
     extra["images_per_second"] = preset.batch / step
+    rows = [
+        common.Row("train_step", problem, name, statistics.median(times), samples=times)
+        for name, times in seconds.items()
+    ]
+    rows[1].extra = extra  # to which the rest is added
+    record.add(rows)
     with record.attempt(problem, f"{OURS}: phases", 60):
         found = bench.phases()
         extra["phases"], extra["shares"] = found, shares(found)
@@ -208,12 +214,7 @@ def run(record: Record, preset: Preset) -> None:
         times = common.interleave({"product": product}, device, 0.5)["product"]
         extra["peak_flop_per_second"] = flop / statistics.median(times)
         extra["mfu"] = extra["flop"] / step / extra["peak_flop_per_second"]
-    rows = [
-        common.Row("train_step", problem, name, statistics.median(times), samples=times)
-        for name, times in seconds.items()
-    ]
-    rows[1].extra = extra
-    record.add(rows)
+    record.save()
     show(rows)
 
 

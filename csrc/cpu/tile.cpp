@@ -103,6 +103,7 @@ void partial_block(int rows, int columns, int k, Strided a, const float* b, bool
 
 void multiply(int m, int n, int k, Strided a, Panels b, bool accumulate, float* c,
               std::ptrdiff_t ldc) {
+    if (m < 1) return;
     for (int k0 = 0; k0 < k; k0 += depth) {
         const int ks = k - k0 < depth ? k - k0 : depth;
         const bool add = accumulate || k0 > 0;

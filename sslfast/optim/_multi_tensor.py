@@ -116,7 +116,7 @@ class MultiTensor(ABC):
             momentum = self.ema.next_momentum()
             teachers, rest = self._divide(params)
         found_inf: Tensor | None = getattr(self, "found_inf", None)
-        taken = None if found_inf is None else found_inf == 0
+        taken = None if found_inf is None else found_inf.reshape(()) == 0
         if params:
             control, numbers = self._upload(params, momentum, taken)
             self._update([g for g, _ in found], params, teachers, numbers, control)

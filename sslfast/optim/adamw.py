@@ -81,7 +81,7 @@ class AdamW(MultiTensor, torch.optim.AdamW):
         )
         backend = registry.pick("adamw", kernels.problem(tensors))
         found_inf: Tensor | None = getattr(self, "found_inf", None)
-        torch._foreach_add_(steps, 1 if found_inf is None else (found_inf == 0).float())
+        torch._foreach_add_(steps, 1 if found_inf is None else (found_inf.reshape(()) == 0).float())
         backend.step(tensors, numbers, control)
 
     def _step_of(self, p: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """A benchmark's results are on disk after every problem, whatever a provider does."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -113,6 +114,27 @@ def test_one_that_hangs_is_named_and_passed_over(tmp_path: Path) -> None:
     assert [row["provider"] for row in content(file)["rows"]] == ["sslfast b"]
     assert content(file)["failures"][0]["provider"] == "sslfast a"
     assert content(file)["trying"] is None
+
+
+def test_an_attempt_leaves_time_for_the_rest_of_its_part(tmp_path: Path) -> None:
+    text = HANGS.replace('record.ATTEMPT_SECONDS["cpu"] = 2.0', "")
+    command = [sys.executable, "-c", text, "--out", str(tmp_path / "out.json"), "--device", "cpu"]
+    few = {**os.environ, "SSLFAST_ATTEMPT_SECONDS": "2"}
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, cwd=common.ROOT, env=few, timeout=50
+    )
+    assert "Timeout" in done.stderr
+
+
+def test_what_failed_is_over(tmp_path: Path) -> None:
+    results = record(tmp_path / "out.json")
+    with results.attempt("p", "sslfast"):
+        raise ValueError("no")
+    again = record(tmp_path / "out.json", "--go-on")
+    assert again.over("p")
+    assert again.over("p", "sslfast")
+    assert not again.over("p", "peer")
+    assert not again.over("q")
 
 
 def test_a_peer_is_imported_when_it_is_called(tmp_path: Path) -> None:

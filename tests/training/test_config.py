@@ -84,9 +84,7 @@ def test_every_setting_is_documented() -> None:
 
 def test_arguments_that_no_file_can_hold_are_refused() -> None:
     given = {"data": "d", "out": "o", "steps": 1}
-    with pytest.raises(
-        ConfigError, match="method_args.tokenizer must be a plain .*PosixPath"
-    ):
+    with pytest.raises(ConfigError, match=r"method_args.tokenizer must be a plain .*PosixPath"):
         TrainConfig.from_dict({**given, "method_args": {"tokenizer": Path("x")}})
     with pytest.raises(ConfigError, match=r"recipe_args.crop_scale must be a plain value"):
         TrainConfig.from_dict({**given, "recipe_args": {"crop_scale": [object(), 1.0]}})

@@ -20,9 +20,6 @@ __all__ = ["DEVICE", "PRIORITY", "ahead_of_time", "available", "step", "supports
 
 PRIORITY = 20
 
-# Five streams with numbers of their own: more threads a turn than the other updates, or they spill.
-_OPTIONS = {**OPTIONS, "num_warps": 8}
-
 available = unavailable
 
 
@@ -146,7 +143,7 @@ def step(tensors: Tensors, groups: Tensor, control: Tensor) -> None:
         if len(table.chunks):
             constants = step_constants(table.types, table.aligned, len(FIELDS))
             adamw_kernel[(len(table.chunks),)](
-                table.rows, table.chunks, groups, control, **constants, **_OPTIONS
+                table.rows, table.chunks, groups, control, **constants, **OPTIONS
             )
 
 
@@ -162,4 +159,4 @@ def ahead_of_time(capability: int) -> Iterator[Compilation]:
         constants = step_constants(types, True, len(FIELDS))
         doubles = {"p_groups": "*fp64", "p_control": "*fp64"}
         signed = signature(adamw_kernel, constants, p_rows="*i64", p_chunks="*i64", **doubles)
-        yield Compilation(f"adamw {name}", adamw_kernel, signed, constants, _OPTIONS)
+        yield Compilation(f"adamw {name}", adamw_kernel, signed, constants, OPTIONS)

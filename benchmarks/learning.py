@@ -42,7 +42,11 @@ METHODS: dict[str, dict[str, Any]] = {
         **{"epochs": 4, "batch_size": 64, "lr": 1.5e-3, "recipe": "mae"},
         "tokenizer": {"patch_size": 4, "image_size": 32, "recipe": "mae"},
     },
-    "ijepa": {"epochs": 4, "method_args": {"predictor_depth": 2, "momentum": 0.99}},
+    # Twice the learning rate gained half a point; four times, or twice the epochs, lost some.
+    "ijepa": {
+        **{"epochs": 4, "lr": 2e-3},
+        "method_args": {"predictor_depth": 2, "momentum": 0.99},
+    },
 }
 
 

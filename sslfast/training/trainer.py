@@ -133,7 +133,7 @@ def fit(
         log = None
         if ranks.is_main:
             config.write(run.config)
-            run.keep_copies(method_files(config, run))
+            run.keep_copies(method_files(type(method), config, run))
             log = stack.enter_context(RunLog(run.metrics, step, total_steps, steps_per_epoch))
         stop = stack.enter_context(catch_signals())
         # As late as possible: importing some packages draws random numbers.
@@ -223,16 +223,19 @@ def build_method(config: TrainConfig, device: torch.device, run: RunFolder | Non
     encoder = build_encoder(config.model, config.model_args, config.seed)
     seed_all(config.seed)
     try:
-        keywords = config.method_args | method_files(config, run)
+        files = method_files(methods.get(config.method), config, run)
+        keywords = config.method_args | files
         method = methods.create(config.method, encoder, **keywords)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"method: {error}") from error
     return place(method, device)
 
 
-def method_files(config: TrainConfig, run: RunFolder | None) -> dict[str, Any]:
+def method_files(
+    method: type[Method], config: TrainConfig, run: RunFolder | None
+) -> dict[str, Any]:
     """The method's files: the run's own copies, those of the run it branches off, or as given."""
-    names = methods.get(config.method).files
+    names = method.files
     files = {name: config.method_args[name] for name in names if name in config.method_args}
     if config.resume not in ("auto", "never"):
         files |= RunFolder.of_checkpoint(config.resume).copies(names)

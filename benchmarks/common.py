@@ -9,7 +9,8 @@ import ctypes
 import json
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -128,11 +129,29 @@ def peak_memory(run: Run, device: torch.device) -> int:
         before = torch.cuda.memory_allocated(device)
         run(0)
         return torch.cuda.max_memory_allocated(device) - before
-    ctypes.CDLL(None).malloc_trim(0)  # what was freed must not hide what is taken
-    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark (Linux)
-    before = _status("VmRSS")
-    run(0)
-    return max(_status("VmHWM") - before, 0)
+    with _large_blocks_mapped():
+        run(0)
+        ctypes.CDLL(None).malloc_trim(0)  # what was freed must not hide what is taken
+        Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark (Linux)
+        before = _status("VmRSS")
+        run(0)
+        return max(_status("VmHWM") - before, 0)
+
+
+@contextmanager
+def _large_blocks_mapped() -> Iterator[None]:
+    """All memory from 1 MiB on comes from the system and goes back to it when it is freed.
+
+    Otherwise holes in glibc's heap, which depend on what ran before, are counted with what is in
+    use: up to 32 MiB each. Afterwards the thresholds stand where glibc itself takes them.
+    """
+    libc, trim_threshold, mmap_threshold = ctypes.CDLL(None), -1, -3  # of mallopt
+    libc.mallopt(mmap_threshold, 1 << 20)
+    try:
+        yield
+    finally:
+        libc.mallopt(mmap_threshold, 32 << 20)
+        libc.mallopt(trim_threshold, 64 << 20)
 
 
 def _status(key: str) -> int:

@@ -66,21 +66,25 @@ void similarity_softmax(py::module_& module) {
     module.def(
         "similarity_forward_cpu",
         [](Address rows, std::int64_t m, Address columns, std::int64_t n, int dim, float scale,
-           PairingFields pairing, int threads, Address lse, Address positive, Address column_lse) {
+           PairingFields pairing, int threads, Address lse, Address positive, Address column_lse,
+           Address kept, std::int64_t kept_size) {
             sslfast::cpu::similarity_forward(
                 similarities(rows, m, columns, n, dim, scale, pairing, threads),
-                pointer<float>(lse), pointer<float>(positive), pointer<float>(column_lse));
+                pointer<float>(lse), pointer<float>(positive), pointer<float>(column_lse),
+                {pointer<float>(kept), kept_size});
         },
         Release());
     module.def(
         "similarity_backward_cpu",
         [](Address rows, std::int64_t m, Address columns, std::int64_t n, int dim, float scale,
            PairingFields pairing, int threads, Address row_lse, Address row_g, Address column_lse,
-           Address column_g, Address positive, Address d_rows, Address d_columns) {
+           Address column_g, Address positive, Address kept, std::int64_t kept_size,
+           Address d_rows, Address d_columns) {
             sslfast::cpu::similarity_backward(
                 similarities(rows, m, columns, n, dim, scale, pairing, threads),
                 statistics(row_lse, row_g), statistics(column_lse, column_g),
-                pointer<const float>(positive), pointer<float>(d_rows), pointer<float>(d_columns));
+                pointer<const float>(positive), {pointer<float>(kept), kept_size},
+                pointer<float>(d_rows), pointer<float>(d_columns));
         },
         Release());
 #ifdef SSLFAST_WITH_CUDA

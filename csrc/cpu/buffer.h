@@ -7,40 +7,45 @@
 #include <memory>
 #include <new>
 
-#ifdef __linux__
-#include <sys/mman.h>
-#endif
+#include "huge_pages.h"
 
 namespace sslfast::cpu {
 
-constexpr std::size_t large_page = std::size_t{1} << 21;
-
-// Asks Linux for pages of 2 MiB within p [bytes], before it is first written: 16 MB then appear in a
-// tenth of the time, and a product that walks over hundreds of small pages at once, more than a
-// processor keeps the addresses of, meets few. Only advice: where it is refused, nothing changes.
-inline void advise_large_pages(void* p, std::size_t bytes) {
-#ifdef __linux__
-    const std::uintptr_t first = reinterpret_cast<std::uintptr_t>(p);
-    const std::uintptr_t begin = (first + large_page - 1) / large_page * large_page;
-    const std::uintptr_t end = (first + bytes) / large_page * large_page;
-    if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
-#endif
-}
-
+// Frees a buffer of the heap, or one that was mapped.
 struct FreeBuffer {
-    void operator()(float* p) const { std::free(p); }
+    void* mapped = nullptr;
+    std::size_t bytes = 0;
+    void operator()(float* p) const {
+#ifdef __linux__
+        if (mapped != nullptr) {
+            munmap(mapped, bytes);
+            return;
+        }
+#endif
+        std::free(p);
+    }
 };
 using Buffer = std::unique_ptr<float[], FreeBuffer>;
 
-// n floats, not set; large ones in large pages.
+// n floats, not set. Large ones are mapped, in large pages, and given back at once: in the heap they
+// would come to lie between the caller's tensors and leave holes.
 inline Buffer make_buffer(std::size_t n) {
-    constexpr std::size_t line = 64;
     const std::size_t bytes = n * sizeof(float);
-    const std::size_t alignment = bytes < large_page ? line : large_page;
-    const std::size_t whole = (bytes / alignment + 1) * alignment;
-    void* p = std::aligned_alloc(alignment, whole);
+#ifdef __linux__
+    if (bytes >= huge_page / 2) {
+        const std::size_t mapped = bytes + huge_page;  // what is never touched takes no memory
+        void* p = mmap(nullptr, mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (p == MAP_FAILED) throw std::bad_alloc();
+        const auto first = reinterpret_cast<std::uintptr_t>(p);
+        const std::uintptr_t aligned = (first + huge_page - 1) / huge_page * huge_page;
+        float* data = reinterpret_cast<float*>(aligned);
+        advise_huge_pages(data, bytes);
+        return Buffer(data, FreeBuffer{p, mapped});
+    }
+#endif
+    constexpr std::size_t line = 64;
+    void* p = std::aligned_alloc(line, (bytes / line + 1) * line);
     if (p == nullptr) throw std::bad_alloc();
-    advise_large_pages(p, whole);
     return Buffer(static_cast<float*>(p));
 }
 

@@ -21,7 +21,7 @@ void prefetch(const char* row) {
 bool gather_rows(const char* tokens, const std::int64_t* ids, std::int64_t batch,
                  std::int64_t length, std::int64_t keep, std::int64_t row_bytes, char* out,
                  int threads) {
-    advise_huge_pages(out, batch * keep * row_bytes);
+    advise_huge_result(out, batch * keep * row_bytes);
     std::atomic<bool> inside{true};
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (std::int64_t row = 0; row < batch * keep; ++row) {
@@ -40,7 +40,7 @@ bool gather_rows(const char* tokens, const std::int64_t* ids, std::int64_t batch
 bool scatter_rows(const char* rows, const std::int64_t* ids, std::int64_t batch,
                   std::int64_t length, std::int64_t keep, std::int64_t row_bytes, char* out,
                   int threads) {
-    advise_huge_pages(out, batch * length * row_bytes);
+    advise_huge_result(out, batch * length * row_bytes);
     std::atomic<bool> distinct{true};
 #pragma omp parallel num_threads(threads)
     {

@@ -1,5 +1,6 @@
-// Fresh memory costs a page fault every 4 KiB when it is first written, more than the copy itself:
-// large results ask for pages of 2 MiB.
+// Pages of 2 MiB: fresh memory costs a page fault every 4 KiB when it is first written, more than the
+// copy itself, and a product that walks over hundreds of small pages at once, more than a processor
+// keeps the addresses of, meets few large ones.
 #pragma once
 
 #include <cstddef>
@@ -10,17 +11,25 @@
 
 namespace sslfast::cpu {
 
-// Advice only: where it is refused, nothing is lost. Small results are left alone, for the
-// allocator hands out their memory again and again.
+constexpr std::size_t huge_page = std::size_t{1} << 21;
+
+// Asks Linux for them within data [bytes], before it is first written. Only advice: where it is
+// refused, nothing is lost.
 inline void advise_huge_pages(void* data, std::size_t bytes) {
 #ifdef __linux__
-    constexpr std::uintptr_t huge = std::uintptr_t{1} << 21;
-    const auto first = (reinterpret_cast<std::uintptr_t>(data) + huge - 1) & ~(huge - 1);
-    const auto last = (reinterpret_cast<std::uintptr_t>(data) + bytes) & ~(huge - 1);
-    if (bytes >= 8 * huge) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+    const auto first = reinterpret_cast<std::uintptr_t>(data);
+    const std::uintptr_t begin = (first + huge_page - 1) / huge_page * huge_page;
+    const std::uintptr_t end = (first + bytes) / huge_page * huge_page;
+    if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
 #else
     static_cast<void>(data), static_cast<void>(bytes);
 #endif
+}
+
+// The same for a result that is written once: the allocator hands out the memory of small ones again
+// and again, which then has its pages.
+inline void advise_huge_result(void* data, std::size_t bytes) {
+    if (bytes >= 8 * huge_page) advise_huge_pages(data, bytes);
 }
 
 }  // namespace sslfast::cpu

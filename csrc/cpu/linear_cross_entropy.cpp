@@ -53,7 +53,7 @@ class Work {
             panels_ = make_buffer(panels_size() * p_.threads);
         }
         if (g_->d_weight != nullptr) {
-            advise_large_pages(g_->d_weight, p_.v * p_.dim * sizeof(float));
+            advise_huge_pages(g_->d_weight, p_.v * p_.dim * sizeof(float));
             std::fill_n(g_->d_weight, p_.v * p_.dim, 0.0f);
         }
         if (g_->d_bias != nullptr) std::fill_n(g_->d_bias, p_.v, 0.0f);
@@ -145,7 +145,7 @@ class Work {
                   const float* lse, const float* target_logit) {
         float* tile = logits_.get() + classes.first * height_;
         kernels_.weigh(tile, height_, classes.size, count_, nullptr, nullptr, lse_.data(),
-                       weight_.data());
+                       weight_.data(), nullptr);
         const float uniform = g_->smoothing / static_cast<float>(p_.v);
         for (int j = 0; uniform != 0.0f && j < classes.size; ++j)
             for (int r = 0; r < count_; ++r) tile[j * height_ + r] -= uniform * weight_[r];

@@ -16,7 +16,7 @@ bool cut_patches(const char* images, const std::int64_t* ids, std::int64_t batch
     const std::int64_t line_bytes = grid.patch_width * item_bytes;
     const std::int64_t patch_bytes =
         grid.channels * grid.patch_frames * grid.patch_height * line_bytes;
-    advise_huge_pages(out, batch * keep * patch_bytes);
+    advise_huge_result(out, batch * keep * patch_bytes);
     std::atomic<bool> inside{true};
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (std::int64_t row = 0; row < batch * keep; ++row) {

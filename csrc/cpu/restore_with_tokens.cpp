@@ -19,7 +19,7 @@ bool is_visible(std::int64_t place, std::int64_t keep) {
 void restore_with_tokens(const float* visible, const float* token, const std::int64_t* ids_restore,
                          const float* positions, std::int64_t batch, std::int64_t length,
                          std::int64_t keep, std::int64_t dim, float* out, int threads) {
-    advise_huge_pages(out, batch * length * dim * sizeof(float));
+    advise_huge_result(out, batch * length * dim * sizeof(float));
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (std::int64_t row = 0; row < batch * length; ++row) {
         const std::int64_t sample = row / length, place = ids_restore[row];

@@ -3,8 +3,11 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
+#include <thread>
 #include <utility>
+#include <vector>
 
 namespace sslfast::cpu {
 
@@ -15,6 +18,13 @@ struct Block {
     int size;
 };
 
+// A tile: its blocks, their numbers among all blocks of both sides, and its place among all tiles.
+struct Pair {
+    Block row, column;
+    std::int64_t row_number, column_number, index;
+    bool one_block() const { return row_number == column_number; }
+};
+
 // One side of the matrix, cut into blocks; few rows are cut finer, to occupy several threads.
 struct Side {
     std::int64_t length;
@@ -22,9 +32,10 @@ struct Side {
     std::int64_t blocks;
 
     explicit Side(std::int64_t n) : length(n), tile(largest_tile) {
-        while (tile > 32 && n < 4 * tile) tile /= 2;
+        while (tile > 32 && n < 8 * tile) tile /= 2;
         blocks = (n + tile - 1) / tile;
     }
+    std::int64_t whole() const { return blocks * tile; }  // length, the last block filled up
     Block block(std::int64_t b) const {
         const std::int64_t first = b * tile;
         return {first, static_cast<int>(std::min<std::int64_t>(tile, length - first))};
@@ -40,10 +51,11 @@ class Tournament {
         : side_(side), players_(side.blocks + side.blocks % 2) {}  // an odd one out rests
     std::int64_t rounds() const { return players_; }
     std::int64_t pairs() const { return side_.blocks; }
+    std::int64_t blocks() const { return side_.blocks; }
     // The k-th pair of a round, the first not below the second; false where there is none.
-    bool pair(std::int64_t round, std::int64_t k, Block* upper, Block* lower) const {
+    bool pair(std::int64_t round, std::int64_t k, Pair* pair) const {
         if (round == 0) {
-            *upper = *lower = side_.block(k);
+            *pair = {side_.block(k), side_.block(k), k, k, k};
             return true;
         }
         if (k >= players_ / 2) return false;
@@ -52,8 +64,8 @@ class Tournament {
         std::int64_t b = (round - k + n) % n;
         if (a > b) std::swap(a, b);
         if (b >= side_.blocks) return false;
-        *upper = side_.block(a);
-        *lower = side_.block(b);
+        const std::int64_t before = side_.blocks + (round - 1) * (players_ / 2);
+        *pair = {side_.block(a), side_.block(b), a, b, before + k};
         return true;
     }
 
@@ -68,11 +80,13 @@ class Rotation {
     Rotation(const Side& rows, const Side& columns) : rows_(rows), columns_(columns) {}
     std::int64_t rounds() const { return std::max(rows_.blocks, columns_.blocks); }
     std::int64_t pairs() const { return std::min(rows_.blocks, columns_.blocks); }
-    bool pair(std::int64_t round, std::int64_t k, Block* row, Block* column) const {
+    std::int64_t blocks() const { return rows_.blocks + columns_.blocks; }
+    bool pair(std::int64_t round, std::int64_t k, Pair* pair) const {
         const std::int64_t other = (round + k) % rounds();
         const bool fewer_rows = rows_.blocks <= columns_.blocks;
-        *row = rows_.block(fewer_rows ? k : other);
-        *column = columns_.block(fewer_rows ? other : k);
+        const std::int64_t row = fewer_rows ? k : other, column = fewer_rows ? other : k;
+        *pair = {rows_.block(row), columns_.block(column), row, rows_.blocks + column,
+                 round * pairs() + k};
         return true;
     }
 
@@ -80,16 +94,50 @@ class Rotation {
     Side rows_, columns_;
 };
 
-// Calls play(row block, column block) for every pair; threads share the pairs of a round.
+// The order in which a block is played: whoever takes a tile draws a ticket for both its blocks, and
+// plays when their turns have come.
+class Turns {
+  public:
+    explicit Turns(std::int64_t blocks) : next_(blocks, 0), turn_(blocks) {}
+    std::int64_t draw(std::int64_t block) { return next_[block]++; }  // one thread at a time
+    void await(std::int64_t block, std::int64_t ticket) const {
+        while (turn_[block].load(std::memory_order_acquire) != ticket) std::this_thread::yield();
+    }
+    void end(std::int64_t block, std::int64_t ticket) {
+        turn_[block].store(ticket + 1, std::memory_order_release);
+    }
+
+  private:
+    std::vector<std::int64_t> next_;
+    std::vector<std::atomic<std::int64_t>> turn_;
+};
+
+// Calls play(pair) for every pair. Threads take them in the order of the rounds and wait for nothing
+// but earlier pairs of the same blocks: a slow thread does not hold up the others.
 template <typename Schedule, typename Play>
 void play_all(const Schedule& schedule, int threads, Play play) {
+    Turns turns(schedule.blocks());
+    std::int64_t next = 0;
+    const std::int64_t all = schedule.rounds() * schedule.pairs();
 #pragma omp parallel num_threads(threads)
-    for (std::int64_t round = 0; round < schedule.rounds(); ++round) {
-#pragma omp for schedule(dynamic)
-        for (std::int64_t k = 0; k < schedule.pairs(); ++k) {
-            Block row, column;
-            if (schedule.pair(round, k, &row, &column)) play(row, column);
+    for (;;) {
+        Pair pair;
+        std::int64_t row_ticket = 0, column_ticket = 0;
+        bool taken = false;
+#pragma omp critical(sslfast_play_all)
+        while (!taken && next < all) {
+            taken = schedule.pair(next / schedule.pairs(), next % schedule.pairs(), &pair);
+            ++next;
+            if (!taken) continue;
+            row_ticket = turns.draw(pair.row_number);
+            if (!pair.one_block()) column_ticket = turns.draw(pair.column_number);
         }
+        if (!taken) break;
+        turns.await(pair.row_number, row_ticket);
+        if (!pair.one_block()) turns.await(pair.column_number, column_ticket);
+        play(pair);
+        turns.end(pair.row_number, row_ticket);
+        if (!pair.one_block()) turns.end(pair.column_number, column_ticket);
     }
 }
 

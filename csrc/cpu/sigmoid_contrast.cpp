@@ -19,10 +19,7 @@ void sigmoid_contrast(const Similarities& problem, float bias, const float* row_
     Tiles tiles(problem.threads);
 
     Strips(problem, gradients ? d_rows : nullptr, d_columns).for_each([&](const Strip& strip) {
-        const float* row_weights = gradients ? row_weight + strip.first_row : nullptr;
-        double* row_losses = &losses[strip.first_row];
-
-        strip.for_each_tile([&](Block row, Block column) {
+        strip.for_each_tile([&](Block row, Block column, std::int64_t) {
             float* tile = tiles.mine();
             strip.logits(row, column, tile);
             for (int i = 0; i < row.size; ++i)
@@ -33,20 +30,20 @@ void sigmoid_contrast(const Similarities& problem, float bias, const float* row_
                 positive[i] = tile[i * ld + j] * ln_2;
                 tile[i * ld + j] = -std::numeric_limits<float>::infinity();
             });
-            strip.kernels.sigmoid(tile, ld, row.size, column.size, at(row_weights, row), row_loss);
-            for (int i = 0; i < row.size; ++i) row_losses[row.first + i] += row_loss[i] * ln_2;
+            strip.kernels.sigmoid(tile, ld, row.size, column.size, at(row_weight, row), row_loss);
+            for (int i = 0; i < row.size; ++i) losses[row.first + i] += row_loss[i] * ln_2;
             for_each_named(strip.p.pairing, row, column, [&](int i, int j, bool) {
                 const float t = positive[i], u = std::exp(-std::abs(t));
-                row_losses[row.first + i] += std::max(-t, 0.0f) + std::log1p(u);
+                losses[row.first + i] += std::max(-t, 0.0f) + std::log1p(u);
                 if (gradients)
                     tile[i * ld + j] =
-                        -row_weights[row.first + i] * (t > 0.0f ? u : 1.0f) / (1.0f + u);
+                        -row_weight[row.first + i] * (t > 0.0f ? u : 1.0f) / (1.0f + u);
             });
             if (!gradients) return;
             for (int i = 0; i < row.size; ++i) {
                 float sum = 0.0f;
                 for (int j = 0; j < column.size; ++j) sum += tile[i * ld + j];
-                weights[strip.first_row + row.first + i] += sum;
+                weights[row.first + i] += sum;
             }
             strip.add_to_rows(row, column, tile, d_rows);
             if (d_columns != nullptr) strip.add_to_columns(row, column, tile, d_columns);

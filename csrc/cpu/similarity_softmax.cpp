@@ -10,6 +10,7 @@
 #include <limits>
 #include <vector>
 
+#include "kept_logits.h"
 #include "strips.h"
 
 namespace sslfast::cpu {
@@ -37,33 +38,33 @@ std::vector<float> base_2(const float* lse, std::int64_t n) {
 }  // namespace
 
 void similarity_forward(const Similarities& problem, float* lse, float* positive,
-                        float* column_lse) {
+                        float* column_lse, Kept kept) {
     RunningSums rows(problem.m), columns(column_lse == nullptr ? 0 : problem.n);
     const bool symmetric = problem.columns == nullptr;
     RunningSums* other = symmetric ? &rows : column_lse == nullptr ? nullptr : &columns;
     Tiles tiles(problem.threads);
+    KeptLogits logits(kept.data, kept.size);
+    logits.begin(problem.m * (symmetric ? problem.m : problem.n));
 
     Strips(problem).for_each([&](const Strip& strip) {
-        float* row_maximum = rows.maximum.data() + strip.first_row;
-        float* row_sum = rows.sum.data() + strip.first_row;
-        float* row_positive = positive + strip.first_row;
         float* other_maximum = other == nullptr ? nullptr : &other->maximum[strip.first_column];
         float* other_sum = other == nullptr ? nullptr : &other->sum[strip.first_column];
-        strip.for_each_tile([&](Block row, Block column) {
+        strip.for_each_tile([&](Block row, Block column, std::int64_t before) {
             float* tile = tiles.mine();
             float scratch[largest_tile];
             strip.logits(row, column, tile);
+            logits.keep(before, row, column, tile, ld);
             // All positives are read before anything is overwritten: a pair may be named twice.
             for_each_named(strip.p.pairing, row, column, [&](int i, int j, bool is_positive) {
                 if (!is_positive) return;
-                row_positive[row.first + i] = tile[i * ld + j] * ln_2;
+                positive[row.first + i] = tile[i * ld + j] * ln_2;
                 if (symmetric) positive[column.first + j] = tile[i * ld + j] * ln_2;
             });
             for_each_named(strip.p.pairing, row, column,
                            [&](int i, int j, bool) { tile[i * ld + j] = left_out; });
             const bool both = other != nullptr && !(symmetric && row.first == column.first);
-            strip.kernels.merge(tile, ld, row.size, column.size, row_maximum + row.first,
-                               row_sum + row.first, both ? other_maximum + column.first : nullptr,
+            strip.kernels.merge(tile, ld, row.size, column.size, &rows.maximum[row.first],
+                               &rows.sum[row.first], both ? other_maximum + column.first : nullptr,
                                both ? other_sum + column.first : nullptr, scratch);
         });
     });
@@ -72,30 +73,31 @@ void similarity_forward(const Similarities& problem, float* lse, float* positive
 }
 
 void similarity_backward(const Similarities& problem, Statistics row_side, Statistics column_side,
-                         const float* positive, float* d_rows, float* d_columns) {
+                         const float* positive, Kept kept, float* d_rows, float* d_columns) {
     const bool symmetric = problem.columns == nullptr;
     const std::vector<float> row_lse = base_2(row_side.lse, problem.m);
     const std::vector<float> column_lse = base_2(column_side.lse, problem.n);
     Tiles tiles(problem.threads);
+    KeptLogits logits(kept.data, kept.size);
+    logits.resume();
 
     Strips(problem, d_rows, d_columns).for_each([&](const Strip& strip) {
         const auto from = [](const float* data, std::int64_t first) {
             return data == nullptr ? nullptr : data + first;
         };
-        const float* row_lses = row_lse.empty() ? nullptr : &row_lse[strip.first_row];
+        const float* row_lses = row_lse.empty() ? nullptr : row_lse.data();
         const float* column_lses = column_lse.empty() ? nullptr : &column_lse[strip.first_column];
-        const float* row_g = from(row_side.g, strip.first_row);
         const float* column_g = from(column_side.g, strip.first_column);
-        const float* row_positive = from(positive, strip.first_row);
         float* d_other = symmetric ? d_rows : d_columns;
-        strip.for_each_tile([&](Block row, Block column) {
+        strip.for_each_tile([&](Block row, Block column, std::int64_t before) {
             float* tile = tiles.mine();
-            strip.logits(row, column, tile);
-            strip.kernels.weigh(tile, ld, row.size, column.size, at(row_lses, row), at(row_g, row),
-                               at(column_lses, column), at(column_g, column));
+            float scratch[largest_tile];
+            if (!logits.recall(before, row, column, tile, ld)) strip.logits(row, column, tile);
+            strip.kernels.weigh(tile, ld, row.size, column.size, at(row_lses, row), at(row_side.g, row),
+                               at(column_lses, column), at(column_g, column), scratch);
             for_each_named(strip.p.pairing, row, column, [&](int i, int j, bool is_positive) {
-                const bool given = is_positive && row_positive != nullptr;
-                tile[i * ld + j] = given ? row_positive[row.first + i] : 0.0f;
+                const bool given = is_positive && positive != nullptr;
+                tile[i * ld + j] = given ? positive[row.first + i] : 0.0f;
             });
             strip.add_to_rows(row, column, tile, d_rows);
             if (d_other != nullptr && !(symmetric && row.first == column.first))

@@ -51,19 +51,20 @@ inline const float* at(const float* data, Block block) {
     return data == nullptr ? nullptr : data + block.first;
 }
 
-// Rows or columns of a strip: a quarter, so that packing takes little memory and leaves many tiles for
-// the threads. It must not depend on their number, on which no result may.
+// Columns of a strip: a quarter, so that packing takes little memory and leaves many tiles for the
+// threads. It must not depend on their number, on which no result may.
 inline std::int64_t strip_size(std::int64_t n) {
     const std::int64_t quarter = (n / 4 + largest_tile - 1) / largest_tile * largest_tile;
     return std::min(n, std::max<std::int64_t>(2048, quarter));
 }
 
-// A part of a rectangular problem whose packed operands are small, or all of a symmetric one. Its
-// blocks are numbered from its own first row and column; logits are to base 2.
+// All rows and some columns of a rectangular problem, or all of a symmetric one. Blocks of columns are
+// numbered from the strip's own first; logits are to base 2.
 class Strip {
   public:
     const Similarities p;
-    const std::int64_t first_row, first_column;
+    const std::int64_t first_column;
+    const std::int64_t first_logit;  // in the order in which all strips visit their tiles
     const TileKernels& kernels;
 
     // The tile of logits of two blocks.
@@ -74,29 +75,33 @@ class Strip {
     // tile times the columns, added to d_rows of the whole problem, whose blocks lie in_panels.
     void add_to_rows(Block row, Block column, const float* tile, float* d_rows) const {
         kernels.multiply(row.size, p.dim, column.size, {tile, ld, 1}, column_values_.of(column),
-                         true, d_rows + (first_row + row.first) * p.dim, in_panels);
+                         true, d_rows + row.first * p.dim, in_panels);
     }
     // The transposed tile times the rows, added to d_columns likewise.
     void add_to_columns(Block row, Block column, const float* tile, float* d_columns) const {
         kernels.multiply(column.size, p.dim, row.size, {tile, 1, ld}, row_values_.of(row), true,
                          d_columns + (first_column + column.first) * p.dim, in_panels);
     }
-    // Calls visit(row block, column block) for every tile.
+    // Calls visit(row block, column block, how many logits at most come before it) for every tile.
     template <typename Visit>
     void for_each_tile(Visit visit) const {
+        const Side rows(p.m), columns(p.n);
+        const auto at_index = [&](const Pair& pair) {
+            visit(pair.row, pair.column, first_logit + pair.index * rows.tile * columns.tile);
+        };
         if (p.columns == nullptr)
-            play_all(Tournament(Side(p.m)), p.threads, visit);
+            play_all(Tournament(rows), p.threads, at_index);
         else
-            play_all(Rotation(Side(p.m), Side(p.n)), p.threads, visit);
+            play_all(Rotation(rows, columns), p.threads, at_index);
     }
 
   private:
     friend class Strips;
-    Strip(const Similarities& part, std::int64_t row, std::int64_t column, const TileKernels& k,
+    Strip(const Similarities& part, std::int64_t column, std::int64_t logit, const TileKernels& k,
           const PackedTransposed& transposed, const PackedValues& columns, const PackedValues& rows)
         : p(part),
-          first_row(row),
           first_column(column),
+          first_logit(logit),
           kernels(k),
           transposed_(transposed),
           column_values_(columns),
@@ -105,7 +110,7 @@ class Strip {
     const PackedValues &column_values_, &row_values_;
 };
 
-// The strips of a problem, whose packed operands follow each other in the same memory.
+// The strips of a problem, whose packed columns follow each other in the same memory.
 class Strips {
   public:
     // Gradients [m, dim] and [n, dim] that will be added to, or null; symmetric: d_columns is null.
@@ -115,43 +120,38 @@ class Strips {
           symmetric_(problem.columns == nullptr),
           d_rows_(d_rows),
           d_columns_(d_columns),
-          rows_(d_columns == nullptr ? p_.m : strip_size(p_.m)),
           columns_(symmetric_ ? p_.m : strip_size(p_.n)),
           transposed_(columns_, p_.dim, kernels_.width),
           column_values_(d_rows == nullptr ? 0 : columns_, p_.dim, kernels_.width),
-          row_values_(d_columns == nullptr ? 0 : rows_, p_.dim, kernels_.width) {}
+          row_values_(d_columns == nullptr ? 0 : p_.m, p_.dim, kernels_.width) {}
 
     // Calls visit(strip), one after the other, between zeros in the gradients and their whole sums.
     template <typename Visit>
     void for_each(Visit visit) {
         fill(d_rows_, p_.m);
         fill(d_columns_, p_.n);
+        if (d_columns_ != nullptr) row_values_.pack(p_.rows, p_.m, p_.threads);
         const float* y = symmetric_ ? p_.rows : p_.columns;
         const std::int64_t n = symmetric_ ? p_.m : p_.n;
+        std::int64_t logit = 0;
         for (std::int64_t c = 0; c < n; c += columns_) {
-            const std::int64_t width = std::min(columns_, n - c);
-            transposed_.pack(y + c * p_.dim, width, p_.scale * log2_e, p_.threads);
-            if (d_rows_ != nullptr) column_values_.pack(y + c * p_.dim, width, p_.threads);
-            for (std::int64_t r = 0; r < p_.m; r += rows_) {
-                Similarities part = p_;
-                part.rows += r * p_.dim;
-                part.m = std::min(rows_, p_.m - r);
-                part.n = width;
-                part.pairing.row_base -= r;
-                part.pairing.column_base -= c;
-                if (!symmetric_) part.columns += c * p_.dim;
-                if (d_columns_ != nullptr) row_values_.pack(part.rows, part.m, p_.threads);
-                visit(Strip(part, r, c, kernels_, transposed_, column_values_,
-                            symmetric_ ? column_values_ : row_values_));
-            }
+            Similarities part = p_;
+            part.n = std::min(columns_, n - c);
+            part.pairing.column_base -= c;
+            if (!symmetric_) part.columns += c * p_.dim;
+            transposed_.pack(y + c * p_.dim, part.n, p_.scale * log2_e, p_.threads);
+            if (d_rows_ != nullptr) column_values_.pack(y + c * p_.dim, part.n, p_.threads);
+            visit(Strip(part, c, logit, kernels_, transposed_, column_values_,
+                        symmetric_ ? column_values_ : row_values_));
+            logit += Side(part.m).whole() * Side(part.n).whole();
         }
-        unpack_blocks(d_rows_, p_.m, rows_);
+        unpack_blocks(d_rows_, p_.m, p_.m);
         unpack_blocks(d_columns_, p_.n, columns_);
     }
 
   private:
     void fill(float* d, std::int64_t n) const {
-        advise_large_pages(d, d == nullptr ? 0 : n * p_.dim * sizeof(float));
+        advise_huge_pages(d, d == nullptr ? 0 : n * p_.dim * sizeof(float));
 #pragma omp parallel for num_threads(p_.threads) schedule(static)
         for (std::int64_t i = 0; i < (d == nullptr ? 0 : n); ++i)
             std::fill_n(d + i * p_.dim, p_.dim, 0.0f);
@@ -176,7 +176,7 @@ class Strips {
     const TileKernels& kernels_ = tile_kernels();
     const bool symmetric_;
     float *const d_rows_, *const d_columns_;
-    const std::int64_t rows_, columns_;  // of a strip
+    const std::int64_t columns_;  // of a strip
     PackedTransposed transposed_;
     PackedValues column_values_, row_values_;
 };

@@ -156,9 +156,30 @@ SSLFAST_INLINE float exp2_fast(float x) {
     return p * power;
 }
 
+// The least and the greatest of many numbers, as if those that are NaN did not exist.
+struct Range {
+    float least, greatest;
+};
+
+SSLFAST_INLINE Range range(const float* x, int n, Range so_far) {
+    float least = so_far.least, greatest = so_far.greatest;
+#pragma omp simd reduction(min : least) reduction(max : greatest)
+    for (int i = 0; i < n; ++i) {
+        least = x[i] < least ? x[i] : least;
+        greatest = x[i] > greatest ? x[i] : greatest;
+    }
+    return {least, greatest};
+}
+
+// Where all maxima or log-sum-exps of a tile lie this close together, one power of two serves the row
+// and the column of an element: 2^t = 2^(t - a) 2^a for a in their midst. What it loses to underflow is
+// below 2^-67 of a sum.
+constexpr float close = 60.0f;
+
 void merge(const float* tile, std::ptrdiff_t ld, int rows, int columns, float* row_maximum,
-           float* row_sum, float* column_maximum, float* column_sum, float* new_maximum) {
+           float* row_sum, float* column_maximum, float* column_sum, float* scratch) {
     const bool both = column_maximum != nullptr;
+    float* new_maximum = scratch;
     for (int j = 0; both && j < columns; ++j) new_maximum[j] = column_maximum[j];
     for (int i = 0; i < rows; ++i) {
         const float* t = tile + i * ld;
@@ -181,11 +202,25 @@ void merge(const float* tile, std::ptrdiff_t ld, int rows, int columns, float* r
         column_sum[j] *= exp2_fast(column_maximum[j] - new_maximum[j]);
         column_maximum[j] = new_maximum[j];
     }
+    Range maxima = range(row_maximum, rows, {row_maximum[0], row_maximum[0]});
+    if (both) maxima = range(column_maximum, columns, maxima);
+    const float all = maxima.greatest;
+    const bool share = both && all - maxima.least < close;
+    float* column_add = scratch;
+    for (int j = 0; share && j < columns; ++j) column_add[j] = 0.0f;
     for (int i = 0; i < rows; ++i) {
         const float* t = tile + i * ld;
         const float maximum = row_maximum[i];
         float sum = 0.0f;
-        if (both) {
+        if (share) {
+#pragma omp simd reduction(+ : sum)
+            for (int j = 0; j < columns; ++j) {
+                const float power = exp2_fast(t[j] - all);
+                sum += power;
+                column_add[j] += power;
+            }
+            sum *= exp2_fast(all - maximum);
+        } else if (both) {
 #pragma omp simd reduction(+ : sum)
             for (int j = 0; j < columns; ++j) {
                 sum += exp2_fast(t[j] - maximum);
@@ -197,6 +232,9 @@ void merge(const float* tile, std::ptrdiff_t ld, int rows, int columns, float* r
         }
         row_sum[i] += sum;
     }
+#pragma omp simd
+    for (int j = 0; j < (share ? columns : 0); ++j)
+        column_sum[j] += column_add[j] * exp2_fast(all - column_maximum[j]);
 }
 
 void column_sums(const float* tile, std::ptrdiff_t ld, int rows, int columns, float* maximum,
@@ -254,10 +292,23 @@ void sigmoid(float* tile, std::ptrdiff_t ld, int rows, int columns, const float*
 }
 
 void weigh(float* tile, std::ptrdiff_t ld, int rows, int columns, const float* row_lse,
-           const float* row_g, const float* column_lse, const float* column_g) {
+           const float* row_g, const float* column_lse, const float* column_g, float* scratch) {
+    const bool both = row_lse != nullptr && column_lse != nullptr;
+    Range lses{0.0f, 0.0f};
+    if (both)
+        lses = range(column_lse, columns, range(row_lse, rows, {row_lse[0], row_lse[0]}));
+    const bool share = both && lses.greatest - lses.least < close;
+    const float middle = 0.5f * (lses.least + lses.greatest);
+#pragma omp simd
+    for (int j = 0; j < (share ? columns : 0); ++j)
+        scratch[j] = column_g[j] * exp2_fast(middle - column_lse[j]);
     for (int i = 0; i < rows; ++i) {
         float* t = tile + i * ld;
-        if (column_lse == nullptr) {
+        if (share) {
+            const float row = row_g[i] * exp2_fast(middle - row_lse[i]);
+#pragma omp simd
+            for (int j = 0; j < columns; ++j) t[j] = exp2_fast(t[j] - middle) * (row + scratch[j]);
+        } else if (column_lse == nullptr) {
             const float lse = row_lse[i], g = row_g[i];
 #pragma omp simd
             for (int j = 0; j < columns; ++j) t[j] = g * exp2_fast(t[j] - lse);

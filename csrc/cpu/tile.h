@@ -50,9 +50,10 @@ struct TileKernels {
                     float* row_loss);
 
     // t_ij <- row_g_i 2^(t_ij - row_lse_i) + column_g_j 2^(t_ij - column_lse_j); a null side adds
-    // nothing.
+    // nothing. scratch: `columns` floats, or null with a null side.
     void (*weigh)(float* tile, std::ptrdiff_t ld, int rows, int columns, const float* row_lse,
-                  const float* row_g, const float* column_lse, const float* column_g);
+                  const float* row_g, const float* column_lse, const float* column_g,
+                  float* scratch);
 };
 
 // The best level that this processor has; SSLFAST_CPU_LEVEL names a lower one.

@@ -18,16 +18,25 @@ With logits t_ij = s <x_i, y_j>, every backend has two functions.
     at the rows' positives, where a backend gains from doing both sides of the rectangular form in
     one pass: -> (U [M, D], V [N, D]) with V_j = sum_i G_ij x_i.
 
+A backend with ``KEEPS = True`` takes one argument more: ``forward(..., kept)`` leaves logits in it,
+as far as they fit, which ``backward(..., kept)`` and ``backward_both(..., kept)`` of the
+same problem then do not compute again. The first float is 1 when a forward pass has written there;
+the tensor may be empty.
+
 ``columns=None`` is the symmetric form: Y = X, column = row statistics, and mutual positives: shift
 is M / 2, or 0 where a row has no positive but itself.
 rows, columns: any floating dtype, contiguous; all else has the accumulation dtype: float32, or
 float64 where rows are float64. Nothing here checks values: non-finite in, non-finite out.
 """
 
+import mmap
+import sys
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+KEPT_FLOATS = 16 * 2**18  # 16 MiB
 
 
 @dataclass(frozen=True)
@@ -76,6 +85,37 @@ def problem(rows: Tensor, columns: Tensor | None, pairing: Pairing) -> Problem:
         symmetric=columns is None,
         pairing=pairing,
     )
+
+
+def kept_size(rows: Tensor, columns: Tensor | None) -> int:
+    """How many floats of memory pay for logits that a forward pass keeps for its backward pass.
+
+    As many as there are logits, at most KEPT_FLOATS: 0 on a GPU, where computing is cheaper than
+    fetching.
+    """
+    if rows.device.type != "cpu" or rows.dtype == torch.float64:
+        return 0
+
+    def filled_up(n: int) -> int:
+        return (n + 255) // 256 * 256
+
+    m = filled_up(rows.shape[0])
+    logits = m * (m + 256) // 2 if columns is None else m * filled_up(columns.shape[0])
+    return min(16 + logits, KEPT_FLOATS)
+
+
+def new_kept(like: Tensor, size: int) -> Tensor:
+    """Memory for ``size`` floats on the device of ``like``, which says that nothing was kept yet.
+
+    Much of it is mapped: in the heap it would lie between the model's tensors, and stay with
+    the process when it is freed. A little comes from the heap, where its pages are at hand.
+    """
+    if sys.platform == "linux" and like.device.type == "cpu" and size >= 2**21:
+        anonymous = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+        return torch.frombuffer(mmap.mmap(-1, 4 * size, flags=anonymous), dtype=torch.float32)
+    kept = like.new_empty(size, dtype=torch.float32)
+    kept[:1] = 0
+    return kept
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -11,6 +11,7 @@ from . import Pairing, Problem
 
 DEVICE = "cpu"
 PRIORITY = 30
+KEEPS = True
 
 available = cpu_unavailable
 
@@ -35,7 +36,12 @@ def describe(
 
 
 def forward(
-    rows: Tensor, columns: Tensor | None, scale: Tensor, pairing: Pairing, column_lse: bool = False
+    rows: Tensor,
+    columns: Tensor | None,
+    scale: Tensor,
+    pairing: Pairing,
+    column_lse: bool = False,
+    kept: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Log-sum-exps and positive logits; see the package."""
     rows, columns = rows.float(), None if columns is None else columns.float()
@@ -46,6 +52,7 @@ def forward(
         lse.data_ptr(),
         positive.data_ptr(),
         lse_columns.data_ptr() if column_lse else 0,
+        *_memory(kept),
     )
     return lse, positive, lse_columns
 
@@ -57,9 +64,10 @@ def backward(
     pairing: Pairing,
     row: tuple[Tensor, Tensor] | None,
     column: tuple[Tensor, Tensor] | None,
+    kept: Tensor | None = None,
 ) -> Tensor:
     """Unscaled gradient of the rows; see the package."""
-    return _backward(rows, columns, scale, pairing, row, column, None)[0]
+    return _backward(rows, columns, scale, pairing, row, column, None, kept)[0]
 
 
 def backward_both(
@@ -70,9 +78,14 @@ def backward_both(
     row: tuple[Tensor, Tensor] | None,
     column: tuple[Tensor, Tensor] | None,
     positive: Tensor,
+    kept: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Unscaled gradients of rows and columns from one pass over the tiles; see the package."""
-    return _backward(rows, columns, scale, pairing, row, column, positive)
+    return _backward(rows, columns, scale, pairing, row, column, positive, kept)
+
+
+def _memory(kept: Tensor | None) -> tuple[int, int]:
+    return (0, 0) if kept is None or not kept.numel() else (kept.data_ptr(), kept.numel())
 
 
 def _backward(
@@ -83,6 +96,7 @@ def _backward(
     row: tuple[Tensor, Tensor] | None,
     column: tuple[Tensor, Tensor] | None,
     positive: Tensor | None,
+    kept: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     rows, columns = rows.float(), None if columns is None else columns.float()
     d_rows = torch.empty_like(rows)
@@ -98,6 +112,7 @@ def _backward(
     loaded().similarity_backward_cpu(
         *describe(rows, columns, scale, pairing),
         *(address(t) for t in statistics),
+        *_memory(kept),
         d_rows.data_ptr(),
         d_columns.data_ptr() if positive is not None else 0,
     )

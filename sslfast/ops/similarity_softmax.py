@@ -60,7 +60,6 @@ def _add_positives(gradient: Tensor, other: Tensor, weight: Tensor, pairing: Pai
         gradient[rows].addcmul_(share, other[to : to + count].to(gradient.dtype))
 
 
-@torch.library.custom_op("sslfast::similarity_softmax", mutates_args=())
 def similarity_softmax(
     rows: Tensor,
     columns: Tensor | None,
@@ -88,15 +87,39 @@ def similarity_softmax(
     Returns:
         lse [M], positive [M] and column lse [N] (or [0]) in the accumulation dtype, in nats.
     """
+    needed = rows.requires_grad or (columns is not None and columns.requires_grad)
+    keep = kernels.kept_size(rows, columns) if needed and torch.is_grad_enabled() else 0
+    lse, positive, lse_columns, _ = _similarity_softmax(
+        rows, columns, scale, shift, column_base, leave_out_self, normalize, column_lse, keep
+    )
+    return lse, positive, lse_columns
+
+
+@torch.library.custom_op("sslfast::similarity_softmax", mutates_args=())
+def _similarity_softmax(
+    rows: Tensor,
+    columns: Tensor | None,
+    scale: Tensor,
+    shift: int,
+    column_base: int,
+    leave_out_self: bool,
+    normalize: bool,
+    column_lse: bool,
+    keep: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The op behind it. The last result is memory for logits, ``keep`` floats: see the kernels."""
     pairing = _pairing(rows, shift, column_base, leave_out_self)
     x, _ = _prepare(rows, normalize)
     y = None if columns is None else _prepare(columns, normalize)[0]
     backend = registry.pick(OP, kernels.problem(x, y, pairing))
+    kept = kernels.new_kept(rows, keep)
     with torch.autocast(rows.device.type, enabled=False):  # sums are never in half precision
-        return backend.forward(x, y, scale, pairing, column_lse)
+        if getattr(backend, "KEEPS", False):
+            return *backend.forward(x, y, scale, pairing, column_lse, kept), kept
+        return *backend.forward(x, y, scale, pairing, column_lse), kept
 
 
-@similarity_softmax.register_fake
+@_similarity_softmax.register_fake
 def _(
     rows: Tensor,
     columns: Tensor | None,
@@ -106,11 +129,13 @@ def _(
     leave_out_self: bool,
     normalize: bool,
     column_lse: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+    keep: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     dtype = accumulation_dtype(rows.dtype)
     n = (rows if columns is None else columns).shape[0] if column_lse else 0
     lse = rows.new_empty(rows.shape[0], dtype=dtype)
-    return lse, torch.empty_like(lse), rows.new_empty(n, dtype=dtype)
+    kept = rows.new_empty(keep, dtype=torch.float32)
+    return lse, torch.empty_like(lse), rows.new_empty(n, dtype=dtype), kept
 
 
 @torch.library.custom_op("sslfast::similarity_softmax_backward", mutates_args=())
@@ -128,11 +153,12 @@ def similarity_softmax_backward(
     leave_out_self: bool,
     normalize: bool,
     columns_gradient: bool,
+    kept: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of rows, columns (empty where not asked for) and scale; recomputes the tiles.
 
     lse and d_lse may be None for rows that have only the role of columns, but not in the symmetric
-    form.
+    form. kept: the memory of the forward pass of the same problem, or None.
     """
     pairing = _pairing(rows, shift, column_base, leave_out_self)
     x, x_norms = _prepare(rows, normalize)
@@ -151,9 +177,10 @@ def similarity_softmax_backward(
             column = None if d_column_lse is None else (lse_columns, d_column_lse)
         dy = None
         if y is not None and columns_gradient:
-            dx, dy = _both_gradients(backend, x, y, scale, pairing, row, column, d_positive)
+            dx, dy = _both_gradients(backend, x, y, scale, pairing, row, column, d_positive, kept)
         else:
-            dx = backend.backward(x, y, scale, pairing, row, column)
+            again = (kept,) if getattr(backend, "KEEPS", False) else ()
+            dx = backend.backward(x, y, scale, pairing, row, column, *again)
             _add_positives(dx, x if y is None else y, d_positive, pairing)
         d_scale = torch.linalg.vecdot(x.to(dx.dtype), dx).sum()
         if y is None:
@@ -174,10 +201,12 @@ def _both_gradients(
     row: tuple[Tensor, Tensor] | None,
     column: tuple[Tensor, Tensor] | None,
     d_positive: Tensor,
+    kept: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """In one pass where the backend has one, else by the transposed problem."""
     if hasattr(backend, "backward_both"):
-        return backend.backward_both(x, y, scale, pairing, row, column, d_positive)
+        again = (kept,) if getattr(backend, "KEEPS", False) else ()
+        return backend.backward_both(x, y, scale, pairing, row, column, d_positive, *again)
     back = pairing.transposed()
     dx = backend.backward(x, y, scale, pairing, row, column)
     dy = backend.backward(y, x, scale, back, column, row)
@@ -201,6 +230,7 @@ def _(
     leave_out_self: bool,
     normalize: bool,
     columns_gradient: bool,
+    kept: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     n = columns.shape[0] if columns is not None and columns_gradient else None
     dy = rows.new_empty(0) if n is None else rows.new_empty(n, rows.shape[1])
@@ -208,20 +238,26 @@ def _(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    rows, columns, scale, *ctx.structure, ctx.column_lse = inputs
-    lse, _, lse_columns = output
-    ctx.save_for_backward(rows, columns, scale, lse, lse_columns)
+    rows, columns, scale, *ctx.structure, ctx.column_lse, _ = inputs
+    lse, _, lse_columns, kept = output
+    ctx.mark_non_differentiable(kept)
+    ctx.set_materialize_grads(False)  # zeros for kept would take as much memory again
+    ctx.save_for_backward(rows, columns, scale, lse, lse_columns, kept)
 
 
 def _backward(
-    ctx: Any, d_lse: Tensor, d_positive: Tensor, d_column_lse: Tensor
+    ctx: Any, d_lse: Tensor | None, d_positive: Tensor | None, d_column_lse: Tensor | None, _: None
 ) -> tuple[Tensor | None, ...]:
-    rows, columns, scale, lse, lse_columns = ctx.saved_tensors
-    d_columns = d_column_lse.contiguous() if ctx.column_lse else None
+    rows, columns, scale, lse, lse_columns, kept = ctx.saved_tensors
+
+    def given(d: Tensor | None, like: Tensor) -> Tensor:
+        return torch.zeros_like(like) if d is None else d.contiguous()
+
+    d_columns = given(d_column_lse, lse_columns) if ctx.column_lse else None
     columns_gradient = columns is not None and ctx.needs_input_grad[1]
     dx, dy, d_scale = similarity_softmax_backward(
-        d_lse.contiguous(),
-        d_positive.contiguous(),
+        given(d_lse, lse),
+        given(d_positive, lse),
         d_columns,
         rows,
         columns,
@@ -230,13 +266,14 @@ def _backward(
         lse_columns,
         *ctx.structure,
         columns_gradient,
+        kept,
     )
-    return dx, dy if columns_gradient else None, d_scale, None, None, None, None, None
+    return dx, dy if columns_gradient else None, d_scale, *[None] * 6
 
 
 def _no_double_backward(ctx: Any, *gradients: Tensor) -> None:
     refuse_double_backward(gradients)
 
 
-similarity_softmax.register_autograd(_backward, setup_context=_setup_context)
+_similarity_softmax.register_autograd(_backward, setup_context=_setup_context)
 similarity_softmax_backward.register_autograd(_no_double_backward)

@@ -8,6 +8,7 @@ from torch.utils.checkpoint import checkpoint
 
 import sslfast
 from sslfast.functional import ntxent
+from sslfast.kernels import similarity_softmax as kernels
 from sslfast.ops import similarity_softmax as op
 
 FORMS = {  # name: (columns, shift, column_base, leave_out_self, column_lse)
@@ -49,9 +50,66 @@ def test_gradcheck(form: str, normalize: bool, backend: str) -> None:
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_opcheck(form: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("keep", [0, 100])
+def test_opcheck(form: str, dtype: torch.dtype, keep: int) -> None:
     columns, shift, base, leave_out, column_lse = FORMS[form]
-    torch.library.opcheck(op, (*inputs(columns, dtype), shift, base, leave_out, True, column_lse))
+    torch.library.opcheck(
+        torch.ops.sslfast.similarity_softmax.default,
+        (*inputs(columns, dtype), shift, base, leave_out, True, column_lse, keep),
+        # What is kept lies in memory that is not set beyond the first number.
+        test_utils=("test_schema", "test_autograd_registration", "test_faketensor")
+        + (() if keep else ("test_aot_dispatch_dynamic",)),
+    )
+
+
+def gradients(columns: Tensor | None, rows: Tensor, scale: Tensor) -> tuple[Tensor, ...]:
+    shift, itself = (0, False) if columns is not None else (len(rows) // 2, True)
+    lse, positive, lse_columns = op(
+        rows, columns, scale, shift, 0, itself, True, columns is not None
+    )
+    loss = (lse - positive).square().sum() + lse_columns.sum()
+    wanted = [t for t in (rows, columns, scale) if t is not None]
+    first = torch.autograd.grad(loss, wanted, retain_graph=True)
+    for once, again in zip(first, torch.autograd.grad(loss, wanted), strict=True):
+        assert torch.equal(once, again)
+    return first
+
+
+@pytest.mark.parametrize("n", [None, 700])
+@pytest.mark.parametrize("floats", [0, 1, 16 + 128 * 128, 200_000, 2**21, 4 * 2**18])
+def test_what_is_kept_changes_no_bit(
+    monkeypatch: pytest.MonkeyPatch, n: int | None, floats: int
+) -> None:
+    """None of the logits, some or all of them; more than once, and for several threads."""
+    rows = torch.randn(900, 40, requires_grad=True)
+    columns = None if n is None else torch.randn(n + 200, 40, requires_grad=True)
+    scale = torch.tensor(9.0, requires_grad=True)
+    with monkeypatch.context() as nothing:
+        nothing.setattr(kernels, "KEPT_FLOATS", 0)
+        expected = gradients(columns, rows, scale)
+    monkeypatch.setattr(kernels, "KEPT_FLOATS", floats)
+    for found, truth in zip(gradients(columns, rows, scale), expected, strict=True):
+        assert torch.equal(found, truth)
+
+
+@pytest.mark.parametrize("kept_by", ["tiled", "reference"])
+def test_nothing_is_taken_from_a_backend_that_kept_nothing(kept_by: str) -> None:
+    a, b = (torch.randn(300, 8, requires_grad=True) for _ in "ab")
+    (truth,) = torch.autograd.grad(ntxent(a, b, 0.1), a)
+    for forward, backward in ((kept_by, "cpu"), ("cpu", kept_by)):
+        with sslfast.use_backend(forward):
+            loss = ntxent(a, b, 0.1)
+        with sslfast.use_backend(backward):
+            (found,) = torch.autograd.grad(loss, a)
+        torch.testing.assert_close(found, truth, rtol=1e-4, atol=1e-7)
+
+
+def test_memory_for_logits_only_where_it_can_pay() -> None:
+    x = torch.randn(10, 4)
+    assert kernels.kept_size(x, None) == 16 + 256 * 256
+    assert kernels.kept_size(torch.empty(300_000, 4), x) == kernels.KEPT_FLOATS
+    assert kernels.kept_size(x.double(), None) == 0
+    assert kernels.kept_size(x.to("meta"), None) == 0
 
 
 def test_compile_fullgraph() -> None:

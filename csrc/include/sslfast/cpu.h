@@ -32,16 +32,23 @@ struct Statistics {
     const float* g;
 };
 
+// Memory of `size` floats for logits that a backward pass would compute again; null for none.
+struct Kept {
+    float* data;
+    std::int64_t size;
+};
+
 // lse [m], positive [m] (untouched where a row has none) and, unless null, column_lse [n].
 void similarity_forward(const Similarities& problem, float* lse, float* positive,
-                        float* column_lse);
+                        float* column_lse, Kept kept);
 
 // d_rows [m, dim] = sum_j G_ij columns_j and, unless null, d_columns [n, dim] = sum_i G_ij rows_i
 // with G_ij = g_i exp(t_ij - lse_i) + h_j exp(t_ij - column_lse_j) over the negatives; either
 // statistics may be null. At the positive of row i, G is positive[i], or 0 where positive is null.
-// Symmetric: column is row, and d_columns is null.
+// Symmetric: column is row, and d_columns is null. kept: what the forward pass of the same problem left
+// there; untouched. Its first float is 1, or another where there was none.
 void similarity_backward(const Similarities& problem, Statistics row, Statistics column,
-                         const float* positive, float* d_rows, float* d_columns);
+                         const float* positive, Kept kept, float* d_rows, float* d_columns);
 
 // Logits <hidden_i, weight_j> + bias_j; bias may be null. targets[i] in [0, v), or null where the targets
 // are no class: then target_logit is given.

@@ -9,8 +9,7 @@ import ctypes
 import json
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ import torch
 
 from benchmarks.environment import ROOT as ROOT
 from benchmarks.environment import environment as environment
+from sslfast.kernels._extension import loaded
 
 Run = Callable[[int], object]  # the argument chooses among the rotating inputs
 HEAD_START = 1_000_000  # cycles of a GPU: about half a millisecond
@@ -129,29 +129,13 @@ def peak_memory(run: Run, device: torch.device) -> int:
         before = torch.cuda.memory_allocated(device)
         run(0)
         return torch.cuda.max_memory_allocated(device) - before
-    with _large_blocks_mapped():
-        run(0)
-        ctypes.CDLL(None).malloc_trim(0)  # what was freed must not hide what is taken
-        Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark (Linux)
-        before = _status("VmRSS")
-        run(0)
-        return max(_status("VmHWM") - before, 0)
-
-
-@contextmanager
-def _large_blocks_mapped() -> Iterator[None]:
-    """All memory from 1 MiB on comes from the system and goes back to it when it is freed.
-
-    Otherwise holes in glibc's heap, which depend on what ran before, are counted with what is in
-    use: up to 32 MiB each. Afterwards the thresholds stand where glibc itself takes them.
-    """
-    libc, trim_threshold, mmap_threshold = ctypes.CDLL(None), -1, -3  # of mallopt
-    libc.mallopt(mmap_threshold, 1 << 20)
-    try:
-        yield
-    finally:
-        libc.mallopt(mmap_threshold, 32 << 20)
-        libc.mallopt(trim_threshold, 64 << 20)
+    # What was freed must not hide what is taken.
+    loaded().release_buffers()
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark (Linux)
+    before = _status("VmRSS")
+    run(0)
+    return max(_status("VmHWM") - before, 0)
 
 
 def _status(key: str) -> int:
@@ -223,6 +207,7 @@ def arguments(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--quick", action="store_true", help="small sizes, short runs")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--seconds", type=float, help="of timing for each problem")
+    parser.add_argument("--only-memory", action="store_true", help="time nothing")
     parser.add_argument(
         "--go-on", action="store_true", help="keep what --out has; try nothing again that failed"
     )

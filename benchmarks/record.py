@@ -22,6 +22,7 @@ import torch
 from benchmarks import common
 from benchmarks.common import Row, Run
 from benchmarks.environment import CLOCKS, environment, nvidia_smi
+from benchmarks.memory import Peaks, measured_apart
 
 RESTART = 75  # exit status: call again with --go-on
 # Of one provider's first calls, compilation included; nothing hangs on a CPU.
@@ -53,6 +54,7 @@ class Record:
         device: to run on.
         seed: of the inputs.
         quick: whether sizes and times are to be small.
+        only_memory: nothing is timed, and ``measure`` returns no rows.
     """
 
     def __init__(self, benchmark: str, options: argparse.Namespace, **facts: Any) -> None:
@@ -60,12 +62,14 @@ class Record:
         self.device = torch.device(options.device)
         self.seed: int = options.seed
         self.quick: bool = options.quick
+        self.only_memory: bool = options.only_memory
         self.rows: list[Row] = []
         self.failures: list[Failure] = []
         self.facts = facts
         self._path: Path | None = options.out
         self._seconds: float | None = options.seconds
         self._trying: dict[str, str] | None = None
+        self._apart: Peaks | None = None
         torch.manual_seed(self.seed)
         torch.set_num_threads(options.threads or torch.get_num_threads())
         if options.go_on and self._path is not None and self._path.exists():
@@ -106,7 +110,9 @@ class Record:
             runs = {name: run for name, run in make().items() if name not in failed}
             for name, peak in self._peaks(problem, runs, without_memory).items():
                 found.append(Row(self.benchmark, problem, name, 0.0, flop, moved, peak_bytes=peak))
-        if not found:
+        if self.only_memory:
+            self.add(found)
+        if not found or self.only_memory:
             return []
         limit = self._seconds or seconds
         with self.attempt(problem, TIMING, limit):
@@ -123,9 +129,16 @@ class Record:
     ) -> dict[str, int | None]:
         """Peak memory of every provider that works; None where it says nothing."""
         peaks: dict[str, int | None] = {}
+        if self.device.type == "cpu" and not self.only_memory and self._apart is None:
+            self._apart = measured_apart()
         for name, run in runs.items():
             with self.attempt(problem, name):
-                peak = common.peak_memory(run, self.device)
+                peak: int | None
+                if self._apart is None:
+                    peak = common.peak_memory(run, self.device)
+                else:
+                    run(0)
+                    peak = self._apart.get((problem, name))
                 common.synchronize(self.device)
                 peaks[name] = None if name in without_memory else peak
         return peaks

@@ -11,6 +11,7 @@ PYBIND11_MODULE(_C, module) {
     module.attr("CUDA_ARCHITECTURES") = "";
 #endif
     module.def("instruction_set", &sslfast::cpu::instruction_set);
+    sslfast::bindings::buffer(module);
     sslfast::bindings::ema(module);
     sslfast::bindings::gather_patches(module);
     sslfast::bindings::linear_cross_entropy(module);

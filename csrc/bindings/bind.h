@@ -20,6 +20,7 @@ T* pointer(Address address) {
 using Release = py::call_guard<py::gil_scoped_release>;
 
 // One for every file of this folder; bindings.cpp calls them all.
+void buffer(py::module_& module);
 void ema(py::module_& module);
 void gather_patches(py::module_& module);
 void linear_cross_entropy(py::module_& module);

@@ -7,7 +7,6 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "buffer.h"
 #include "schedule.h"
 
 namespace sslfast::cpu {
@@ -19,11 +18,9 @@ class KeptLogits {
         : data_(memory == nullptr ? nullptr : memory + header),
           size_(memory == nullptr ? 0 : std::max<std::int64_t>(size - header, 0)) {}
 
-    // Before a forward pass that will want no more than `logits`.
-    void begin(std::int64_t logits) {
-        if (size_ == 0) return;
-        data_[-header] = 1.0f;
-        advise_huge_pages(data_, std::min(size_, logits) * sizeof(float));
+    // Before a forward pass.
+    void begin() {
+        if (size_ > 0) data_[-header] = 1.0f;
     }
     // Before a backward pass: another backend may have done the forward pass.
     void resume() {

@@ -15,6 +15,7 @@
 #include <omp.h>
 
 #include "buffer.h"
+#include "huge_pages.h"
 #include "packed.h"
 #include "schedule.h"
 #include "tile.h"

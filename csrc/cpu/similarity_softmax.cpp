@@ -44,7 +44,7 @@ void similarity_forward(const Similarities& problem, float* lse, float* positive
     RunningSums* other = symmetric ? &rows : column_lse == nullptr ? nullptr : &columns;
     Tiles tiles(problem.threads);
     KeptLogits logits(kept.data, kept.size);
-    logits.begin(problem.m * (symmetric ? problem.m : problem.n));
+    logits.begin();
 
     Strips(problem).for_each([&](const Strip& strip) {
         float* other_maximum = other == nullptr ? nullptr : &other->maximum[strip.first_column];

@@ -11,6 +11,7 @@
 #include <omp.h>
 
 #include "buffer.h"
+#include "huge_pages.h"
 #include "packed.h"
 #include "schedule.h"
 #include "tile.h"

@@ -29,12 +29,12 @@ rows, columns: any floating dtype, contiguous; all else has the accumulation dty
 float64 where rows are float64. Nothing here checks values: non-finite in, non-finite out.
 """
 
-import mmap
-import sys
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from .._extension import extension
 
 KEPT_FLOATS = 16 * 2**18  # 16 MiB
 
@@ -105,15 +105,12 @@ def kept_size(rows: Tensor, columns: Tensor | None) -> int:
 
 
 def new_kept(like: Tensor, size: int) -> Tensor:
-    """Memory for ``size`` floats on the device of ``like``, which says that nothing was kept yet.
-
-    Much of it is mapped: in the heap it would lie between the model's tensors, and stay with
-    the process when it is freed. A little comes from the heap, where its pages are at hand.
-    """
-    if sys.platform == "linux" and like.device.type == "cpu" and size >= 2**21:
-        anonymous = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-        return torch.frombuffer(mmap.mmap(-1, 4 * size, flags=anonymous), dtype=torch.float32)
-    kept = like.new_empty(size, dtype=torch.float32)
+    """Memory for ``size`` floats on the device of ``like``, which says that nothing was kept yet."""
+    module = extension()
+    if like.device.type == "cpu" and module is not None and size > 0:
+        kept = torch.frombuffer(module.Floats(size), dtype=torch.float32)
+    else:
+        kept = like.new_empty(size, dtype=torch.float32)
     kept[:1] = 0
     return kept
 

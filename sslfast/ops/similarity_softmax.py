@@ -50,6 +50,13 @@ def _finish(x: Tensor, z: Tensor, norms: Tensor | None, gradient: Tensor, scale:
     return gradient.addcmul_(along, z.to(gradient.dtype), value=-1).mul_(scale / norms).to(x.dtype)
 
 
+def _inner_product(x: Tensor, y: Tensor) -> Tensor:
+    """sum_i <x_i, y_i> in the dtype of y; on a CPU its products never leave the cache."""
+    rows = len(x) if x.is_cuda else 512
+    parts = zip(x.split(rows), y.split(rows), strict=True)
+    return torch.stack([torch.linalg.vecdot(a.to(y.dtype), b).sum() for a, b in parts]).sum()
+
+
 def _add_positives(gradient: Tensor, other: Tensor, weight: Tensor, pairing: Pairing) -> None:
     """gradient_i += weight_i other_positive(i), in place; weight is per row of the window."""
     p, n = pairing, pairing.length
@@ -182,7 +189,7 @@ def similarity_softmax_backward(
             again = (kept,) if getattr(backend, "KEEPS", False) else ()
             dx = backend.backward(x, y, scale, pairing, row, column, *again)
             _add_positives(dx, x if y is None else y, d_positive, pairing)
-        d_scale = torch.linalg.vecdot(x.to(dx.dtype), dx).sum()
+        d_scale = _inner_product(x, dx)
         if y is None:
             d_scale /= 2  # every similarity has been counted from both its ends
         if columns is None or y is None or dy is None:

@@ -161,3 +161,20 @@ def test_the_environment_of_a_copy_without_history(
     monkeypatch.setenv("PATH", "")
     assert environment.output("git", "status") == ""
     assert "does not say" in environment.nvidia_smi(environment.CLOCKS)
+
+
+def test_memory_is_taken_in_a_process_of_its_own(tmp_path: Path) -> None:
+    """As a program: the same problems and providers, with peaks that do not depend on the heap."""
+    command = [sys.executable, "-m", "benchmarks.losses", "--quick", "--only", "clip"]
+    file = tmp_path / "out.json"
+    arguments = ["--seconds", "0.01", "--device", "cpu", "--out", str(file)]
+    subprocess.run([*command, *arguments], check=True, cwd=common.ROOT, stdout=subprocess.PIPE)
+    rows = {row["provider"]: row for row in content(file)["rows"]}
+    assert all(row["seconds"] > 0 for row in rows.values())
+    eager, ours = rows["open_clip"]["peak_bytes"], rows["sslfast"]["peak_bytes"]
+    assert eager > 3 * 2048 * 2048 * 4
+    assert 2**20 < ours < eager
+    alone = tmp_path / "alone.json"
+    options = ["--only-memory", "--device", "cpu", "--out", str(alone)]
+    subprocess.run([*command, *options], check=True, cwd=common.ROOT, stdout=subprocess.PIPE)
+    assert [row["samples"] for row in content(alone)["rows"]] == [[], [], []]

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from sslfast.functional import clip, info_nce, linear_cross_entropy, ntxent, siglip
+from sslfast.kernels._extension import loaded
 
 # A process of its own for every size: what one has freed would hide what the next one takes.
 PROGRAM = """
@@ -119,3 +120,38 @@ def test_large_batches_of_the_other_losses_against_rows_in_float64() -> None:
     truth = -F.logsigmoid(z * (t - 10)).sum(1)
     found = siglip(x, y, 100.0, -10.0, reduction="none").double()
     torch.testing.assert_close(found, truth, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_buffers_come_back_and_are_given_back() -> None:
+    """What a call frees serves the next; release_buffers returns it to the system."""
+    module = loaded()
+
+    def resident() -> int:
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * 4096
+
+    module.release_buffers()
+    first = torch.frombuffer(module.Floats(5 * 2**20), dtype=torch.float32)  # 20 MiB
+    assert first.data_ptr() % 64 == 0
+    first.fill_(7)
+    place, before = first.data_ptr(), resident()
+    del first
+    again = torch.frombuffer(module.Floats(5 * 2**20 - 100), dtype=torch.float32)
+    assert again.data_ptr() == place
+    assert again[0] == 7
+    del again
+    small = [torch.frombuffer(module.Floats(n), dtype=torch.float32) for n in (1, 3, 1000)]
+    assert place not in [x.data_ptr() for x in small]
+    assert resident() > before - 2**22
+    module.release_buffers()
+    assert resident() < before - 2**24
+    # No more than 64 MiB wait.
+    many = [torch.frombuffer(module.Floats(8 * 2**20), dtype=torch.float32) for _ in range(4)]
+    for x in many:
+        x.fill_(1)
+    before = resident()
+    del x
+    many.clear()
+    assert resident() < before - 3 * 2**24
+    module.release_buffers()

@@ -105,7 +105,7 @@ def kept_size(rows: Tensor, columns: Tensor | None) -> int:
 
 
 def new_kept(like: Tensor, size: int) -> Tensor:
-    """Memory for ``size`` floats on the device of ``like``, which says that nothing was kept yet."""
+    """Memory for ``size`` floats on the device of ``like``; it says that nothing was kept yet."""
     module = extension()
     if like.device.type == "cpu" and module is not None and size > 0:
         kept = torch.frombuffer(module.Floats(size), dtype=torch.float32)

@@ -1,6 +1,6 @@
 """The one thing that every loader yields and every method takes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,6 +17,18 @@ def map_tensors(nest: Any, function: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(nest, (list, tuple)):
         return type(nest)(map_tensors(value, function) for value in nest)
     return nest
+
+
+def join_tensors(nests: Sequence[Any]) -> Any:
+    """Concatenate nests of the same form tensor by tensor, along the first dimension."""
+    first = nests[0]
+    if isinstance(first, Tensor):
+        return torch.cat(list(nests))
+    if isinstance(first, dict):
+        return {key: join_tensors([nest[key] for nest in nests]) for key in first}
+    if isinstance(first, (list, tuple)):
+        return type(first)(join_tensors(parts) for parts in zip(*nests, strict=True))
+    return first
 
 
 @dataclass(frozen=True)
@@ -38,6 +50,16 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.sample_ids)
+
+    @classmethod
+    def join(cls, batches: Sequence["Batch"]) -> "Batch":
+        """All samples of some batches, one batch after another; ``meta`` of the first."""
+        first = batches[0]
+        if len(batches) == 1:
+            return first
+        parts = [(batch.views, batch.sample_ids, batch.labels) for batch in batches]
+        views, sample_ids, labels = join_tensors(parts)
+        return cls(views, sample_ids, labels, first.meta)
 
     def to(self, device: torch.device | str) -> "Batch":
         """Move every tensor to ``device`` (asynchronously where the source is pinned)."""

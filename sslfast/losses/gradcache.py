@@ -10,12 +10,11 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
-from sslfast.data.batch import map_tensors
+from sslfast.data.batch import join_tensors, map_tensors
 
 Encoder = Callable[[Any], Any]
 
@@ -122,7 +121,7 @@ def _encode(encoder: _Repeatable, x: Any, chunk_size: int) -> Any:
         if _rows(output) != size:
             raise ValueError(f"an encoder returned {_rows(output)} rows for a chunk of {size}")
         outputs.append(output)
-    return _joined(outputs)
+    return join_tensors(outputs)
 
 
 def _window(nest: Any, start: int, size: int) -> Any:
@@ -145,15 +144,3 @@ def _rows(nest: Any) -> int:
             f"dimension above 0, got {found}"
         )
     return found[0][0]
-
-
-def _joined(outputs: list[Any]) -> Any:
-    """Concatenate nests tensor by tensor."""
-    first = outputs[0]
-    if isinstance(first, Tensor):
-        return torch.cat(outputs)
-    if isinstance(first, dict):
-        return {key: _joined([output[key] for output in outputs]) for key in first}
-    if isinstance(first, (list, tuple)):
-        return type(first)(_joined(list(parts)) for parts in zip(*outputs, strict=True))
-    return first

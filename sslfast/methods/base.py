@@ -3,11 +3,13 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MethodType
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from sslfast.data.batch import Batch
+from sslfast.losses import cached
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,8 @@ class Method(nn.Module, ABC):
         modalities: the kinds of data that it accepts.
         encoders: what the encoder must be.
         files: hyperparameters that name files; a run keeps copies of them.
+        contrastive: whether the loss compares samples of a batch with each other, so that it is
+            another loss in micro-batches.
         reference: the paper and its settings.
 
     Attributes:
@@ -69,6 +73,7 @@ class Method(nn.Module, ABC):
     modalities: ClassVar[tuple[str, ...]] = ("image",)
     encoders: ClassVar[type[nn.Module]] = nn.Module
     files: ClassVar[tuple[str, ...]] = ()
+    contrastive: ClassVar[bool] = False
     reference: ClassVar[Reference]
 
     def __init__(self, encoder: nn.Module) -> None:
@@ -100,9 +105,27 @@ class Method(nn.Module, ABC):
             on the training device (only the trainer reads them, at its log interval).
         """
 
-    def forward(self, batch: Batch, ctx: Context) -> dict[str, Tensor]:
-        """``loss(encode(batch))``: one call, as DistributedDataParallel and compile need it."""
-        return self.loss(self.encode(batch, ctx), ctx)
+    def forward(
+        self, batch: Batch, ctx: Context, chunk_size: int | None = None
+    ) -> dict[str, Tensor]:
+        """``loss(encode(batch))``: one call, as DistributedDataParallel and compile need it.
+
+        Args:
+            batch: of any size.
+            ctx: where the training stands.
+            chunk_size: encode so many samples at a time, twice, with the activations of one chunk
+                in memory (``sslfast.losses.cached``); None: the whole batch at once.
+        """
+        if chunk_size is None:
+            return self.loss(self.encode(batch, ctx), ctx)
+
+        def encode(method: Method, chunk: tuple[Any, Tensor, Tensor | None]) -> Any:
+            return method.encode(Batch(*chunk, batch.meta), ctx)
+
+        samples = batch.views, batch.sample_ids, batch.labels
+        # A method of this module, so that its buffers are written once.
+        encoder = MethodType(encode, self)
+        return cached(lambda out: self.loss(out, ctx), encoder, samples, chunk_size=chunk_size)
 
     def schedules(self, progress: float) -> dict[str, float]:
         """Hyperparameters that change over training, by name, at ``progress`` in [0, 1]."""

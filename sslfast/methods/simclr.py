@@ -28,6 +28,7 @@ class SimCLR(Method):
     """
 
     recipe = "simclr"
+    contrastive = True
     reference = Reference(
         "Chen et al. 2020, arXiv:2002.05709",
         {

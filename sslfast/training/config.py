@@ -37,8 +37,11 @@ class TrainConfig:
         epochs: passes over the data. Exactly one of epochs and steps must be given.
         steps: optimiser steps. Exactly one of epochs and steps must be given.
         batch_size: images per optimiser step, over all ranks and accumulated micro-batches.
-        accumulate: micro-batches per step. A contrastive loss sees one at a time: negatives and
-            batch norm are those of a micro-batch, not of the whole batch.
+        accumulate: micro-batches per step. A contrastive loss sees one at a time, unless
+            contrastive_batch says more: negatives and batch norm are those of a micro-batch.
+        contrastive_batch: images that a contrastive loss compares at once, over all ranks: as many
+            micro-batches, encoded one at a time, twice, with the memory of one; null: those of one
+            micro-batch. Batch norm stays that of a micro-batch.
         optimizer: adamw, lars (layer-wise rates, for large batches) or sgd.
         lr: the peak learning rate, as it is (not scaled by the batch size).
         weight_decay: of weights; biases and norms take none.
@@ -74,6 +77,7 @@ class TrainConfig:
     steps: int | None = None
     batch_size: int = 256
     accumulate: int = 1
+    contrastive_batch: int | None = None
     optimizer: Literal["adamw", "lars", "sgd"] = "adamw"
     lr: float = 1e-3
     weight_decay: float = 1e-4
@@ -128,6 +132,28 @@ class TrainConfig:
             raise ConfigError(
                 f"batch_size {self.batch_size} must be a multiple of accumulate {self.accumulate}"
             )
+        if self.contrastive_batch is not None:
+            self._check_contrastive_batch(self.contrastive_batch)
+
+    def _check_contrastive_batch(self, images: int) -> None:
+        micro = self.batch_size // self.accumulate
+        if images % micro or self.batch_size % images:
+            raise ConfigError(
+                f"contrastive_batch {images} must be a multiple of the micro-batch, batch_size / "
+                f"accumulate = {micro}, and divide batch_size {self.batch_size}"
+            )
+        if self.compile and self.micro_batches > 1:
+            raise ConfigError(
+                "contrastive_batch encodes twice, which compile does not take: set compile to "
+                "false, or contrastive_batch to null"
+            )
+
+    @property
+    def micro_batches(self) -> int:
+        """How many micro-batches the loss sees at once."""
+        if self.contrastive_batch is None:
+            return 1
+        return self.contrastive_batch * self.accumulate // self.batch_size
 
     def to_dict(self) -> dict[str, Any]:
         """All settings as plain values."""
@@ -163,7 +189,8 @@ class TrainConfig:
 
 
 _POSITIVE = (
-    *("epochs", "steps", "batch_size", "accumulate", "image_size", "threads"),
+    *("epochs", "steps", "batch_size", "accumulate", "contrastive_batch"),
+    *("image_size", "threads"),
     *("checkpoint_every", "keep_checkpoints", "log_every"),
 )
 

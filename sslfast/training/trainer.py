@@ -113,6 +113,7 @@ def fit(
     steps_per_epoch = loader.steps_per_epoch / config.accumulate
     total_steps = config.steps or max(1, int((config.epochs or 0) * steps_per_epoch))
     warmup = int(config.warmup_epochs * steps_per_epoch)
+    parts = config.accumulate // config.micro_batches  # of a step, each with a loss of its own
 
     step = saved["step"] if saved is not None else 0
     if step >= total_steps:
@@ -154,17 +155,18 @@ def fit(
                 schedules={k: torch.full((), v, device=device) for k, v in scheduled.items()},
             )
 
-            for micro in range(config.accumulate):
+            for part in range(parts):
                 with clock.waiting():
-                    batch = to_device(next(batches), device)
+                    micro = [next(batches) for _ in range(config.micro_batches)]
+                    batch = to_device(Batch.join(micro), device)
                 meter.saw(step + 1, batch.sample_ids)
                 clock.count(len(batch) * ranks.world_size)
-                # Ranks exchange gradients once a step, with the last micro-batch.
-                alone = single or micro + 1 == config.accumulate
+                # Ranks exchange gradients once a step, with the last part.
+                alone = single or part + 1 == parts
                 with nullcontext() if alone else model.no_sync():
                     with amp:
-                        values = model(batch, ctx)
-                    scaler.scale(values["loss"] / config.accumulate).backward()
+                        values = model(batch, ctx, len(micro[0]) if len(micro) > 1 else None)
+                    scaler.scale(values["loss"] / parts).backward()
                 meter.add(step + 1, values)
 
             scaler.step(optimizer)  # unscales, clips, and leaves out what overflowed, in one pass
@@ -223,6 +225,11 @@ def build_method(config: TrainConfig, device: torch.device, run: RunFolder | Non
     encoder = build_encoder(config.model, config.model_args, config.seed)
     seed_all(config.seed)
     try:
+        if config.micro_batches > 1 and not methods.get(config.method).contrastive:
+            raise ConfigError(
+                f"contrastive_batch is for methods that compare images of a batch, and "
+                f"{config.method} does not: accumulate alone gives the same gradient"
+            )
         files = method_files(methods.get(config.method), config, run)
         keywords = config.method_args | files
         method = methods.create(config.method, encoder, **keywords)

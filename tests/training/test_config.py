@@ -33,6 +33,16 @@ def test_round_trip(tmp_path: Path) -> None:
         ({"epochs": 0}, "epochs must be at least 1"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
         ({"batch_size": 10, "accumulate": 4}, "multiple of accumulate"),
+        ({"contrastive_batch": 0}, "contrastive_batch must be at least 1"),
+        (
+            {"batch_size": 16, "accumulate": 4, "contrastive_batch": 6},
+            "multiple of the micro-batch",
+        ),
+        ({"batch_size": 16, "accumulate": 4, "contrastive_batch": 12}, "and divide batch_size 16"),
+        (
+            {"batch_size": 16, "accumulate": 2, "contrastive_batch": 16, "compile": True},
+            "which compile does not take: set compile to false",
+        ),
         ({"lr": -1.0}, "lr must be 0 or more"),
         ({"lr": float("nan")}, "lr must be 0 or more"),
         ({"lr": "1e-3"}, "lr must be float or int, got '1e-3' .YAML reads 1e-3 as text"),

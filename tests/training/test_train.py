@@ -186,6 +186,13 @@ resumed = run("resumed")
 assert dist.is_initialized()
 for name in plain:
     assert torch.equal(plain[name], resumed[name]), (rank, name)
+
+settings.update(accumulate=2, contrastive_batch=settings["batch_size"], steps=3)
+both = [None, None]
+dist.all_gather_object(both, run("coupled"))
+for name in both[0]:
+    if "running" not in name:
+        assert torch.equal(both[0][name], both[1][name]), name
 dist.destroy_process_group()
 print(f"rank {rank} done")
 """

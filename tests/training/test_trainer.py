@@ -9,7 +9,16 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from toys import ToyLoader, entries, toy_config, toy_fit, toy_method, weights
+from toys import (
+    ToyContrast,
+    ToyEncoder,
+    ToyLoader,
+    entries,
+    toy_config,
+    toy_fit,
+    toy_method,
+    weights,
+)
 
 from sslfast.data.batch import Batch
 from sslfast.methods.base import Context
@@ -99,6 +108,49 @@ def test_accumulated_micro_batches_are_one_batch(tmp_path: Path, optimizer: str)
     toy_fit(toy_config(tmp_path / "b", accumulate=4, **common), parts, ToyLoader(batch_size=4))
     torch.testing.assert_close(weights(parts), weights(whole), rtol=1e-4, atol=1e-6)
     assert not torch.equal(whole.head.weight, toy_method(batch_norm=False).head.weight)
+
+
+def toy_contrast(batch_norm: bool = False) -> ToyContrast:
+    torch.manual_seed(0)
+    return ToyContrast(ToyEncoder(batch_norm), dropout=0.0)
+
+
+@pytest.mark.parametrize(("accumulate", "contrastive_batch", "parts"), [(4, 16, 1), (4, 8, 2)])
+def test_a_contrastive_batch_is_of_several_micro_batches(
+    tmp_path: Path, accumulate: int, contrastive_batch: int, parts: int
+) -> None:
+    """The same run as with micro-batches of that size, in the memory of small ones."""
+    common = {"optimizer": "sgd", "batch_size": 16, "steps": 6}
+    large, small, alone = (toy_contrast() for _ in range(3))
+    toy_fit(
+        toy_config(tmp_path / "a", accumulate=parts, **common),
+        large,
+        ToyLoader(batch_size=16 // parts),
+    )
+    config = toy_config(
+        tmp_path / "b", accumulate=accumulate, contrastive_batch=contrastive_batch, **common
+    )
+    run = toy_fit(config, small, ToyLoader(batch_size=16 // accumulate))
+    torch.testing.assert_close(weights(small), weights(large), rtol=1e-4, atol=1e-6)
+    assert small.calls == 6
+    assert len(entries(run)) == 2
+    config = toy_config(tmp_path / "c", accumulate=accumulate, **common)
+    toy_fit(config, alone, ToyLoader(batch_size=16 // accumulate))
+    assert not torch.allclose(alone.head.weight, large.head.weight, rtol=1e-3)
+
+
+def test_a_contrastive_batch_writes_running_statistics_once(tmp_path: Path) -> None:
+    method = toy_contrast(batch_norm=True)
+    config = toy_config(tmp_path, steps=3, batch_size=16, accumulate=4, contrastive_batch=16)
+    toy_fit(config, method, ToyLoader(batch_size=4))
+    # Two views of four micro-batches in each step, although each is encoded twice.
+    assert method.encoder.norm.num_batches_tracked == 3 * 4 * 2
+
+
+def test_a_contrastive_batch_is_for_contrastive_methods(tmp_path: Path) -> None:
+    config = toy_config(tmp_path, method="mae", model="vit_tiny", accumulate=2, contrastive_batch=8)
+    with pytest.raises(ConfigError, match="mae does not: accumulate alone gives the same"):
+        build_method(config, torch.device("cpu"))
 
 
 def test_bf16_trains_close_to_fp32(tmp_path: Path) -> None:

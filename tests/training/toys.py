@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sslfast.data.batch import Batch
+from sslfast.functional import ntxent
 from sslfast.methods.base import Context, Method, Reference
 from sslfast.training.config import TrainConfig
 from sslfast.training.distributed import Ranks
@@ -56,6 +57,15 @@ class ToyMethod(Method):
     def after_step(self, ctx: Context) -> None:
         self.calls += 1
         self.seen.append(ctx)
+
+
+class ToyContrast(ToyMethod):
+    """Views of a sample attract, other samples of the batch repel."""
+
+    contrastive = True
+
+    def loss(self, outputs: tuple[Tensor, Tensor], ctx: Context) -> dict[str, Tensor]:
+        return {"loss": ntxent(*outputs, 0.5)}
 
 
 class ToyLoader:

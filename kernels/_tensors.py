@@ -36,7 +36,9 @@ def is_dense(tensor: Tensor) -> bool:
 
 
 def same_layout(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors of one shape are dense, with their elements in the same order."""
+    """Whether two tensors are of one shape and dense, with their elements in the same order."""
+    if a.shape != b.shape:
+        return False
     if a.is_contiguous():
         return b.is_contiguous()
     return a.stride() == b.stride() and is_dense(a)

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from sslfast.functional._ema import as_momentum, check_pairs, local_shard, move
+from sslfast.functional._ema import as_momentum, check_pairs, local_shard, move, whole
 from sslfast.kernels._tensors import Rows, plain_rows
 
 __all__ = ["CosineMomentum", "EMATeacher", "WarmupMomentum"]
@@ -267,8 +267,8 @@ class EMATeacher(nn.Module):
         """
         copy = torch.zeros_like(momentum)
         if self.skip_non_finite:
-            floats = [s for s in pairs.student if s.is_floating_point()]
-            taken = torch.nn.utils.get_total_norm(floats, math.inf).isfinite()
+            numbers = [s for s in pairs.student if s.is_floating_point() or s.is_complex()]
+            taken = whole(torch.nn.utils.get_total_norm(numbers, math.inf)).isfinite()
             self.skipped += ~taken
         if taken is None:
             self.updates += 1
@@ -276,6 +276,10 @@ class EMATeacher(nn.Module):
             momentum, copy = (torch.where(taken, m, 1.0) for m in (momentum, copy))
             self.updates += taken
         for way, (ours, theirs) in pairs.by_way.items():
+            if way == "integers" and taken is not None:  # they are copied at any momentum
+                theirs = [torch.where(taken, t, o) for o, t in zip(ours, theirs, strict=True)]
+                move(ours, theirs, copy)
+                continue
             move(ours, theirs, momentum if way == "average" else copy, tables[way])
 
     def pairs(self, student: nn.Module | None = None) -> Pairs:

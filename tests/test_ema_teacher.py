@@ -403,3 +403,22 @@ def test_backends_agree(name: str) -> None:
         teacher.update(student)
     for a, b in zip(values(teacher).values(), values(truth).values(), strict=True):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("bad", [torch.inf, torch.nan])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex64])
+def test_an_update_that_is_left_out_leaves_integers_too(bad: float, dtype: torch.dtype) -> None:
+    student = nn.BatchNorm1d(3)
+    student.extra = nn.Parameter(torch.ones(2, dtype=dtype))
+    teacher = EMATeacher(student, 0.9, skip_non_finite=True)
+    student(torch.randn(4, 3))
+    with torch.no_grad():
+        student.extra[1] = bad
+    teacher.update(student)
+    assert teacher.module.num_batches_tracked == 0
+    assert teacher.skipped == 1
+    with torch.no_grad():
+        student.extra.fill_(2)
+    teacher.update(student)
+    assert teacher.module.num_batches_tracked == 1
+    assert teacher.updates == 1

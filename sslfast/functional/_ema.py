@@ -140,6 +140,11 @@ def local_shard(tensor: Tensor) -> Tensor:
     return tensor if _sharding(tensor) is None else tensor.to_local()  # type: ignore[attr-defined]
 
 
+def whole(value: Tensor) -> Tensor:
+    """A number over all ranks of a DTensor; other tensors as they are."""
+    return value if _sharding(value) is None else value.full_tensor()  # type: ignore[attr-defined]
+
+
 def _sharding(tensor: Any) -> object:
     """How a DTensor is sharded; its class is not imported, which takes half a second."""
     mesh = getattr(tensor, "device_mesh", None)

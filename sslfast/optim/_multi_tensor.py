@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sslfast.ema import EMATeacher, Pairs
 from sslfast.functional._common import FLOATS
-from sslfast.functional._ema import local_shard
+from sslfast.functional._ema import local_shard, whole
 from sslfast.kernels._tensors import is_dense, same_layout, to_device
 
 
@@ -45,12 +45,17 @@ class MultiTensor(ABC):
             raise ValueError(f"max_norm must be positive, got {max_norm}")
         self.ema, self.max_norm = ema, max_norm
         self._forget()
-        self._followed: dict[int, str] = {}  # the parameters that have a teacher, by id
+        # The parameters that have a teacher, by group and place: copies keep it.
+        self._followed: dict[tuple[int, int], str] = {}
         if ema is not None:
             pairs = ema.pairs()
             names = dict(zip(map(id, pairs.student), pairs.names, strict=True))
-            mine = [p for group in self.param_groups for p in group["params"]]
-            self._followed = {id(p): names[id(p)] for p in mine if id(p) in names}
+            self._followed = {
+                (g, n): names[id(p)]
+                for g, group in enumerate(self.param_groups)
+                for n, p in enumerate(group["params"])
+                if id(p) in names
+            }
             if not self._followed:
                 raise ValueError(
                     "no parameter of this optimiser is one of the teacher's student: build both "
@@ -59,27 +64,49 @@ class MultiTensor(ABC):
 
     def _forget(self) -> None:
         self.grad_norm: Tensor | None = None  # before clipping, where max_norm is given
-        self._numbers: tuple[tuple[float, ...], Tensor] | None = None
+        self._numbers: tuple[tuple[float | None, ...], Tensor] | None = None
         self._teachers: tuple[Pairs, dict[int, int]] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        extra: dict[str, Any] = {"ema": self.ema, "max_norm": self.max_norm, "_followed": {}}
+        extra = {"ema": self.ema, "max_norm": self.max_norm, "_followed": self._followed}
         return {**super().__getstate__(), **extra}  # type: ignore[misc]
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[misc]
         self._forget()
         for group in self.param_groups:
-            for option in self.UNSUPPORTED:
-                if group.get(option):
-                    raise ValueError(
-                        f"{type(self).__name__} has no {option}, which the loaded state asks for"
-                    )
             group["fused"], group["foreach"] = True, None  # torch then keeps steps on the device
             for p in group["params"]:
                 step = self.state.get(p, {}).get("step")
                 if step is not None:
                     self.state[p]["step"] = step.to(local_shard(p).device, torch.float32)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group, as torch's optimisers do.
+
+        Raises:
+            ValueError: an option of torch's that this optimiser does not have.
+        """
+        self._refuse_unsupported([param_group])
+        super().add_param_group(param_group)  # type: ignore[misc]
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load what ``state_dict`` of this optimiser, or of torch's of the same name, returned.
+
+        Raises:
+            ValueError: other groups, or options that this optimiser does not have. Nothing has been
+                loaded then.
+        """
+        self._refuse_unsupported(state_dict["param_groups"])
+        super().load_state_dict(state_dict)  # type: ignore[misc]
+
+    def _refuse_unsupported(self, groups: Sequence[dict[str, Any]]) -> None:
+        for group in groups:
+            for option in self.UNSUPPORTED:
+                if group.get(option):
+                    raise ValueError(
+                        f"{type(self).__name__} has no {option}, which a parameter group asks for"
+                    )
 
     # One launch already: a compiled step runs this as it is, between its graphs.
     @torch.compiler.disable(reason="sslfast's optimisers are one kernel, with nothing to compile")
@@ -98,8 +125,8 @@ class MultiTensor(ABC):
         Raises:
             TypeError: a parameter that is not real, or a gradient that is sparse or of another
                 dtype.
-            ValueError: parameters on several devices or with holes in memory, a state or a teacher
-                that no longer fits. Nothing has been written then.
+            ValueError: parameters on several devices or with holes in memory, a gradient of another
+                shape, a state or a teacher that no longer fits. Nothing has been written then.
         """
         loss = None
         if closure is not None:
@@ -145,8 +172,8 @@ class MultiTensor(ABC):
         pairs = self.ema.pairs()
         if self._teachers is None or self._teachers[0] is not pairs:
             places = {id(s): n for n, s in enumerate(pairs.student)}
-            for key, name in self._followed.items():
-                if key not in places:
+            for (g, n), name in self._followed.items():
+                if id(self.param_groups[g]["params"][n]) not in places:
                     raise ValueError(
                         f"{name} of the teacher's student is no longer a parameter of this "
                         "optimiser: build it anew after replacing parameters"
@@ -171,10 +198,11 @@ class MultiTensor(ABC):
     ) -> tuple[Tensor, Tensor]:
         """(gradient factor, teacher momentum) and the numbers of all groups, on the device."""
         fields = [value for group in self.param_groups for value in self._fields(group)]
-        values = (1.0, 1.0, *(0.0 if isinstance(v, Tensor) else float(v) for v in fields))
+        # None stands for what a tensor says, which is copied in every step.
+        values = (1.0, 1.0, *(None if isinstance(v, Tensor) else float(v) for v in fields))
         device = local_shard(params[0]).device
         if self._numbers is None or self._numbers[0] != values or self._numbers[1].device != device:
-            host = torch.tensor(values, dtype=torch.float64)
+            host = torch.tensor([v or 0.0 for v in values], dtype=torch.float64)
             self._numbers = (values, to_device(host, device))
         numbers = self._numbers[1]
         for n, value in enumerate(fields):
@@ -203,6 +231,11 @@ class MultiTensor(ABC):
         state = self.state[p]
         if state.get(name) is None:
             state[name] = torch.zeros_like(p, memory_format=torch.preserve_format)
+        if state[name].shape != p.shape:
+            raise ValueError(
+                f"{name} of a parameter of shape {list(p.shape)} has shape "
+                f"{list(state[name].shape)}: the state is of another network"
+            )
         if state[name].dtype != p.dtype or state[name].device != p.device:
             raise ValueError(
                 f"{name} of a parameter of shape {list(p.shape)} is {state[name].dtype} on "
@@ -212,11 +245,6 @@ class MultiTensor(ABC):
         if not same_layout(local_shard(p), local_shard(state[name])):  # as a state_dict had it
             state[name] = torch.empty_like(p).copy_(state[name])
         return local_shard(state[name])
-
-
-def whole(value: Tensor) -> Tensor:
-    """A number over all ranks of a DTensor; other tensors as they are."""
-    return value.full_tensor() if hasattr(value, "full_tensor") else value
 
 
 def _gradient(p: Tensor) -> Tensor:
@@ -238,6 +266,10 @@ def _check(p: Tensor, first: Tensor) -> None:
         raise TypeError(f"a parameter of shape {shape} is {p.dtype}: only real numbers are trained")
     if gradient.layout != torch.strided:
         raise TypeError(f"the gradient of a parameter of shape {shape} is sparse: make it dense")
+    if gradient.shape != p.shape:
+        raise ValueError(
+            f"the gradient of a parameter of shape {shape} has shape {list(gradient.shape)}"
+        )
     if gradient.dtype != p.dtype:
         raise TypeError(
             f"the gradient of a parameter of shape {shape} is {gradient.dtype}, but the parameter "

@@ -89,4 +89,6 @@ class AdamW(MultiTensor, torch.optim.AdamW):
         if "step" not in state:
             device = local_shard(p).device
             state["step"] = torch.zeros((), dtype=torch.float32, device=device)
+        if state["step"].numel() != 1:
+            raise ValueError(f"the step of a parameter is of shape {list(state['step'].shape)}")
         return state["step"]

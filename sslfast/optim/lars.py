@@ -8,11 +8,11 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from sslfast.ema import EMATeacher
-from sslfast.functional._ema import local_shard
+from sslfast.functional._ema import local_shard, whole
 from sslfast.kernels import lars as kernels
 from sslfast.kernels import registry
 
-from ._multi_tensor import MultiTensor, local_gradient, whole
+from ._multi_tensor import MultiTensor, local_gradient
 
 
 class LARS(MultiTensor, torch.optim.SGD):

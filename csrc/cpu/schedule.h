@@ -64,8 +64,9 @@ class Tournament {
         std::int64_t b = (round - k + n) % n;
         if (a > b) std::swap(a, b);
         if (b >= side_.blocks) return false;
-        const std::int64_t before = side_.blocks + (round - 1) * (players_ / 2);
-        *pair = {side_.block(a), side_.block(b), a, b, before + k};
+        // Of an odd number, the pair 0 of every round is a rest.
+        const std::int64_t before = side_.blocks + (round - 1) * (side_.blocks / 2);
+        *pair = {side_.block(a), side_.block(b), a, b, before + k - side_.blocks % 2};
         return true;
     }
 

@@ -17,6 +17,9 @@ namespace sslfast::cpu {
 namespace {
 
 constexpr float lowest = -1e30f;  // a maximum of nothing, finite so that -inf - it is -inf
+// A log-sum-exp of hundreds (a cold softmax) has few digits behind the point: it is rounded once, in
+// either direction.
+constexpr double log2_e_exact = 1.4426950408889634074;
 constexpr float left_out = -std::numeric_limits<float>::infinity();
 
 // Running log-sum-exps: sum 2^(t - maximum).
@@ -25,13 +28,14 @@ struct RunningSums {
     explicit RunningSums(std::int64_t n) : maximum(n, lowest), sum(n, 0.0f) {}
     void write(float* lse) const {
         for (std::size_t i = 0; i < sum.size(); ++i)
-            lse[i] = (maximum[i] + std::log2(sum[i])) * ln_2;
+            lse[i] = static_cast<float>((maximum[i] + std::log2(double{sum[i]})) / log2_e_exact);
     }
 };
 
 std::vector<float> base_2(const float* lse, std::int64_t n) {
     std::vector<float> scaled(lse == nullptr ? 0 : n);
-    for (std::size_t i = 0; i < scaled.size(); ++i) scaled[i] = lse[i] * log2_e;
+    for (std::size_t i = 0; i < scaled.size(); ++i)
+        scaled[i] = static_cast<float>(lse[i] * log2_e_exact);
     return scaled;
 }
 

@@ -92,6 +92,45 @@ def test_what_is_kept_changes_no_bit(
         assert torch.equal(found, truth)
 
 
+@pytest.mark.parametrize(
+    ("m", "n"), [(700, None), (1100, None), (300, None), (300, 500), (1100, 700)]
+)
+def test_all_logits_are_kept_where_there_is_room(m: int, n: int | None) -> None:
+    """Rows of the unit matrix: the gradient is the matrix of weights, so every logit shows."""
+    width = max(m, n or 0)
+    rows = torch.eye(m, width)
+    columns = None if n is None else torch.eye(n, width)
+    scale, shift, length = torch.tensor(1.0), -1 if columns is not None else 0, n or m
+    forward = torch.ops.sslfast.similarity_softmax.default
+    keep = kernels.kept_size(rows, columns)
+    _, _, _, kept = forward(rows, columns, scale, shift, 0, n is None, False, n is not None, keep)
+    assert kept[0] == 1
+    kept[16:] = 3.0  # to base 2; they were 0
+    ones = torch.zeros(m), torch.ones(m), torch.zeros(length)
+    lse, g, lse_columns = ones
+    found, _, _ = torch.ops.sslfast.similarity_softmax_backward.default(
+        g,
+        torch.zeros(m),
+        None,
+        rows,
+        columns,
+        scale,
+        lse,
+        lse_columns,
+        shift,
+        0,
+        n is None,
+        False,
+        False,
+        kept,
+    )
+    weights = found[:, :length]
+    expected = torch.full_like(weights, 8.0 if n is not None else 16.0)
+    if n is None:
+        expected.fill_diagonal_(0)
+    torch.testing.assert_close(weights, expected)
+
+
 @pytest.mark.parametrize("kept_by", ["tiled", "reference"])
 def test_nothing_is_taken_from_a_backend_that_kept_nothing(kept_by: str) -> None:
     a, b = (torch.randn(300, 8, requires_grad=True) for _ in "ab")

@@ -384,6 +384,16 @@ def _ranks(rank: int, size: int) -> None:
         torch.testing.assert_close(
             student.get_parameter("0.weight").full_tensor(), want.module[0].weight
         )
+    # One rank's shard is not finite: no rank's teacher follows.
+    teacher.skip_non_finite = True
+    with torch.no_grad():
+        if rank == 1:
+            student.get_parameter("0.bias").to_local().fill_(torch.nan)
+    teacher.update(student)
+    assert (teacher.updates, teacher.skipped) == (1, 1)
+    torch.testing.assert_close(
+        teacher.module.get_parameter("0.weight").full_tensor(), want.module[0].weight
+    )
     dist.barrier()
 
 

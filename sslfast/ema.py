@@ -17,7 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from sslfast.functional._ema import as_momentum, check_pairs, local_shard, move, whole
+from sslfast.functional._ema import all_finite, as_momentum, check_pairs, local_shard, move
 from sslfast.kernels._tensors import Rows, plain_rows
 
 __all__ = ["CosineMomentum", "EMATeacher", "WarmupMomentum"]
@@ -268,7 +268,7 @@ class EMATeacher(nn.Module):
         copy = torch.zeros_like(momentum)
         if self.skip_non_finite:
             numbers = [s for s in pairs.student if s.is_floating_point() or s.is_complex()]
-            taken = whole(torch.nn.utils.get_total_norm(numbers, math.inf)).isfinite()
+            taken = all_finite(numbers)
             self.skipped += ~taken
         if taken is None:
             self.updates += 1

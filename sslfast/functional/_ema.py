@@ -1,5 +1,6 @@
 """Exponential moving averages of lists of tensors."""
 
+import math
 import operator
 from collections.abc import Sequence
 from typing import Any
@@ -143,6 +144,20 @@ def local_shard(tensor: Tensor) -> Tensor:
 def whole(value: Tensor) -> Tensor:
     """A number over all ranks of a DTensor; other tensors as they are."""
     return value if _sharding(value) is None else value.full_tensor()  # type: ignore[attr-defined]
+
+
+def all_finite(tensors: Sequence[Tensor]) -> Tensor:
+    """Whether every number is finite, on any rank that has a shard of one: bool []."""
+    local = [shard for shard in map(local_shard, tensors) if shard.numel()]
+    bad = ~torch.nn.utils.get_total_norm(local, math.inf).isfinite()
+    mesh = next((t.device_mesh for t in tensors if _sharding(t) is not None), None)  # type: ignore[attr-defined]
+    if mesh is None:
+        return ~bad
+    from torch.distributed.tensor import DTensor, Partial
+
+    # A sum: the greatest of a NaN and a number may be the number.
+    count = DTensor.from_local(bad.float(), mesh, [Partial()] * mesh.ndim, run_check=False)
+    return count.full_tensor() == 0
 
 
 def _sharding(tensor: Any) -> object:

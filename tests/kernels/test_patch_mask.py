@@ -136,8 +136,12 @@ def test_indices_out_of_range_raise_on_the_cpu(bad: int) -> None:
                 cut_patches(torch.randn(1, 3, 1, 4, 6), [1, 2, 2], ids)
 
 
+# Triton in its interpreter, too, leaves undefined what a GPU leaves undefined.
+ON_THE_CPU = sorted({*backends("restore_with_tokens"), "reference"} - {"triton"})
+
+
 @pytest.mark.parametrize("bad", [-1, 3, 2**40])
-@pytest.mark.parametrize("name", [*backends("restore_with_tokens"), "reference"])
+@pytest.mark.parametrize("name", ON_THE_CPU)
 def test_restoring_refuses_indices_out_of_range_on_the_cpu(name: str, bad: int) -> None:
     ids = torch.tensor([[0, 1, 2], [0, bad, 1]])
     with sslfast.use_backend(name):
@@ -147,7 +151,7 @@ def test_restoring_refuses_indices_out_of_range_on_the_cpu(name: str, bad: int) 
             restore_with_tokens_backward(torch.randn(2, 3, 4), ids, 2)
 
 
-@pytest.mark.parametrize("name", [*backends("restore_with_tokens"), "reference"])
+@pytest.mark.parametrize("name", ON_THE_CPU)
 def test_restoring_with_repeated_indices(name: str) -> None:
     visible, token = torch.randn(2, 3, 4), torch.randn(4)
     ids = torch.tensor([[1, 1, 3, 1, 4], [2, 4, 4, 0, 0]])

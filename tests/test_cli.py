@@ -158,11 +158,20 @@ def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
         ("train --data x --out {tmp}/y --steps 1 --model vit_micro --method beit", 2, "make one w"),
         ("tokenizer make --data x --out y", 2, "action"),
         ("tokenizer fit --data {tmp}", 2, "out"),
-        ("tokenizer fit --data {tmp} --out {tmp}/t", 1, "no images in {tmp}"),
-        ("tokenizer fit --data x --out y --image-size 50", 1, "choose an image_size that patch_"),
+        ("tokenizer fit --data {tmp} --out {tmp}/t.safetensors", 1, "no images in {tmp}"),
+        ("tokenizer fit --data x --out t4.txt", 2, "a .safetensors file, got 't4.txt'"),
+        (
+            "tokenizer fit --data x --out y.safetensors --image-size 50",
+            1,
+            "choose an image_size that patch_",
+        ),
         ("tokenizer fit --data x --out y --images 0", 2, "images must be at least 1, got 0"),
         ("tokenizer fit --data x --out y --vocab 50", 2, "Did you mean '--vocab_size'?"),
-        ("tokenizer fit --data x --out y --run {tmp}", 1, "there is no encoder at {tmp}"),
+        (
+            "tokenizer fit --data x --out y.safetensors --run {tmp}",
+            1,
+            "there is no encoder at {tmp}",
+        ),
     ],
 )
 def test_errors_are_one_line(

@@ -11,7 +11,7 @@ void restore_with_tokens(py::module_& module) {
         [](Address visible, Address token, Address ids_restore, Address positions,
            std::int64_t batch, std::int64_t length, std::int64_t keep, std::int64_t dim,
            Address out, int threads) {
-            sslfast::cpu::restore_with_tokens(
+            return sslfast::cpu::restore_with_tokens(
                 pointer<const float>(visible), pointer<const float>(token),
                 pointer<const std::int64_t>(ids_restore), pointer<const float>(positions), batch,
                 length, keep, dim, pointer<float>(out), threads);

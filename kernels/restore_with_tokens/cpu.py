@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from .._extension import cpu_unavailable, loaded
-from . import Problem
+from . import Problem, check_ids, outside
 
 DEVICE = "cpu"
 PRIORITY = 30
@@ -27,7 +27,7 @@ def forward(
     positions = None if positions is None else positions.contiguous()
     (batch, keep, dim), length = visible.shape, ids_restore.shape[1]
     out = visible.new_empty(batch, length, dim)
-    loaded().restore_with_tokens_cpu(
+    inside = loaded().restore_with_tokens_cpu(
         visible.data_ptr(),
         token.data_ptr(),
         ids_restore.data_ptr(),
@@ -39,11 +39,14 @@ def forward(
         out.data_ptr(),
         torch.get_num_threads(),
     )
+    if not inside:
+        raise IndexError(outside(length))
     return out
 
 
 def backward(gradient: Tensor, ids_restore: Tensor, keep: int) -> tuple[Tensor, Tensor]:
     """Gradients of encoded rows and token; see the package."""
+    check_ids(ids_restore)
     gradient, ids_restore = gradient.contiguous(), ids_restore.contiguous()
     batch, length, dim = gradient.shape
     d_visible, d_token = gradient.new_empty(batch, keep, dim), gradient.new_empty(batch, dim)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ..similarity_softmax import accumulation_dtype
-from . import Problem
+from . import Problem, check_ids
 
 DEVICE = "any"
 PRIORITY = 0
@@ -19,6 +19,7 @@ def forward(
     visible: Tensor, token: Tensor, ids_restore: Tensor, positions: Tensor | None
 ) -> Tensor:
     """Decoder input; see the package."""
+    check_ids(ids_restore)
     batch, keep, dim = visible.shape
     tokens = token.expand(batch, ids_restore.shape[1] - keep, dim)
     index = ids_restore[..., None].expand(*ids_restore.shape, dim)
@@ -28,7 +29,8 @@ def forward(
 
 def backward(gradient: Tensor, ids_restore: Tensor, keep: int) -> tuple[Tensor, Tensor]:
     """Gradients of encoded rows and token; see the package."""
-    index = ids_restore.argsort(1)[..., None].expand_as(gradient)
-    ordered = gradient.gather(1, index)
+    check_ids(ids_restore)
+    index = ids_restore[..., None].expand_as(gradient)
+    ordered = torch.zeros_like(gradient).scatter_add_(1, index, gradient)
     dtype = accumulation_dtype(gradient.dtype)
     return ordered[:, :keep].clone(), ordered[:, keep:].sum((0, 1), dtype=dtype)

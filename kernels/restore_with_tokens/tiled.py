@@ -5,7 +5,7 @@ from torch import Tensor
 
 from ..gather_patches import tiled
 from ..similarity_softmax import accumulation_dtype
-from . import Problem
+from . import Problem, check_ids
 
 DEVICE = "any"
 PRIORITY = 10
@@ -20,18 +20,11 @@ def forward(
     visible: Tensor, token: Tensor, ids_restore: Tensor, positions: Tensor | None
 ) -> Tensor:
     """Decoder input; see the package."""
-    ids_keep = _ids_keep(ids_restore, visible.shape[1])
-    out = token.repeat(*ids_restore.shape, 1)
-    if positions is not None:
-        out += positions
-        visible = visible + positions[ids_keep]
-    return out.scatter_(1, ids_keep[..., None].expand_as(visible), visible)
-
-
-def _ids_keep(ids_restore: Tensor, keep: int) -> Tensor:
-    places = torch.arange(ids_restore.shape[1], device=ids_restore.device)
-    order = torch.empty_like(ids_restore)
-    return order.scatter_(1, ids_restore, places.expand_as(order))[:, :keep]
+    check_ids(ids_restore)
+    batch, keep, dim = visible.shape
+    rows = torch.cat((visible, token.expand(batch, 1, dim)), 1)
+    out = tiled.gather(rows, ids_restore.clamp(max=keep))  # row K of a sample is the token
+    return out if positions is None else out.add_(positions)
 
 
 def backward(gradient: Tensor, ids_restore: Tensor, keep: int) -> tuple[Tensor, Tensor]:
@@ -39,4 +32,6 @@ def backward(gradient: Tensor, ids_restore: Tensor, keep: int) -> tuple[Tensor, 
     dtype = accumulation_dtype(gradient.dtype)
     hidden = (ids_restore >= keep).to(dtype)
     d_token = torch.einsum("bl,bld->d", hidden, gradient.to(dtype))
-    return tiled.gather(gradient, _ids_keep(ids_restore, keep)), d_token
+    check_ids(ids_restore)
+    rows = tiled.scatter(gradient, ids_restore.clamp(max=keep), keep + 1)
+    return rows[:, :keep].clone(), d_token

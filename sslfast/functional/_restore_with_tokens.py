@@ -19,7 +19,9 @@ def restore_with_tokens(
         visible: [B, K, D], float16, bfloat16, float32 or float64.
         token: the mask token, D numbers in any shape, such as [D] or [1, 1, D].
         ids_restore: int64 [B, L] with L >= K, a permutation of 0 ... L - 1 in every row, as in
-            ``sslfast.masking.PatchMask``.
+            ``sslfast.masking.PatchMask``. Repeated ones are not looked for: on the CPU the
+            equation and its gradient still hold (zeros for a row of ``visible`` that no place
+            shows); on a GPU the gradient is undefined then.
         positions: [L, D] or [1, L, D], added in the same pass.
 
     Returns:
@@ -28,6 +30,7 @@ def restore_with_tokens(
     Raises:
         TypeError: rows that are no floating-point tensor, indices that are not int64.
         ValueError: shapes, dtypes or devices that do not fit.
+        IndexError: an index outside [0, L), on the CPU; on a GPU the result is undefined there.
     """
     check_data("visible", visible, "[B, K, D]")
     check_ids("ids_restore", ids_restore, len(visible), visible)

@@ -8,12 +8,15 @@ that ``multiblock_mask(compat=True)`` names.
 All take the keywords
 
     seed: int, the key, modulo 2^64.
-    step: int, or an int64 tensor of one element, which may live on the device: the step or epoch.
-    sample_ids: int64 [B], what each sample is called in the data set; by default 0 ... B - 1.
+    step: int, or an int64 tensor of one element, which may live on the device: the step or epoch,
+        modulo 2^32.
+    sample_ids: int64 [B], what each sample is called in the data set, modulo 2^32: 3 and 3 + 2^32
+        get the same mask. By default 0 ... B - 1.
     stream: int in [0, 65536), the view: samplers and streams never share bits.
     device: of the result; by default that of sample_ids, else of step, else the CPU.
 
-and B may be 0. True in a mask means hidden; indices ascend.
+and B may be 0. A seed or step that is no integer raises TypeError. True in a mask means hidden;
+indices ascend.
 """
 
 from ._common import PatchMask

@@ -1,5 +1,6 @@
 """What the samplers share: where their random words come from, and what most of them return."""
 
+import operator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -56,7 +57,7 @@ def source(
     """Check a sampler's keywords and put them where the words are drawn.
 
     Raises:
-        TypeError: sample_ids or a step that are not integers.
+        TypeError: sample_ids, a seed or a step that are not integers.
         ValueError: a negative batch, sample_ids of another length, a stream out of range, a step of
             more than one element.
     """
@@ -76,14 +77,29 @@ def source(
     if tuple(sample_ids.shape) != (batch,):
         raise ValueError(f"sample_ids must have shape [{batch}], got {list(sample_ids.shape)}")
     if isinstance(step, Tensor):
-        if step.is_floating_point() or step.numel() != 1:
-            raise ValueError(f"step must be one integer, got {step.dtype} {list(step.shape)}")
+        if step.is_floating_point() or step.is_complex():
+            raise TypeError(f"step must be an integer, got a tensor of {step.dtype}")
+        if step.numel() != 1:
+            raise ValueError(f"step must be one integer, got a tensor of {list(step.shape)}")
         step = step.reshape(()).to(where, torch.int64)
     else:
-        step = torch.full((), step, dtype=torch.int64, device=where)
+        step = torch.full((), _signed("step", step), dtype=torch.int64, device=where)
     number = STREAM_MASKS + sampler * STREAMS + stream
-    # Ops take signed integers of 64 bits.
-    return Source(sample_ids.to(where), step, (seed + 2**63) % 2**64 - 2**63, number)
+    return Source(sample_ids.to(where), step, _signed("seed", seed), number)
+
+
+def _signed(name: str, value: int) -> int:
+    """An integer modulo 2^64 as ops take it, signed.
+
+    Raises:
+        TypeError: not an integer.
+    """
+    if not isinstance(value, int):  # numpy's integers
+        try:
+            value = operator.index(value)
+        except TypeError as error:
+            raise TypeError(f"{name} must be an integer, got {value!r}") from error
+    return value if -(2**63) <= value < 2**63 else (value + 2**63) % 2**64 - 2**63
 
 
 def below(words: Tensor, bound: int | Tensor) -> Tensor:

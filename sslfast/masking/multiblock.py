@@ -177,7 +177,7 @@ def multiblock_mask(
         device=device,
     )  # fmt: skip
     number = STREAM_MASKS + MULTIBLOCK_SIZE * STREAMS + stream
-    bits = rounds(0, 0, int(step) % 2**32, number, seed)
+    bits = rounds(0, 0, int(step) % 2**32, number, words.seed)
     u_scale, u_aspect, u_context = (word * 2.0**-32 for word in bits[:3])
 
     def between(bounds: tuple[float, float], u: float) -> float:

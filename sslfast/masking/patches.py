@@ -53,7 +53,15 @@ def random_mask(
         ValueError: a ratio that leaves no patch visible, or none hidden, as every ratio does of one
             patch.
     """
-    keep = _check_keep(int(num_patches * (1 - mask_ratio)), num_patches, mask_ratio, "num_patches")
+    keep = int(num_patches * (1 - mask_ratio))
+    if num_patches > 1 and 0 < mask_ratio < 1 and not keep:
+        # As a decimal number the ratio may leave exactly one: 10 * (1 - 0.9) is 0.99...98.
+        raise ValueError(
+            f"mask_ratio={mask_ratio} leaves no patch of {num_patches} visible: K = int(L * (1 - "
+            f"mask_ratio)) = int({num_patches * (1 - mask_ratio):.17g}) is rounded down to 0. To "
+            f"keep one patch, choose a ratio such as {1 - 1.5 / num_patches:.6g}"
+        )
+    keep = _check_keep(keep, num_patches, mask_ratio, "num_patches")
     words = source(
         RANDOM, batch, seed=seed, step=step, sample_ids=sample_ids, stream=stream, device=device
     )

@@ -46,8 +46,8 @@ def span_mask(
 
     Raises:
         TypeError: lengths that are not int64.
-        ValueError: sequences shorter than a span, a probability outside (0, 1], lengths of another
-            shape.
+        ValueError: a ``length`` shorter than a span, a probability outside (0, 1], lengths of
+            another shape.
     """
     if not 1 <= span <= length:
         raise ValueError(

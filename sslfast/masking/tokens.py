@@ -48,7 +48,9 @@ def token_mask(
     special either. A row of special tokens only is left as it is, with nothing to predict.
 
     Args:
-        tokens: int64 [B, L] in [0, vocab_size).
+        tokens: int64 [B, L] in [0, vocab_size). That is not checked, since values are not read
+            back from the device: one outside, such as -100, is as any other that is not special,
+            chosen and predicted unless ``special`` is true there.
         vocab_size: V.
         mask_id: the mask token; special itself.
         mask_ratio: share of the tokens to predict.
@@ -66,7 +68,7 @@ def token_mask(
     Raises:
         TypeError: tokens that are not int64, a ``special`` that is not bool.
         ValueError: shapes that do not fit, a ratio outside (0, 1], probabilities of sum above 1,
-            ids outside the vocabulary, or a vocabulary of special tokens only.
+            special ids outside the vocabulary, or a vocabulary of special tokens only.
     """
     if tokens.dtype != torch.int64 or tokens.dim() != 2:
         raise TypeError(f"tokens must be int64 [B, L], got {tokens.dtype} {list(tokens.shape)}")

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from sslfast.data.batch import Batch
 from sslfast.losses import cached
+from sslfast.optim import param_groups
 
 
 @dataclass(frozen=True)
@@ -137,20 +138,7 @@ class Method(nn.Module, ABC):
 
         Neither does what a module names in ``no_weight_decay()`` (positions and tokens).
         """
-        free: set[nn.Parameter] = set()
-        for module in self.modules():
-            named: set[str] = getattr(module, "no_weight_decay", set)()
-            free |= {p for name, p in module.named_parameters(recurse=False) if name in named}
-        parameters = [p for p in self.parameters() if p.requires_grad]
-        decayed = [p.ndim > 1 and p not in free for p in parameters]
-        groups: list[dict[str, Any]] = [
-            {"params": [p for p, decay in zip(parameters, decayed, strict=True) if decay]},
-            {
-                "params": [p for p, decay in zip(parameters, decayed, strict=True) if not decay],
-                "weight_decay": 0.0,
-            },
-        ]
-        return [group for group in groups if group["params"]]
+        return param_groups(self)
 
     def pictures(self, batch: Batch, ctx: Context) -> dict[str, Tensor]:
         """Images [B, C, H, W] (or videos) that show what the method does with a batch, by name.

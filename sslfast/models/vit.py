@@ -63,7 +63,8 @@ class VisionTransformer(nn.Module):
         pos_drop_rate: dropout after the positions.
         proj_drop_rate: dropout of a block's linear layers.
         attn_drop_rate: dropout of the attention.
-        drop_path_rate: stochastic depth of the last block, falling linearly to 0 in the first.
+        drop_path_rate: stochastic depth of the last block, in [0, 1), falling linearly to 0 in the
+            first.
         num_frames: None for images, or T of videos [B, C, T, H, W].
         tubelet_size: frames of a patch of a video.
         grad_checkpointing: keep only the blocks' inputs and compute them again in the backward
@@ -78,7 +79,8 @@ class VisionTransformer(nn.Module):
 
     Raises:
         ValueError: an image that is no whole number of patches, token pooling without class token,
-            a width that the heads do not divide, an unknown pos_embed or global_pool.
+            a width that the heads do not divide, an unknown pos_embed or global_pool, a
+            drop_path_rate outside [0, 1).
     """
 
     def __init__(
@@ -121,6 +123,8 @@ class VisionTransformer(nn.Module):
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
         if global_pool == "token" and not class_token:
             raise ValueError('without a class token, use global_pool="avg"')
+        if not 0 <= drop_path_rate < 1:
+            raise ValueError(f"drop_path_rate must lie in [0, 1), got {drop_path_rate}")
         frames = () if num_frames is None else (num_frames,)
         self.patch_size: Grid = (*((tubelet_size,) if frames else ()), *_pair(patch_size))
         self.img_size: Grid = (*frames, *_pair(img_size))

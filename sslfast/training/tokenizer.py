@@ -29,7 +29,7 @@ class TokenizerConfig:
 
     Attributes:
         data: a folder of images, or builtin:mnist, builtin:photos.
-        out: the file to write.
+        out: the .safetensors file to write.
         vocab_size: codes.
         patch_size: side of a patch in pixels; None: 16, or that of the run's encoder.
         image_size: side of the images; None: 224, or that of the run's encoder.
@@ -67,13 +67,19 @@ def fit_tokenizer(config: TokenizerConfig) -> Fit:
         How well it fits.
 
     Raises:
-        ConfigError: a number below 1, or an option that a run's encoder rules out.
+        ConfigError: a number below 1, a file that is not called .safetensors, or an option that
+            a run's encoder rules out.
         ValueError: no images, sizes that do not fit, or fewer patches than codes.
     """
     for name in ("images", "threads"):
         value = getattr(config, name)
         if value is not None and value < 1:
             raise ConfigError(f"{name} must be at least 1, got {value}")
+    if Path(config.out).suffix != ".safetensors":
+        raise ConfigError(
+            f"out: a tokenizer is a .safetensors file, got '{config.out}': let its name end in "
+            ".safetensors"
+        )
     device = resolve_device(config.device)
     tokenizer = _tokenizer(config).to(device)
     spec = tokenizer.spec

@@ -136,6 +136,40 @@ def test_indices_out_of_range_raise_on_the_cpu(bad: int) -> None:
                 cut_patches(torch.randn(1, 3, 1, 4, 6), [1, 2, 2], ids)
 
 
+# Triton in its interpreter, too, leaves undefined what a GPU leaves undefined.
+ON_THE_CPU = sorted({*backends("restore_with_tokens"), "reference"} - {"triton"})
+
+
+@pytest.mark.parametrize("bad", [-1, 3, 2**40])
+@pytest.mark.parametrize("name", ON_THE_CPU)
+def test_restoring_refuses_indices_out_of_range_on_the_cpu(name: str, bad: int) -> None:
+    ids = torch.tensor([[0, 1, 2], [0, bad, 1]])
+    with sslfast.use_backend(name):
+        with pytest.raises(IndexError, match=r"ids_restore must lie in \[0, 3\)"):
+            restore_with_tokens(torch.randn(2, 2, 4), torch.randn(4), ids, None)
+        with pytest.raises(IndexError, match=r"ids_restore must lie in \[0, 3\)"):
+            restore_with_tokens_backward(torch.randn(2, 3, 4), ids, 2)
+
+
+@pytest.mark.parametrize("name", ON_THE_CPU)
+def test_restoring_with_repeated_indices(name: str) -> None:
+    visible, token = torch.randn(2, 3, 4), torch.randn(4)
+    ids = torch.tensor([[1, 1, 3, 1, 4], [2, 4, 4, 0, 0]])
+    gradient = torch.randn(2, 5, 4)
+    a, b = gradient
+    none = torch.zeros(4)
+    expected = torch.stack(
+        (torch.stack((none, a[0] + a[1] + a[3], none)), torch.stack((b[3] + b[4], none, b[0])))
+    )
+    with sslfast.use_backend(name):
+        out = restore_with_tokens(visible, token, ids, None)
+        d_visible, d_token = restore_with_tokens_backward(gradient, ids, 3)
+    rows = torch.cat((visible, token.expand(2, 2, 4)), 1)
+    assert torch.equal(out, torch.stack([r[i] for r, i in zip(rows, ids, strict=True)]))
+    torch.testing.assert_close(d_visible, expected)
+    torch.testing.assert_close(d_token, a[2] + a[4] + b[1] + b[2])
+
+
 def accepted(op: str, problem: Any) -> list[tuple[str, torch.dtype]]:
     """Backends and dtypes, as ``problem(tensor of the dtype)`` is taken or refused."""
     pairs = [(name, dtype) for name in backends(op) for dtype in DTYPES]

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -81,6 +82,21 @@ def test_bits_do_not_depend_on_batch_rank_or_backend(name: str) -> None:
         assert same(sampler(IDS, seed=3, step=9, stream=2), whole)
     finally:
         torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_ids_and_steps_count_modulo_32_bits_and_seeds_modulo_64(name: str) -> None:
+    draw, ids = SAMPLERS[name], torch.tensor([3, 3 + 2**32])
+    if name == "token":  # the others' lengths and texts follow from the ids
+        found = token_mask(torch.full((2, 40), 8), 1000, 3, seed=0, sample_ids=ids)
+    else:
+        found = [span_mask(2, 99, seed=0, sample_ids=ids)] if name == "span" else draw(ids, seed=0)
+    assert all(torch.equal(part[0], part[1]) for part in found)
+    once = draw(ids, seed=7, step=5)
+    for step in (5 + 2**32, 5 - 2**32, 5 + 2**64, 5 - 2**70, np.int64(5)):
+        assert same(draw(ids, seed=7, step=step), once)
+    for seed in (7 + 2**64, 7 - 2**64, np.int32(7)):
+        assert same(draw(ids, seed=seed, step=5), once)
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
@@ -261,7 +277,7 @@ BAD = [
     (lambda: random_mask(2, 9, seed=0, stream=-1), "stream must lie in"),
     (lambda: random_mask(2, 9, seed=0, sample_ids=torch.arange(3)), r"shape \[2\]"),
     (lambda: random_mask(2, 9, seed=0, step=torch.zeros(2).long()), "step must be one integer"),
-    (lambda: random_mask(2, 9, seed=0, step=torch.tensor(0.5)), "step must be one integer"),
+    (lambda: random_mask(2, 10, 0.9, seed=0), r"int\(0.9999.*rounded down.*such as 0.85"),
     (lambda: tube_mask(2, 3, 1, seed=0), "leaves every patch of 1 visible"),
     (lambda: block_mask(2, (1, 1), 1, seed=0), "num_masked=1 of 1"),
     (lambda: tube_mask(2, 0, 9, seed=0), "frames must be at least 1"),
@@ -294,7 +310,27 @@ def test_bad_input(call: Callable[[], object], message: str) -> None:
         call()
 
 
+@pytest.mark.parametrize("wrong", [1.7, 1.0, "1", None])
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_seed_and_step_are_integers(name: str, wrong: Any) -> None:
+    with pytest.raises(TypeError, match="step must be an integer, got"):
+        SAMPLERS[name](IDS, seed=0, step=wrong)
+    with pytest.raises(TypeError, match="seed must be an integer, got"):
+        SAMPLERS[name](IDS, seed=wrong)
+
+
+def test_tokens_outside_the_vocabulary_are_ordinary() -> None:
+    kept = token_mask(torch.full((1, 8), -100), 9, 1, 1.0, seed=0)
+    assert bool(kept.mask.all())
+
+
+def test_a_sequence_shorter_than_a_span_stays_whole() -> None:
+    assert not span_mask(3, 20, 1.0, lengths=torch.tensor([0, 5, 9]), seed=0).any()
+
+
 def test_wrong_types() -> None:
+    with pytest.raises(TypeError, match=r"step must be an integer, got a tensor of torch\.float32"):
+        random_mask(2, 9, seed=0, step=torch.tensor(0.5))
     with pytest.raises(TypeError, match="sample_ids must be int64"):
         random_mask(2, 9, seed=0, sample_ids=torch.arange(2).int())
     with pytest.raises(TypeError, match="tokens must be int64"):

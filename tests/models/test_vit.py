@@ -136,6 +136,12 @@ def test_videos_in_tubelets():
     assert model(videos).shape == (2, 32)
 
 
+@pytest.mark.parametrize("rate", [-0.1, 1.0, float("nan")])
+def test_drop_path_rate_is_a_probability_below_1(rate):
+    with pytest.raises(ValueError, match=r"drop_path_rate must lie in \[0, 1\), got"):
+        small(drop_path_rate=rate)
+
+
 def test_checkpointing_changes_memory_only():
     keywords = {"drop_path_rate": 0.5, "init_values": 0.1, "reg_tokens": 1}
     plain = small(**keywords).double()

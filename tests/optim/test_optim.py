@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import peers
 import sslfast
-from sslfast import EMATeacher
+from sslfast import EMATeacher, models
 from sslfast.optim import LARS, AdamW, param_groups
 
 Make = Callable[..., torch.optim.Optimizer]
@@ -51,6 +51,14 @@ def groups(net: nn.Module) -> list[dict[str, Any]]:
     decay, rest = param_groups(net)
     last = decay["params"].pop()
     return [decay, rest, {"params": [last], "lr": 3e-3, "weight_decay": 0.3}]
+
+
+def test_positions_and_tokens_take_no_weight_decay() -> None:
+    net = models.vit(img_size=8, patch_size=4, embed_dim=8, depth=1, num_heads=2, reg_tokens=1)
+    decay, rest = (set(group["params"]) for group in param_groups(nn.Sequential(net)))
+    assert {net.pos_embed, net.cls_token, net.reg_token} <= rest
+    assert decay == {p for p in net.parameters() if p.ndim > 1} - rest
+    assert decay | rest == set(net.parameters())
 
 
 def train(

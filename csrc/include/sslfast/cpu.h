@@ -109,12 +109,14 @@ bool scatter_rows(const char* rows, const std::int64_t* ids, std::int64_t batch,
                   std::int64_t length, std::int64_t keep, std::int64_t row_bytes, char* out,
                   int threads);
 
-// out [batch, length, dim]; positions [length, dim] or null.
-void restore_with_tokens(const float* visible, const float* token, const std::int64_t* ids_restore,
+// out [batch, length, dim]; positions [length, dim] or null. Whether all ids were inside
+// [0, length).
+bool restore_with_tokens(const float* visible, const float* token, const std::int64_t* ids_restore,
                          const float* positions, std::int64_t batch, std::int64_t length,
                          std::int64_t keep, std::int64_t dim, float* out, int threads);
 
-// d_visible [batch, keep, dim]; d_token [batch, dim], the sum over each sample's hidden places.
+// d_visible [batch, keep, dim], zeros for rows that no place shows, the sum of those that do;
+// d_token [batch, dim], the sum over each sample's hidden places.
 void restore_with_tokens_backward(const float* gradient, const std::int64_t* ids_restore,
                                   std::int64_t batch, std::int64_t length, std::int64_t keep,
                                   std::int64_t dim, float* d_visible, float* d_token, int threads);

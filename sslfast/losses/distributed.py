@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from sslfast.losses.exchange import Exchange, Group, gather_rows, world_size
+from sslfast.losses.exchange import Exchange, Group, gather_rows, uncompiled, world_size
 from sslfast.ops._gradients import first_order
 from sslfast.ops.sigmoid_contrast import sigmoid_contrast, weighted_sigmoid_contrast
 from sslfast.ops.similarity_softmax import similarity_softmax, similarity_softmax_backward
@@ -108,6 +108,7 @@ class _SlabOfSelf(torch.autograd.Function):
         return dx, d_scale / 2, None, None  # every similarity is counted from both its ends
 
 
+@uncompiled
 def global_ntxent_rows(
     z: Tensor, scale: Tensor, group: Group, how: str = "gather"
 ) -> tuple[Tensor, Tensor, float]:
@@ -158,6 +159,7 @@ class _SlabOfPairs(torch.autograd.Function):
         return dx, dy, d_scale, None, None
 
 
+@uncompiled
 def global_pair_rows(
     x: Tensor, y: Tensor, scale: Tensor, group: Group, both: bool = True, how: str = "gather"
 ) -> tuple[Tensor, Tensor, Tensor, float]:
@@ -220,6 +222,7 @@ class _SlabOfSigmoid(torch.autograd.Function):
         return d_image, d_text, above * d_scale, above * d_bias, None
 
 
+@uncompiled
 def global_sigmoid(
     image: Tensor, text: Tensor, scale: Tensor, bias: Tensor, group: Group, how: str = "gather"
 ) -> Tensor:
@@ -276,6 +279,7 @@ def _summed(x: Tensor, group_of: Tensor, classes: int, exchange: Exchange) -> Te
     return sums[group_of]
 
 
+@uncompiled
 def global_supcon_rows(
     z: Tensor, labels: Tensor, scale: Tensor, group: Group, how: str = "gather"
 ) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,5 +1,6 @@
 """The loss over all ranks: gradients, averaged as DDP does, are those of one process."""
 
+import copy
 from collections.abc import Callable
 from functools import partial
 
@@ -278,7 +279,7 @@ def two_ranks(rank: int, size: int) -> None:
 
 
 def every_form(rank: int, size: int) -> dict[str, Callable[[], tuple[Tensor, Tensor]]]:
-    """Name -> a function that returns a new weight and a loss of it, linear or not above it."""
+    """Name -> a function that returns a new weight and the loss of this rank's features."""
     both = {"rank": rank, "world_size": size}
     forms: dict[str, Callable[[Tensor, Tensor], Tensor]] = {}
     for how, dist_impl in (("gather", "gather"), ("ring", "bidir")):
@@ -321,6 +322,40 @@ def no_second_derivative(rank: int, size: int) -> None:
 
 def test_double_backward_is_refused_by_every_form() -> None:
     processes.run(2, no_second_derivative)
+
+
+def compiled(rank: int, size: int) -> None:
+    """The exchange is a graph break; what is around it is compiled."""
+    for how in ("gather", "ring"):
+        options = {"gather_distributed": True, "exchange": how}
+        clip_loss = ClipLoss(rank=rank, world_size=size, exchange=how)
+        losses = [
+            NTXentLoss(0.2, **options),
+            NTXentLoss(0.2, memory_bank_size=(16, 8), **options),
+            DCLWLoss(0.2, **options),
+            lambda x, y, loss=clip_loss: loss(x, y, 2.0),
+        ]
+        for loss in losses:
+            results = []
+            made = torch.compile(loss, backend="aot_eager")
+            state = copy.deepcopy(loss.state_dict()) if isinstance(loss, nn.Module) else {}
+            for function in (loss, made):
+                if state:
+                    loss.load_state_dict(state)
+                towers = Towers(rank, [4, 3])
+                value = function(*towers.own)
+                results.append((value.detach(), *torch.autograd.grad(value, towers.weights[0])))
+            for eager, ours in zip(*results, strict=True):
+                torch.testing.assert_close(ours, eager)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
+    torch._dynamo.reset()  # or the graphs made above are taken
+    whole = torch.compile(losses[-1], backend="aot_eager", fullgraph=True)
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="ranks may differ in rows"):
+        whole(*Towers(rank, [4, 3]).own)
+
+
+def test_torch_compile_breaks_its_graph_at_the_exchange() -> None:
+    processes.run(2, compiled)
 
 
 def test_temperature_ddp_memory_bank_and_clip_on_two_ranks() -> None:

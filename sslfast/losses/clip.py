@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
@@ -60,6 +61,32 @@ class ClipLoss(nn.Module):
         self.world_size = world_size
         self.process_group = process_group
         self.exchange = exchange
+
+    def get_ground_truth(self, device: torch.device | str, num_logits: int) -> Tensor:
+        """Which column is each row's positive, int64 [num_logits]; the loss makes no use of it."""
+        labels = torch.arange(num_logits, device=device)
+        local = self.world_size > 1 and self.local_loss
+        return labels + num_logits * self.rank if local else labels
+
+    def get_logits(
+        self,
+        image_features: Tensor,
+        text_features: Tensor,
+        logit_scale: float | Tensor,
+        logit_bias: float | Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Return the matrix of logits [N, N], images by texts, and that of texts by images.
+
+        For evaluation and for losses of your own: this class's loss makes no use of it.
+
+        Raises:
+            ValueError: over several ranks, whose features are never here with their gradients.
+        """
+        if self.world_size > 1:
+            raise ValueError("get_logits is for one rank: make a ClipLoss() without world_size")
+        logits = logit_scale * image_features @ text_features.T
+        logits = logits if logit_bias is None else logits + logit_bias
+        return logits, logits.T
 
     def forward(
         self,

@@ -13,6 +13,7 @@ from sslfast.functional import ntxent
 from sslfast.functional._common import check_embeddings, scale_of
 from sslfast.losses.distributed import global_ntxent_rows
 from sslfast.losses.exchange import check_exchange, gather_rows, row_counts, world_size
+from sslfast.ops._gradients import first_order
 
 
 def negative_mises_fisher_weights(out0: Tensor, out1: Tensor, sigma: float = 0.5) -> Tensor:
@@ -153,6 +154,7 @@ class _GatherRows(torch.autograd.Function):
         return gather_rows(x.detach().contiguous(), counts, group)
 
     @staticmethod
+    @first_order
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         gradient = gradient.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(gradient, group=ctx.group)

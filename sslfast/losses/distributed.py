@@ -16,7 +16,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from sslfast.losses.exchange import Exchange, Group, gather_rows, world_size
+from sslfast.losses.exchange import Exchange, Group, gather_rows, uncompiled, world_size
+from sslfast.ops._gradients import first_order
 from sslfast.ops.sigmoid_contrast import sigmoid_contrast, weighted_sigmoid_contrast
 from sslfast.ops.similarity_softmax import similarity_softmax, similarity_softmax_backward
 
@@ -90,15 +91,16 @@ class _SlabOfSelf(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, scale: Tensor, shift: int, exchange: Exchange
     ) -> tuple[Tensor, Tensor]:
-        x = x.detach().contiguous()
-        lse, positive = _forward(exchange, x, x, scale, shift, True)
+        rows = x.detach().contiguous()
+        lse, positive = _forward(exchange, rows, rows, scale, shift, True)
         ctx.save_for_backward(x, scale, lse)
         ctx.shift, ctx.exchange = shift, exchange
         return lse, positive
 
     @staticmethod
+    @first_order
     def backward(ctx: Any, d_lse: Tensor, d_positive: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        x, scale, lse = ctx.saved_tensors
+        x, scale, lse = (t.detach().contiguous() for t in ctx.saved_tensors)
         # A pair is the positive of both its rows.
         mutual = d_positive + d_positive.roll(ctx.shift)
         side = (lse, d_lse)
@@ -106,6 +108,7 @@ class _SlabOfSelf(torch.autograd.Function):
         return dx, d_scale / 2, None, None  # every similarity is counted from both its ends
 
 
+@uncompiled
 def global_ntxent_rows(
     z: Tensor, scale: Tensor, group: Group, how: str = "gather"
 ) -> tuple[Tensor, Tensor, float]:
@@ -134,18 +137,21 @@ class _SlabOfPairs(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, y: Tensor, scale: Tensor, both: bool, exchange: Exchange
     ) -> tuple[Tensor, Tensor, Tensor]:
-        x, y = x.detach().contiguous(), y.detach().contiguous()
-        lse_x, positive = _forward(exchange, x, y, scale, 0, False)
-        lse_y = _forward(exchange, y, x, scale, 0, False)[0] if both else lse_x.new_empty(0)
+        rows, columns = x.detach().contiguous(), y.detach().contiguous()
+        lse_x, positive = _forward(exchange, rows, columns, scale, 0, False)
+        lse_y = lse_x.new_empty(0)
+        if both:
+            lse_y, _ = _forward(exchange, columns, rows, scale, 0, False)
         ctx.save_for_backward(x, y, scale, lse_x, lse_y)
         ctx.both, ctx.exchange = both, exchange
         return lse_x, lse_y, positive
 
     @staticmethod
+    @first_order
     def backward(
         ctx: Any, d_lse_x: Tensor, d_lse_y: Tensor, d_positive: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, None, None]:
-        x, y, scale, lse_x, lse_y = ctx.saved_tensors
+        x, y, scale, lse_x, lse_y = (t.detach().contiguous() for t in ctx.saved_tensors)
         side_x, side_y = (lse_x, d_lse_x), (lse_y, d_lse_y) if ctx.both else None
         structure = scale, 0, False
         dx, d_scale = _backward(ctx.exchange, x, y, *structure, side_x, side_y, d_positive)
@@ -153,6 +159,7 @@ class _SlabOfPairs(torch.autograd.Function):
         return dx, dy, d_scale, None, None
 
 
+@uncompiled
 def global_pair_rows(
     x: Tensor, y: Tensor, scale: Tensor, group: Group, both: bool = True, how: str = "gather"
 ) -> tuple[Tensor, Tensor, Tensor, float]:
@@ -187,6 +194,7 @@ class _SlabOfSigmoid(torch.autograd.Function):
     def forward(
         ctx: Any, image: Tensor, text: Tensor, scale: Tensor, bias: Tensor, exchange: Exchange
     ) -> Tensor:
+        inputs = image, text, scale, bias
         image, text = image.detach().contiguous(), text.detach().contiguous()
         factor = world_size(exchange.group) / exchange.total
         weight = torch.full((len(image),), factor, dtype=scale.dtype, device=image.device)
@@ -202,17 +210,19 @@ class _SlabOfSigmoid(torch.autograd.Function):
             total, d_scale, d_bias = total + loss, d_scale + d_s, d_bias + d_b
             d_image += d_rows
             d_text += weighted_sigmoid_contrast(text, images, scale, bias, weight, own, False)[1]
-        ctx.save_for_backward(d_image, d_text, d_scale, d_bias)
+        ctx.save_for_backward(d_image, d_text, d_scale, d_bias, *inputs)
         ctx.dtype = image.dtype
         return total
 
     @staticmethod
+    @first_order
     def backward(ctx: Any, above: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, None]:
-        d_image, d_text, d_scale, d_bias = ctx.saved_tensors
+        d_image, d_text, d_scale, d_bias = ctx.saved_tensors[:4]
         d_image, d_text = ((above * d).to(ctx.dtype) for d in (d_image, d_text))
         return d_image, d_text, above * d_scale, above * d_bias, None
 
 
+@uncompiled
 def global_sigmoid(
     image: Tensor, text: Tensor, scale: Tensor, bias: Tensor, group: Group, how: str = "gather"
 ) -> Tensor:
@@ -240,7 +250,6 @@ class _ClassMeans(torch.autograd.Function):
     def forward(
         ctx: Any, z: Tensor, scale: Tensor, group_of: Tensor, classes: int, exchange: Exchange
     ) -> tuple[Tensor, Tensor]:
-        z = z.detach()
         sums = _summed(z, group_of, classes, exchange)
         others = _summed(torch.ones_like(z[:, :1]), group_of, classes, exchange)[:, 0] - 1
         found = (z * sums).sum(1) - (z * z).sum(1)
@@ -251,6 +260,7 @@ class _ClassMeans(torch.autograd.Function):
         return scale * means, others
 
     @staticmethod
+    @first_order
     def backward(
         ctx: Any, above: Tensor, unused: Tensor
     ) -> tuple[Tensor, Tensor, None, None, None]:
@@ -269,6 +279,7 @@ def _summed(x: Tensor, group_of: Tensor, classes: int, exchange: Exchange) -> Te
     return sums[group_of]
 
 
+@uncompiled
 def global_supcon_rows(
     z: Tensor, labels: Tensor, scale: Tensor, group: Group, how: str = "gather"
 ) -> tuple[Tensor, Tensor, Tensor]:

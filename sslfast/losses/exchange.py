@@ -14,12 +14,18 @@ from torch import Tensor
 
 Group = Any  # dist.ProcessGroup | None
 
+# Row counts are read on the host, which no graph can do.
+uncompiled = torch.compiler.disable(
+    reason="sslfast: ranks may differ in rows, which are counted on the host"
+)
+
 
 def world_size(group: Group = None) -> int:
     """Ranks of the group; 1 where torch.distributed is not in use."""
     return dist.get_world_size(group) if dist.is_available() and dist.is_initialized() else 1
 
 
+@uncompiled
 def row_counts(x: Tensor, group: Group) -> list[int]:
     """Rows of every rank's tensor, read on the host: batches may differ in size."""
     count = torch.tensor([len(x)], device=x.device)
@@ -28,6 +34,7 @@ def row_counts(x: Tensor, group: Group) -> list[int]:
     return torch.cat(counts).tolist()
 
 
+@uncompiled
 def gather_rows(x: Tensor, counts: list[int], group: Group) -> Tensor:
     """Concatenate the rows of all ranks, in the order of ranks; carries no gradient."""
     longest = max(counts)

@@ -24,7 +24,7 @@ class NTXentLoss(nn.Module):
 
     Args:
         temperature: divides the cosine similarities; not 0, negative values are allowed.
-        memory_bank_size: 0 for none, else (number of embeddings, their dimension).
+        memory_bank_size: (number of embeddings, their dimension); 0 or (0, dimension) for none.
         gather_distributed: negatives are the embeddings of all ranks; with a bank, all ranks'
             ``out1`` go into it. Averaging gradients over ranks (DDP, FSDP) gives that of one
             process with the global batch; sslfast.losses.distributed has the loss's factor.
@@ -62,7 +62,8 @@ class NTXentLoss(nn.Module):
         self.process_group = process_group
         self.exchange = exchange
         size = (memory_bank_size,) if isinstance(memory_bank_size, int) else memory_bank_size
-        self.memory_bank = None if tuple(size) == (0,) else MemoryBank(tuple(size))
+        none = len(size) in (1, 2) and size[0] == 0 <= size[-1]
+        self.memory_bank = None if none else MemoryBank(tuple(size))
 
     @property
     def _gathers(self) -> bool:

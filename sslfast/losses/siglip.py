@@ -31,7 +31,7 @@ class SigLipLoss(nn.Module):
     Raises:
         ValueError: another dist_impl, or a rank or world_size other than torch.distributed's; in
             forward, shapes, dtypes or devices that do not fit.
-        TypeError: in forward, features that are no floating-point tensors, no logit_bias.
+        TypeError: in forward, features that are no floating-point tensors.
     """
 
     def __init__(
@@ -58,10 +58,14 @@ class SigLipLoss(nn.Module):
         image_features: Tensor,
         text_features: Tensor,
         logit_scale: float | Tensor,
-        logit_bias: float | Tensor,
+        logit_bias: float | Tensor | None,
         output_dict: bool = False,
     ) -> Tensor | dict[str, Tensor]:
-        """Return the loss of features [N, D], as a dict {"contrastive_loss": ...} where asked."""
+        """Return the loss of features [N, D], as a dict {"contrastive_loss": ...} where asked.
+
+        A logit_bias of None is none, as in open_clip.
+        """
+        logit_bias = 0.0 if logit_bias is None else logit_bias
         if self.world_size > 1:
             check_embeddings(image_features=image_features, text_features=text_features)
             check_rank("SigLipLoss", self.rank, self.world_size, self.process_group)

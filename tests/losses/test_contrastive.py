@@ -7,7 +7,7 @@ from torch import Tensor
 
 import peers
 from sslfast.functional import clip, info_nce, supcon
-from sslfast.losses import ClipLoss, InfoNCE, SupConLoss
+from sslfast.losses import ClipLoss, InfoNCE, SigLipLoss, SupConLoss
 
 theirs = peers.load("info_nce")
 open_clip = peers.load_file("open_clip/loss.py")
@@ -57,6 +57,28 @@ def test_clip_equals_open_clip(n: int) -> None:
         same(ours(image, text, scale), open_clip.ClipLoss()(image, text, scale), image, text, scale)
     both = ClipLoss()(image, text, scale, torch.ones(1), output_dict=True)
     assert torch.equal(both["contrastive_loss"], ClipLoss()(image, text, scale))
+
+
+@pytest.mark.parametrize("local_loss", [False, True])
+def test_clip_logits_and_labels_are_open_clips(local_loss: bool) -> None:
+    image, text = leaf(5, 7), leaf(5, 7)
+    ours, truth = ClipLoss(), open_clip.ClipLoss()
+    for bias in (None, torch.tensor(-2.0, dtype=torch.float64)):
+        pairs = (loss.get_logits(image, text, 14.0, bias) for loss in (ours, truth))
+        for value, expected in zip(*pairs, strict=True):
+            torch.testing.assert_close(value, expected)
+    ranks = [kind(local_loss, rank=1, world_size=2) for kind in (ClipLoss, open_clip.ClipLoss)]
+    for mine, other in ((ours, truth), ranks):
+        assert torch.equal(mine.get_ground_truth("cpu", 5), other.get_ground_truth("cpu", 5))
+    with pytest.raises(ValueError, match="get_logits is for one rank"):
+        ranks[0].get_logits(image, text, 14.0)
+
+
+def test_siglip_without_a_bias_equals_open_clips() -> None:
+    image, text = leaf(6, 7), leaf(6, 7)
+    scale = torch.tensor(3.0, dtype=torch.float64, requires_grad=True)
+    ours = SigLipLoss()(image, text, scale, None)
+    same(ours, open_clip.SigLipLoss()(image, text, scale, None), image, text, scale)
 
 
 def test_clip_swaps_and_reduces() -> None:

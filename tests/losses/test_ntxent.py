@@ -64,6 +64,15 @@ def test_memory_bank_equals_lightly_step_by_step() -> None:
         assert torch.equal(before, ours.memory_bank.bank)
 
 
+def test_no_memory_bank_and_sizes_that_lightly_refuses_too() -> None:
+    a, b = pair(5, 8)
+    for size in (0, (0,), (0, 8)):
+        torch.testing.assert_close(NTXentLoss(0.1, size)(a, b), lightly.NTXentLoss(0.1, size)(a, b))
+    for library in (NTXentLoss, lightly.NTXentLoss):  # the dimension cannot be guessed
+        with pytest.raises(ValueError, match="dimension"):
+            library(0.1, memory_bank_size=16)
+
+
 def test_memory_bank_is_saved_and_wraps() -> None:
     loss = NTXentLoss(0.1, memory_bank_size=(10, 4))
     a, b = pair(4, 4)
@@ -181,6 +190,9 @@ def test_bad_embeddings(a, b, error, message) -> None:
 def test_bad_arguments() -> None:
     with pytest.raises(ValueError, match="memory_bank_size must be 0 or"):
         NTXentLoss(memory_bank_size=16)
+    for size in ((16, 0), (0, -1), (-1, 8), (0, 8, 2), (), -1):
+        with pytest.raises(ValueError, match="memory_bank_size must be 0 or"):
+            NTXentLoss(memory_bank_size=size)
     with pytest.raises(ValueError, match="dimension 5, the memory bank 4"):
         NTXentLoss(memory_bank_size=(16, 4))(torch.randn(2, 5), torch.randn(2, 5))
     with pytest.raises(ValueError, match="reduction must be"):

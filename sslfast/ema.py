@@ -42,6 +42,12 @@ class CosineMomentum:
     end: float
     steps: int
 
+    def __post_init__(self) -> None:
+        if not (0 <= self.start <= 1 and 0 <= self.end <= 1):
+            raise ValueError(f"momenta must be in [0, 1], got {self.start} and {self.end}")
+        if not self.steps >= 1:
+            raise ValueError(f"steps must be at least 1, got {self.steps}")
+
     def __call__(self, updates: Tensor) -> Tensor:
         """The momentum after ``updates`` (int64 []) updates, float64 [] on the same device."""
         progress = (updates.double() / self.steps).clamp(max=1)
@@ -53,6 +59,10 @@ class WarmupMomentum:
     """min(limit, (1 + k) / (10 + k)) after k updates: an average that forgets its start quickly."""
 
     limit: float
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.limit <= 1:
+            raise ValueError(f"limit must be in [0, 1], got {self.limit}")
 
     def __call__(self, updates: Tensor) -> Tensor:
         """The momentum after ``updates`` (int64 []) updates, float64 [] on the same device."""
@@ -149,6 +159,7 @@ class EMATeacher(nn.Module):
         skipped: updates skipped, int64 [].
 
     Raises:
+        TypeError: a momentum that is neither a number, a tensor nor a schedule.
         ValueError: a momentum outside [0, 1], an unknown ``buffers``, a student on the meta device
             or already sharded by FSDP.
     """
@@ -333,6 +344,11 @@ class EMATeacher(nn.Module):
 
     def _check_momentum(self) -> None:
         momentum = self.momentum
+        if not isinstance(momentum, (int, float, Tensor)) and not callable(momentum):
+            raise TypeError(
+                "momentum must be a number, a tensor or a schedule such as CosineMomentum, got "
+                f"{type(momentum).__name__}"
+            )
         if not isinstance(momentum, (int, float, Tensor)):
             momentum = momentum(torch.full_like(self.updates, 2**40))
         last = self.next_momentum(momentum)

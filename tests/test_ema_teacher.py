@@ -432,3 +432,23 @@ def test_an_update_that_is_left_out_leaves_integers_too(bad: float, dtype: torch
     teacher.update(student)
     assert teacher.module.num_batches_tracked == 1
     assert teacher.updates == 1
+
+
+def test_schedules_and_momenta_that_are_none() -> None:
+    for make in (
+        lambda: CosineMomentum(0.9, 1.0, 0),
+        lambda: CosineMomentum(1.1, 1.0, 5),
+        lambda: CosineMomentum(0.9, float("nan"), 5),
+        lambda: WarmupMomentum(2.0),
+    ):
+        with pytest.raises(ValueError, match="must be"):
+            make()
+    with pytest.raises(TypeError, match="a schedule such as CosineMomentum, got str"):
+        EMATeacher(nn.Linear(2, 2), "0.9")
+
+
+def test_floats_without_arithmetic() -> None:
+    x, y = torch.ones(4).to(torch.float8_e4m3fn), torch.ones(4)
+    for teacher, student in ((x, x.clone()), (y, x)):
+        with pytest.raises(TypeError, match="float8_e4m3fn, which has no arithmetic"):
+            sslfast.functional.ema_update_([teacher], [student], 0.9)

@@ -112,6 +112,11 @@ def check_pairs(names: Sequence[str], teacher: Sequence[Tensor], student: Sequen
                 f"{name} is on {t.device}, but {names[0]} on {teacher[0].device}: update the "
                 "tensors of each device in a call of their own"
             )
+        for who, x in (("teacher", t), ("student", s)):
+            if x.is_floating_point() and x.dtype not in REAL:
+                raise TypeError(
+                    f"{name} of the {who} is {x.dtype}, which has no arithmetic: cast it"
+                )
         if t.dtype != s.dtype and not (t.dtype in FLOATS and s.dtype in FLOATS):
             raise TypeError(f"{name} is {t.dtype} in the teacher, but {s.dtype} in the student")
         if _sharding(t) != _sharding(s):
@@ -132,8 +137,11 @@ def _clearly_fit(teacher: list[Tensor], student: list[Tensor]) -> bool:
     # Pair by pair: thousands of shapes held at once set off the garbage collector.
     if not all(map(operator.eq, map(_SHAPE, teacher), map(_SHAPE, student))):
         return False
+    dtypes = set(map(_DTYPE, both))
+    if not REAL.issuperset(d for d in dtypes if d.is_floating_point):
+        return False
     same_dtypes = map(operator.eq, map(_DTYPE, teacher), map(_DTYPE, student))
-    return REAL.issuperset(map(_DTYPE, both)) or all(same_dtypes)
+    return dtypes <= REAL or all(same_dtypes)
 
 
 def local_shard(tensor: Tensor) -> Tensor:

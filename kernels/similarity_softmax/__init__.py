@@ -36,7 +36,9 @@ from torch import Tensor
 
 from .._extension import extension
 
-KEPT_FLOATS = 16 + 16 * 2**18  # 16 MiB of logits
+# As in csrc/cpu: a line of 16 before the logits (kept_logits.h), blocks of up to 256 (schedule.h).
+KEPT_HEADER, BLOCK = 16, 256
+KEPT_FLOATS = KEPT_HEADER + 16 * 2**18  # 16 MiB of logits
 
 
 @dataclass(frozen=True)
@@ -97,11 +99,11 @@ def kept_size(rows: Tensor, columns: Tensor | None) -> int:
         return 0
 
     def filled_up(n: int) -> int:
-        return (n + 255) // 256 * 256
+        return (n + BLOCK - 1) // BLOCK * BLOCK
 
     m = filled_up(rows.shape[0])
-    logits = m * (m + 256) // 2 if columns is None else m * filled_up(columns.shape[0])
-    return min(16 + logits, KEPT_FLOATS)
+    logits = m * (m + BLOCK) // 2 if columns is None else m * filled_up(columns.shape[0])
+    return min(KEPT_HEADER + logits, KEPT_FLOATS)
 
 
 def new_kept(like: Tensor, size: int) -> Tensor:

@@ -57,6 +57,11 @@ def _inner_product(x: Tensor, y: Tensor) -> Tensor:
     return torch.stack([torch.linalg.vecdot(a.to(y.dtype), b).sum() for a, b in parts]).sum()
 
 
+def _for(backend: Any, kept: Tensor | None) -> tuple[Tensor | None, ...]:
+    """The last argument of a backend that keeps logits; nothing for the others."""
+    return (kept,) if getattr(backend, "KEEPS", False) else ()
+
+
 def _add_positives(gradient: Tensor, other: Tensor, weight: Tensor, pairing: Pairing) -> None:
     """gradient_i += weight_i other_positive(i), in place; weight is per row of the window."""
     p, n = pairing, pairing.length
@@ -121,9 +126,7 @@ def _similarity_softmax(
     backend = registry.pick(OP, kernels.problem(x, y, pairing))
     kept = kernels.new_kept(rows, keep)
     with torch.autocast(rows.device.type, enabled=False):  # sums are never in half precision
-        if getattr(backend, "KEEPS", False):
-            return *backend.forward(x, y, scale, pairing, column_lse, kept), kept
-        return *backend.forward(x, y, scale, pairing, column_lse), kept
+        return *backend.forward(x, y, scale, pairing, column_lse, *_for(backend, kept)), kept
 
 
 @_similarity_softmax.register_fake
@@ -186,8 +189,7 @@ def similarity_softmax_backward(
         if y is not None and columns_gradient:
             dx, dy = _both_gradients(backend, x, y, scale, pairing, row, column, d_positive, kept)
         else:
-            again = (kept,) if getattr(backend, "KEEPS", False) else ()
-            dx = backend.backward(x, y, scale, pairing, row, column, *again)
+            dx = backend.backward(x, y, scale, pairing, row, column, *_for(backend, kept))
             _add_positives(dx, x if y is None else y, d_positive, pairing)
         d_scale = _inner_product(x, dx)
         if y is None:
@@ -212,8 +214,8 @@ def _both_gradients(
 ) -> tuple[Tensor, Tensor]:
     """In one pass where the backend has one, else by the transposed problem."""
     if hasattr(backend, "backward_both"):
-        again = (kept,) if getattr(backend, "KEEPS", False) else ()
-        return backend.backward_both(x, y, scale, pairing, row, column, d_positive, *again)
+        memory = _for(backend, kept)
+        return backend.backward_both(x, y, scale, pairing, row, column, d_positive, *memory)
     back = pairing.transposed()
     dx = backend.backward(x, y, scale, pairing, row, column)
     dy = backend.backward(y, x, scale, back, column, row)

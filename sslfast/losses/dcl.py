@@ -5,15 +5,13 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sslfast.functional import ntxent
 from sslfast.functional._common import check_embeddings, scale_of
 from sslfast.losses.distributed import global_ntxent_rows
-from sslfast.losses.exchange import check_exchange, gather_rows, row_counts, world_size
-from sslfast.ops._gradients import first_order
+from sslfast.losses.exchange import check_exchange, gather_rows, name_of, world_size
 
 
 def negative_mises_fisher_weights(out0: Tensor, out1: Tensor, sigma: float = 0.5) -> Tensor:
@@ -97,7 +95,7 @@ class DCLLoss(nn.Module):
             check_embeddings(out0=out0, out1=out1)
         scale = scale_of(self.temperature, out0)
         x, y = (F.normalize(out.to(scale.dtype), dim=1) for out in (out0, out1))
-        factor = 0.5 / len(x)
+        factor: float | Tensor = 0.5 / len(x)
         if self._gathers:
             z = torch.cat((x, y)).to(out0.dtype)
             lse, positive, factor = global_ntxent_rows(z, scale, self.process_group, self.exchange)
@@ -113,10 +111,9 @@ class DCLLoss(nn.Module):
         assert self.weight_fn is not None
         if not self._gathers:
             return self.weight_fn(x, y) + self.weight_fn(y, x)
-        counts = row_counts(x, self.process_group)
-        x, y = _GatherRows.apply(torch.stack((x, y), 1), counts, self.process_group).unbind(1)
-        weights = self.weight_fn(x, y) + self.weight_fn(y, x)
-        return weights.split(counts)[dist.get_rank(self.process_group)]
+        pairs, places = gather_rows(torch.stack((x, y), 1), name_of(self.process_group))
+        x, y = pairs.unbind(1)
+        return (self.weight_fn(x, y) + self.weight_fn(y, x))[places]
 
 
 class DCLWLoss(DCLLoss):
@@ -143,19 +140,3 @@ class DCLWLoss(DCLLoss):
     ) -> None:
         weight_fn = partial(negative_mises_fisher_weights, sigma=sigma)
         super().__init__(temperature, weight_fn, gather_distributed, process_group, exchange)
-
-
-class _GatherRows(torch.autograd.Function):
-    """gather_rows; its backward sums what all ranks' weights ask of this rank's rows."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, counts: list[int], group: Any) -> Tensor:
-        ctx.counts, ctx.group = counts, group
-        return gather_rows(x.detach().contiguous(), counts, group)
-
-    @staticmethod
-    @first_order
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        gradient = gradient.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(gradient, group=ctx.group)
-        return gradient.split(ctx.counts)[dist.get_rank(ctx.group)], None, None

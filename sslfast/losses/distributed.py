@@ -8,17 +8,18 @@ What travels are the embeddings, and in the backward pass two numbers a row: the
 gradient. With these every rank computes the whole gradient of its own rows, also the part that they
 have as columns of other ranks' rows. No gradient of size M x D travels. Blocks of other ranks' rows
 come from an Exchange: all at once, or around a ring in memory that does not grow with W.
+
+The sigmoid loss is in distributed_siglip.py, the class means of SupCon in distributed_supcon.py.
 """
 
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
-from sslfast.losses.exchange import Exchange, Group, gather_rows, uncompiled, world_size
-from sslfast.ops._gradients import first_order
-from sslfast.ops.sigmoid_contrast import sigmoid_contrast, weighted_sigmoid_contrast
+from sslfast.kernels.similarity_softmax import accumulation_dtype
+from sslfast.losses.exchange import Exchange, Group, group_of, name_of, world_size
+from sslfast.ops._gradients import refuse_double_backward
 from sslfast.ops.similarity_softmax import similarity_softmax, similarity_softmax_backward
 
 Side = tuple[Tensor, Tensor]  # log-sum-exps of rows, and what comes from above for them
@@ -84,34 +85,138 @@ def _backward(
     return gradient, d_scale
 
 
-class _SlabOfSelf(torch.autograd.Function):
-    """This rank's rows against all ranks' rows: (lse, positive) of the symmetric problem."""
+@torch.library.custom_op("sslfast::global_similarity_softmax", mutates_args=())
+def global_similarity_softmax(
+    rows: Tensor,
+    columns: Tensor | None,
+    scale: Tensor,
+    shift: int,
+    both: bool,
+    group: str,
+    how: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Statistics of this rank's rows among the columns of all ranks.
 
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, scale: Tensor, shift: int, exchange: Exchange
-    ) -> tuple[Tensor, Tensor]:
-        rows = x.detach().contiguous()
-        lse, positive = _forward(exchange, rows, rows, scale, shift, True)
-        ctx.save_for_backward(x, scale, lse)
-        ctx.shift, ctx.exchange = shift, exchange
-        return lse, positive
+    Args:
+        rows: unit vectors [n, D] of this rank; n may differ between ranks.
+        columns: those of the other side [n, D], or None for the symmetric form, in which no row is
+            its own candidate.
+        scale: 0-d.
+        shift: the positive of row i is this rank's column (i + shift) % n.
+        both: also the log-sum-exps of this rank's columns among the rows of all ranks.
+        group: ``name_of`` the process group.
+        how: "gather" or "ring".
 
-    @staticmethod
-    @first_order
-    def backward(ctx: Any, d_lse: Tensor, d_positive: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        x, scale, lse = (t.detach().contiguous() for t in ctx.saved_tensors)
+    Returns:
+        lse [n] over the negatives, that of the columns ([0] without ``both``), positive logits [n],
+        W / M, 0-d: the factor of the sum of this rank's losses, and the numbers of rows of all
+        ranks int64 [W], on the host.
+    """
+    exchange = Exchange.of(rows, group, how)
+    x = rows.contiguous()
+    y = x if columns is None else columns.contiguous()
+    lse, positive = _forward(exchange, x, y, scale, shift, columns is None)
+    lse_columns = lse.new_empty(0)
+    if both:
+        lse_columns, _ = _forward(exchange, y, x, scale, 0, False)
+    return lse, lse_columns, positive, torch.full_like(scale, exchange.factor), exchange.sizes
+
+
+@global_similarity_softmax.register_fake
+def _(
+    rows: Tensor,
+    columns: Tensor | None,
+    scale: Tensor,
+    shift: int,
+    both: bool,
+    group: str,
+    how: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    lse = rows.new_empty(len(rows), dtype=accumulation_dtype(rows.dtype))
+    lse_columns = lse.new_empty(len(rows) if both else 0)
+    sizes = torch.empty(world_size(group_of(group)), dtype=torch.int64, device="cpu")
+    return lse, lse_columns, torch.empty_like(lse), torch.empty_like(scale), sizes
+
+
+@torch.library.custom_op("sslfast::global_similarity_softmax_backward", mutates_args=())
+def _global_backward(
+    d_lse: Tensor,
+    d_lse_columns: Tensor | None,
+    d_positive: Tensor,
+    rows: Tensor,
+    columns: Tensor | None,
+    scale: Tensor,
+    lse: Tensor,
+    lse_columns: Tensor,
+    sizes: Tensor,
+    shift: int,
+    group: str,
+    how: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of this rank's rows, its columns ([0] in the symmetric form) and the scale."""
+    exchange = Exchange.again(sizes, group, how)
+    x, side = rows.contiguous(), (lse, d_lse)
+    if columns is None:
         # A pair is the positive of both its rows.
-        mutual = d_positive + d_positive.roll(ctx.shift)
-        side = (lse, d_lse)
-        dx, d_scale = _backward(ctx.exchange, x, x, scale, ctx.shift, True, side, side, mutual)
-        return dx, d_scale / 2, None, None  # every similarity is counted from both its ends
+        mutual = d_positive + d_positive.roll(shift)
+        dx, d_scale = _backward(exchange, x, x, scale, shift, True, side, side, mutual)
+        # Every similarity is counted from both its ends.
+        return dx, x.new_empty(0), d_scale / 2
+    y, structure = columns.contiguous(), (scale, shift, False)
+    other = None if d_lse_columns is None else (lse_columns, d_lse_columns)
+    dx, d_scale = _backward(exchange, x, y, *structure, side, other, d_positive)
+    dy, _ = _backward(exchange, y, x, *structure, other, side, d_positive)
+    return dx, dy, d_scale
 
 
-@uncompiled
+@_global_backward.register_fake
+def _(
+    d_lse: Tensor,
+    d_lse_columns: Tensor | None,
+    d_positive: Tensor,
+    rows: Tensor,
+    columns: Tensor | None,
+    scale: Tensor,
+    lse: Tensor,
+    lse_columns: Tensor,
+    sizes: Tensor,
+    shift: int,
+    group: str,
+    how: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    dy = rows.new_empty(0) if columns is None else torch.empty_like(columns)
+    return torch.empty_like(rows), dy, torch.empty_like(scale)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    rows, columns, scale, ctx.shift, ctx.both, *ctx.ranks = inputs
+    lse, lse_columns, _, factor, sizes = output
+    ctx.save_for_backward(rows, columns, scale, lse, lse_columns, sizes)
+    ctx.mark_non_differentiable(factor, sizes)
+
+
+def _global_autograd(
+    ctx: Any, d_lse: Tensor, d_lse_columns: Tensor, d_positive: Tensor, *_: None
+) -> tuple[Tensor | None, ...]:
+    tensors = ctx.saved_tensors
+    above = d_lse.contiguous(), d_lse_columns.contiguous() if ctx.both else None
+    dx, dy, d_scale = _global_backward(
+        *above, d_positive.contiguous(), *tensors, ctx.shift, *ctx.ranks
+    )
+    return dx, None if tensors[1] is None else dy, d_scale, *[None] * 4
+
+
+def _no_double_backward(ctx: Any, *gradients: Tensor) -> None:
+    refuse_double_backward(gradients)
+
+
+global_similarity_softmax.register_autograd(_global_autograd, setup_context=_setup_context)
+_global_backward.register_autograd(_no_double_backward)
+
+
 def global_ntxent_rows(
     z: Tensor, scale: Tensor, group: Group, how: str = "gather"
-) -> tuple[Tensor, Tensor, float]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """Per-row statistics of this rank's embeddings among those of all ranks.
 
     Args:
@@ -122,47 +227,18 @@ def global_ntxent_rows(
         how: "gather" or "ring".
 
     Returns:
-        lse [2n] over the negatives of all ranks, positive logits [2n], and W / M: the factor of the
-        sum of this rank's losses.
+        lse [2n] over the negatives of all ranks, positive logits [2n], and W / M, 0-d: the factor
+        of the sum of this rank's losses.
     """
-    exchange = Exchange.of(z, group, how)
-    lse, positive = _SlabOfSelf.apply(z, scale, len(z) // 2, exchange)
-    return lse, positive, world_size(group) / exchange.total
+    lse, _, positive, factor, _ = global_similarity_softmax(
+        z, None, scale, len(z) // 2, False, name_of(group), how
+    )
+    return lse, positive, factor
 
 
-class _SlabOfPairs(torch.autograd.Function):
-    """This rank's x against all y and, with ``both``, its y against all x."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, y: Tensor, scale: Tensor, both: bool, exchange: Exchange
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        rows, columns = x.detach().contiguous(), y.detach().contiguous()
-        lse_x, positive = _forward(exchange, rows, columns, scale, 0, False)
-        lse_y = lse_x.new_empty(0)
-        if both:
-            lse_y, _ = _forward(exchange, columns, rows, scale, 0, False)
-        ctx.save_for_backward(x, y, scale, lse_x, lse_y)
-        ctx.both, ctx.exchange = both, exchange
-        return lse_x, lse_y, positive
-
-    @staticmethod
-    @first_order
-    def backward(
-        ctx: Any, d_lse_x: Tensor, d_lse_y: Tensor, d_positive: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, None, None]:
-        x, y, scale, lse_x, lse_y = (t.detach().contiguous() for t in ctx.saved_tensors)
-        side_x, side_y = (lse_x, d_lse_x), (lse_y, d_lse_y) if ctx.both else None
-        structure = scale, 0, False
-        dx, d_scale = _backward(ctx.exchange, x, y, *structure, side_x, side_y, d_positive)
-        dy, _ = _backward(ctx.exchange, y, x, *structure, side_y, side_x, d_positive)
-        return dx, dy, d_scale, None, None
-
-
-@uncompiled
 def global_pair_rows(
     x: Tensor, y: Tensor, scale: Tensor, group: Group, both: bool = True, how: str = "gather"
-) -> tuple[Tensor, Tensor, Tensor, float]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Per-row statistics of this rank's pairs among those of all ranks.
 
     Args:
@@ -175,132 +251,7 @@ def global_pair_rows(
 
     Returns:
         lse [n] of x and of y ([0] without ``both``) over the negatives of all ranks, positive
-        logits [n], and W / N: the factor of the sum of this rank's losses, for N pairs over all W
-        ranks.
+        logits [n], and W / N, 0-d: the factor of the sum of this rank's losses, for N pairs over
+        all W ranks.
     """
-    exchange = Exchange.of(x, group, how)
-    lse_x, lse_y, positive = _SlabOfPairs.apply(x, y, scale, both, exchange)
-    return lse_x, lse_y, positive, world_size(group) / exchange.total
-
-
-class _SlabOfSigmoid(torch.autograd.Function):
-    """W / N times the sigmoid losses of this rank's images against all texts.
-
-    Weights are known beforehand, so the gradients are formed here: those of the images from their
-    rows, those of the texts from the same loss with the roles exchanged.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, image: Tensor, text: Tensor, scale: Tensor, bias: Tensor, exchange: Exchange
-    ) -> Tensor:
-        inputs = image, text, scale, bias
-        image, text = image.detach().contiguous(), text.detach().contiguous()
-        factor = world_size(exchange.group) / exchange.total
-        weight = torch.full((len(image),), factor, dtype=scale.dtype, device=image.device)
-        total = d_scale = d_bias = torch.zeros_like(scale)
-        d_image, d_text = (torch.zeros_like(x, dtype=scale.dtype) for x in (image, text))
-        for own, (images, texts) in exchange.blocks(image, text):
-            if not any(ctx.needs_input_grad):
-                total = total + factor * sigmoid_contrast(image, texts, scale, bias, own).sum()
-                continue
-            loss, d_rows, _, d_s, d_b = weighted_sigmoid_contrast(
-                image, texts, scale, bias, weight, own, False
-            )
-            total, d_scale, d_bias = total + loss, d_scale + d_s, d_bias + d_b
-            d_image += d_rows
-            d_text += weighted_sigmoid_contrast(text, images, scale, bias, weight, own, False)[1]
-        ctx.save_for_backward(d_image, d_text, d_scale, d_bias, *inputs)
-        ctx.dtype = image.dtype
-        return total
-
-    @staticmethod
-    @first_order
-    def backward(ctx: Any, above: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, None]:
-        d_image, d_text, d_scale, d_bias = ctx.saved_tensors[:4]
-        d_image, d_text = ((above * d).to(ctx.dtype) for d in (d_image, d_text))
-        return d_image, d_text, above * d_scale, above * d_bias, None
-
-
-@uncompiled
-def global_sigmoid(
-    image: Tensor, text: Tensor, scale: Tensor, bias: Tensor, group: Group, how: str = "gather"
-) -> Tensor:
-    """This rank's share of the sigmoid loss over the pairs of all ranks.
-
-    Args:
-        image: unit features [n, D] of this rank; n may differ between ranks.
-        text: those of the texts [n, D].
-        scale: 0-d.
-        bias: 0-d.
-        group: the process group, or None for all ranks.
-        how: "gather" or "ring".
-
-    Returns:
-        W / N times the sum of the losses of this rank's images, 0-d.
-    """
-    exchange = Exchange.of(image, group, how)
-    return _SlabOfSigmoid.apply(image, text, scale, bias, exchange)
-
-
-class _ClassMeans(torch.autograd.Function):
-    """Mean logit of every row with the other rows of its class, over all ranks."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, z: Tensor, scale: Tensor, group_of: Tensor, classes: int, exchange: Exchange
-    ) -> tuple[Tensor, Tensor]:
-        sums = _summed(z, group_of, classes, exchange)
-        others = _summed(torch.ones_like(z[:, :1]), group_of, classes, exchange)[:, 0] - 1
-        found = (z * sums).sum(1) - (z * z).sum(1)
-        means = found / others.clamp_min(1)
-        ctx.save_for_backward(z, scale, group_of, sums, others, means)
-        ctx.classes, ctx.exchange = classes, exchange
-        ctx.mark_non_differentiable(others)
-        return scale * means, others
-
-    @staticmethod
-    @first_order
-    def backward(
-        ctx: Any, above: Tensor, unused: Tensor
-    ) -> tuple[Tensor, Tensor, None, None, None]:
-        z, scale, group_of, sums, others, means = ctx.saved_tensors
-        share = (above / others.clamp_min(1))[:, None]
-        # A row is also a member of the class for its other rows, here and elsewhere.
-        shares = _summed(share * z, group_of, ctx.classes, ctx.exchange)
-        dz = scale * (share * (sums - z) + shares - share * z)
-        return dz, (above * means).sum(), None, None, None
-
-
-def _summed(x: Tensor, group_of: Tensor, classes: int, exchange: Exchange) -> Tensor:
-    """Sum over the rows of all ranks with the class of each row of this rank."""
-    sums = x.new_zeros(classes, x.shape[1]).index_add(0, group_of, x)
-    dist.all_reduce(sums, group=exchange.group)
-    return sums[group_of]
-
-
-@uncompiled
-def global_supcon_rows(
-    z: Tensor, labels: Tensor, scale: Tensor, group: Group, how: str = "gather"
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Per-row statistics of supervised contrast among the rows of all ranks.
-
-    Args:
-        z: unit features [n, D] of this rank, in the accumulation dtype; n may differ between ranks.
-        labels: integers [n].
-        scale: 1 / temperature, 0-d.
-        group: the process group, or None for all ranks.
-        how: "gather" or "ring".
-
-    Returns:
-        lse [n] over all other rows of all ranks, the mean logit [n] of the rows with the same label
-        and how many these are [n].
-    """
-    exchange = Exchange.of(z, group, how)
-    # Shift 0 makes a row its own positive, which the sum leaves out: all others remain.
-    lse, _ = _SlabOfSelf.apply(z, scale, 0, exchange)
-    everyone = gather_rows(labels, list(exchange.counts), group)
-    known, group_of = everyone.unique(return_inverse=True)
-    mine = group_of[exchange.base : exchange.base + len(z)]
-    means, others = _ClassMeans.apply(z, scale, mine, len(known), exchange)
-    return lse, means, others
+    return global_similarity_softmax(x, y, scale, 0, both, name_of(group), how)[:4]

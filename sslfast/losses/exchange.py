@@ -1,10 +1,11 @@
 """How the rows of other ranks get here: all at once, or one rank's at a time around a ring.
 
-Embeddings travel without a gradient; what they contribute is computed where their gradient belongs
-(sslfast.losses.distributed). Batches of different sizes are allowed.
+Batches of different sizes are allowed: row counts are read on the host, which no graph can do. So
+whatever exchanges rows is an op, with results as long as this rank's own batch, and torch.compile
+takes it up whole.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,12 +13,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-Group = Any  # dist.ProcessGroup | None
+from sslfast.ops._gradients import refuse_double_backward
 
-# Row counts are read on the host, which no graph can do.
-uncompiled = torch.compiler.disable(
-    reason="sslfast: ranks may differ in rows, which are counted on the host"
-)
+Group = Any  # dist.ProcessGroup | None
 
 
 def world_size(group: Group = None) -> int:
@@ -25,18 +23,21 @@ def world_size(group: Group = None) -> int:
     return dist.get_world_size(group) if dist.is_available() and dist.is_initialized() else 1
 
 
-@uncompiled
-def row_counts(x: Tensor, group: Group) -> list[int]:
-    """Rows of every rank's tensor, read on the host: batches may differ in size."""
-    count = torch.tensor([len(x)], device=x.device)
-    counts = [torch.empty_like(count) for _ in range(world_size(group))]
-    dist.all_gather(counts, count, group=group)
-    return torch.cat(counts).tolist()
+def name_of(group: Group) -> str:
+    """What an op takes in place of the group: ops have no such arguments."""
+    return "" if group is None else group.group_name
 
 
-@uncompiled
-def gather_rows(x: Tensor, counts: list[int], group: Group) -> Tensor:
-    """Concatenate the rows of all ranks, in the order of ranks; carries no gradient."""
+def group_of(name: str) -> Group:
+    """The group of this name; None, which is all ranks, for ""."""
+    if not name:
+        return None
+    # The counterpart of group_name, which torch's own collectives for graphs use.
+    return dist.distributed_c10d._resolve_process_group(name)  # type: ignore[arg-type]
+
+
+def _gather(x: Tensor, counts: Sequence[int], group: Group) -> Tensor:
+    """Concatenate the rows of all ranks, in the order of ranks."""
     longest = max(counts)
     padded = x.new_zeros(longest, *x.shape[1:])
     padded[: len(x)] = x
@@ -63,14 +64,35 @@ class Exchange:
     ring: bool
 
     @classmethod
-    def of(cls, x: Tensor, group: Group, how: str) -> "Exchange":
+    def of(cls, x: Tensor, group: str, how: str = "gather") -> "Exchange":
         """The exchange of tensors with as many rows as ``x`` on every rank.
 
+        The numbers of rows are read on the host, for batches may differ in size.
+
+        Args:
+            x: this rank's rows.
+            group: its ``name_of``.
+            how: "gather" or "ring".
+
         Raises:
-            ValueError: ``how`` is neither "gather" nor "ring".
+            ValueError: another ``how``.
         """
         check_exchange(how)
-        return cls(tuple(row_counts(x, group)), dist.get_rank(group), group, how == "ring")
+        count = torch.tensor([len(x)], device=x.device)
+        counts = [torch.empty_like(count) for _ in range(world_size(group_of(group)))]
+        dist.all_gather(counts, count, group=group_of(group))
+        return cls.again(torch.cat(counts), group, how)
+
+    @classmethod
+    def again(cls, counts: Tensor, group: str, how: str) -> "Exchange":
+        """The exchange with these numbers of rows [W]: a backward pass need not ask for them."""
+        ranks = group_of(group)
+        return cls(tuple(counts.tolist()), dist.get_rank(ranks), ranks, how == "ring")
+
+    @property
+    def sizes(self) -> Tensor:
+        """The numbers of rows int64 [W], on the host."""
+        return torch.tensor(self.counts)
 
     @property
     def total(self) -> int:
@@ -82,10 +104,19 @@ class Exchange:
         """Where this rank's rows begin among all."""
         return sum(self.counts[: self.rank])
 
+    @property
+    def factor(self) -> float:
+        """W / M for W ranks and M rows in all: that of the sum of this rank's losses."""
+        return len(self.counts) / self.total
+
+    def own(self, everything: Tensor) -> Tensor:
+        """This rank's rows of those of all ranks."""
+        return everything[self.base : self.base + self.counts[self.rank]]
+
     def blocks(self, *tensors: Tensor) -> Iterator[tuple[int, tuple[Tensor, ...]]]:
         """Yield (first own row within the block or -1, the block of every tensor)."""
         if not self.ring:
-            yield self.base, tuple(gather_rows(t, list(self.counts), self.group) for t in tensors)
+            yield self.base, tuple(_gather(t, self.counts, self.group) for t in tensors)
             return
         ranks = len(self.counts)
         ahead, behind = (self._global((self.rank + d) % ranks) for d in (1, -1))
@@ -106,6 +137,60 @@ class Exchange:
 
     def _global(self, rank: int) -> int:
         return rank if self.group is None else dist.get_global_rank(self.group, rank)
+
+
+@torch.library.custom_op("sslfast::gather_rows", mutates_args=())
+def gather_rows(x: Tensor, group: str) -> tuple[Tensor, Tensor]:
+    """The rows of all ranks, in the order of ranks.
+
+    Gradients pass: the backward pass sums what all ranks ask of this rank's rows.
+
+    Args:
+        x: [n, ...]; n may differ between ranks.
+        group: ``name_of`` the group.
+
+    Returns:
+        The rows [M, ...] of all ranks, and the places int64 [n] of this rank's among them.
+    """
+    exchange = Exchange.of(x, group)
+    rows = _gather(x, exchange.counts, exchange.group)
+    return rows, exchange.own(torch.arange(len(rows), device=x.device)).clone()
+
+
+@gather_rows.register_fake
+def _(x: Tensor, group: str) -> tuple[Tensor, Tensor]:
+    rows = torch.library.get_ctx().new_dynamic_size()
+    return x.new_empty(rows, *x.shape[1:]), x.new_empty(len(x), dtype=torch.int64)
+
+
+@torch.library.custom_op("sslfast::sum_rows", mutates_args=())
+def _sum_rows(gradient: Tensor, places: Tensor, group: str) -> Tensor:
+    """Sum over ranks of gradients [M, ...], of which this rank's rows [n, ...] are returned."""
+    total = gradient.clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(total, group=group_of(group))
+    return total[places]
+
+
+@_sum_rows.register_fake
+def _(gradient: Tensor, places: Tensor, group: str) -> Tensor:
+    return gradient.new_empty(len(places), *gradient.shape[1:])
+
+
+def _setup(ctx: Any, inputs: tuple[Tensor, str], output: tuple[Tensor, Tensor]) -> None:
+    ctx.group = inputs[1]
+    ctx.save_for_backward(output[1])
+
+
+def _backward(ctx: Any, gradient: Tensor, _: None) -> tuple[Tensor, None]:
+    return _sum_rows(gradient, ctx.saved_tensors[0], ctx.group), None
+
+
+def _no_double_backward(ctx: Any, gradient: Tensor) -> None:
+    refuse_double_backward((gradient,))
+
+
+gather_rows.register_autograd(_backward, setup_context=_setup)
+_sum_rows.register_autograd(_no_double_backward)
 
 
 def check_exchange(how: str) -> None:

@@ -11,7 +11,7 @@ from sslfast.functional import ntxent
 from sslfast.functional._common import check_embeddings, info_nce_from_logits, scale_of
 from sslfast.functional._info_nce import summed_info_nce
 from sslfast.losses.distributed import global_ntxent_rows
-from sslfast.losses.exchange import check_exchange, gather_rows, row_counts, world_size
+from sslfast.losses.exchange import check_exchange, gather_rows, name_of, world_size
 from sslfast.losses.memory_bank import MemoryBank
 
 
@@ -89,8 +89,7 @@ class NTXentLoss(nn.Module):
         if out0.requires_grad:
             keys = F.normalize(out1.detach().to(bank.dtype), dim=1)
             if self._gathers:
-                counts = row_counts(keys, self.process_group)
-                keys = gather_rows(keys, counts, self.process_group)
+                keys, _ = gather_rows(keys, name_of(self.process_group))
             self.memory_bank.enqueue(keys)
         return loss
 

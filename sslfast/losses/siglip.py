@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from sslfast.functional import siglip
 from sslfast.functional._common import as_scale, check_embeddings
-from sslfast.losses.distributed import global_sigmoid
+from sslfast.losses.distributed_siglip import global_sigmoid
 from sslfast.losses.exchange import check_rank
 
 EXCHANGES = {None: "gather", "gather": "gather", "bidir": "ring", "shift": "ring", "reduce": "ring"}

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from sslfast.functional import supcon
 from sslfast.functional._common import check_labels, scale_of
-from sslfast.losses.distributed import global_supcon_rows
+from sslfast.losses.distributed_supcon import global_supcon_rows
 from sslfast.losses.exchange import world_size
 
 

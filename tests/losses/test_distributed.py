@@ -1,9 +1,5 @@
 """The loss over all ranks: gradients, averaged as DDP does, are those of one process."""
 
-import copy
-from collections.abc import Callable
-from functools import partial
-
 import processes
 import pytest
 import torch
@@ -276,86 +272,6 @@ def two_ranks(rank: int, size: int) -> None:
     with pytest.raises(ValueError, match="leave negative_keys out"):
         InfoNCE(process_group=dist.group.WORLD)(*torch.randn(3, 4, 3))
     a_group_of_one(rank)
-
-
-def every_form(rank: int, size: int) -> dict[str, Callable[[], tuple[Tensor, Tensor]]]:
-    """Name -> a function that returns a new weight and the loss of this rank's features."""
-    both = {"rank": rank, "world_size": size}
-    forms: dict[str, Callable[[Tensor, Tensor], Tensor]] = {}
-    for how, dist_impl in (("gather", "gather"), ("ring", "bidir")):
-        options = {"gather_distributed": True, "exchange": how}
-        clip_loss, siglip_loss = (
-            ClipLoss(**both, exchange=how),
-            SigLipLoss(**both, dist_impl=dist_impl),
-        )
-        forms |= {
-            f"ntxent {how}": NTXentLoss(0.2, **options),
-            f"dcl {how}": DCLLoss(0.2, **options),
-            f"dclw {how}": DCLWLoss(0.2, **options),
-            f"clip {how}": lambda x, y, loss=clip_loss: loss(x, y, 2.0),
-            f"siglip {how}": lambda x, y, loss=siglip_loss: loss(x, y, 2.0, -1.0),
-        }
-    group = dist.group.WORLD
-    forms["info_nce"] = InfoNCE(0.3, process_group=group)
-    forms["supcon"] = lambda x, y: SupConLoss(0.3, process_group=group)(
-        torch.cat((x, y)), torch.arange(len(x)).repeat(2)
-    )
-
-    def of(loss: Callable[[Tensor, Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-        towers = Towers(rank, [4, 3])
-        return towers.weights[0], loss(*towers.own)
-
-    return {name: partial(of, loss) for name, loss in forms.items()}
-
-
-def no_second_derivative(rank: int, size: int) -> None:
-    for name, form in every_form(rank, size).items():
-        weight, loss = form()
-        (gradient,) = torch.autograd.grad(loss, weight, create_graph=True)
-        assert gradient.requires_grad, name
-        with pytest.raises(RuntimeError, match="this loss has no second derivative"):
-            torch.autograd.grad(gradient.square().sum(), weight)
-        weight, loss = form()
-        (plain,) = torch.autograd.grad(loss, weight)
-        assert torch.equal(plain, gradient), name
-
-
-def test_double_backward_is_refused_by_every_form() -> None:
-    processes.run(2, no_second_derivative)
-
-
-def compiled(rank: int, size: int) -> None:
-    """The exchange is a graph break; what is around it is compiled."""
-    for how in ("gather", "ring"):
-        options = {"gather_distributed": True, "exchange": how}
-        clip_loss = ClipLoss(rank=rank, world_size=size, exchange=how)
-        losses = [
-            NTXentLoss(0.2, **options),
-            NTXentLoss(0.2, memory_bank_size=(16, 8), **options),
-            DCLWLoss(0.2, **options),
-            lambda x, y, loss=clip_loss: loss(x, y, 2.0),
-        ]
-        for loss in losses:
-            results = []
-            made = torch.compile(loss, backend="aot_eager")
-            state = copy.deepcopy(loss.state_dict()) if isinstance(loss, nn.Module) else {}
-            for function in (loss, made):
-                if state:
-                    loss.load_state_dict(state)
-                towers = Towers(rank, [4, 3])
-                value = function(*towers.own)
-                results.append((value.detach(), *torch.autograd.grad(value, towers.weights[0])))
-            for eager, ours in zip(*results, strict=True):
-                torch.testing.assert_close(ours, eager)
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
-    torch._dynamo.reset()  # or the graphs made above are taken
-    whole = torch.compile(losses[-1], backend="aot_eager", fullgraph=True)
-    with pytest.raises(torch._dynamo.exc.Unsupported, match="ranks may differ in rows"):
-        whole(*Towers(rank, [4, 3]).own)
-
-
-def test_torch_compile_breaks_its_graph_at_the_exchange() -> None:
-    processes.run(2, compiled)
 
 
 def test_temperature_ddp_memory_bank_and_clip_on_two_ranks() -> None:

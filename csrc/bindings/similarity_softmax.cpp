@@ -9,7 +9,7 @@ namespace sslfast::bindings {
 namespace {
 
 sslfast::cpu::Statistics statistics(Address lse, Address g) {
-    return {pointer<const float>(lse), pointer<const float>(g)};
+    return {pointer<const double>(lse), pointer<const double>(g)};
 }
 
 #ifdef SSLFAST_WITH_CUDA
@@ -70,7 +70,7 @@ void similarity_softmax(py::module_& module) {
            Address kept, std::int64_t kept_size) {
             sslfast::cpu::similarity_forward(
                 similarities(rows, m, columns, n, dim, scale, pairing, threads),
-                pointer<float>(lse), pointer<float>(positive), pointer<float>(column_lse),
+                pointer<double>(lse), pointer<double>(positive), pointer<double>(column_lse),
                 {pointer<float>(kept), kept_size});
         },
         Release());

@@ -43,8 +43,10 @@ class Work {
           logits_(make_buffer(g_ == nullptr ? 1 : static_cast<std::size_t>(p_.v) * height_)),
           maxima_(make_buffer(blocks_ * height_)),
           sums_(make_buffer(blocks_ * height_)),
-          lse_(height_),
-          weight_(height_) {
+          target_(height_),
+          maximum_(height_),
+          weight_(height_),
+          target_weight_(height_) {
         if (g_ == nullptr) {
             tiles_ = make_buffer(static_cast<std::size_t>(class_block) * height_ * p_.threads);
             return;
@@ -64,7 +66,7 @@ class Work {
         first_ = first;
         count_ = static_cast<int>(std::min<std::int64_t>(height_, p_.n - first));
         const float* x = p_.hidden + first * p_.dim;
-        transposed_.pack(x, count_, log2_e, p_.threads);
+        transposed_.pack(x, count_, log2_e_exact, p_.threads);
 #pragma omp parallel for num_threads(p_.threads) schedule(dynamic)
         for (std::int64_t b = 0; b < blocks_; ++b)
             forward(block(b), b, transposed_.of({0, count_}), target_logit);
@@ -76,7 +78,7 @@ class Work {
         for (std::int64_t s = 0; s < spans_; ++s) {
             const std::int64_t begin = blocks_ * s / spans_, end = blocks_ * (s + 1) / spans_;
             for (std::int64_t b = begin; b < end; ++b)
-                backward(block(b), s, b == begin, values_.of({0, count_}), lse, target_logit);
+                backward(block(b), s, b == begin, values_.of({0, count_}));
         }
         if (g_->d_hidden != nullptr) add_partial();
     }
@@ -122,7 +124,8 @@ class Work {
             for (int r = 0; r < count_; ++r) tile[j * height_ + r] += bias;
         }
         for_targets(classes, [&](int r, std::int64_t j) {
-            target_logit[first_ + r] = tile[j * height_ + r] * ln_2;
+            target_[r] = tile[j * height_ + r];
+            target_logit[first_ + r] = target_[r] * ln_2;
             tile[j * height_ + r] = -std::numeric_limits<float>::infinity();
         });
         kernels_.column_sums(tile, height_, classes.size, count_, maxima_.get() + b * height_,
@@ -130,32 +133,38 @@ class Work {
     }
 
     void finish_row(int r, float* lse, const float* target_logit) {
-        float maximum = -1e30f, sum = 0.0f;
+        float maximum = -1e30f;
+        double others = 0;
         for (std::int64_t b = 0; b < blocks_; ++b)
             maximum = std::max(maximum, maxima_[b * height_ + r]);
         for (std::int64_t b = 0; b < blocks_; ++b)
-            sum += sums_[b * height_ + r] * std::exp2(maxima_[b * height_ + r] - maximum);
+            others += sums_[b * height_ + r] * std::exp2(maxima_[b * height_ + r] - maximum);
         const std::int64_t i = first_ + r;
-        lse[i] = (maximum + std::log2(sum)) * ln_2;
-        const float high = std::max(lse[i], target_logit[i]), low = std::min(lse[i], target_logit[i]);
-        lse_[r] = (high + std::log1p(std::exp(low - high))) * log2_e;  // the target included
-        weight_[r] = g_ == nullptr ? 0.0f : g_->row_weight[i];
+        lse[i] = static_cast<float>((maximum + std::log2(others)) / log2_e_exact);
+        if (g_ == nullptr) return;
+        // p_j = 2^(t_j - greatest) / total, without a log-sum-exp: rounded to a float, those of a cold
+        // softmax have few digits behind the point.
+        const double target = p_.targets == nullptr ? target_logit[i] * log2_e_exact : target_[r];
+        const double greatest = std::max<double>(maximum, target);
+        others *= std::exp2(maximum - greatest);
+        const double total = others + std::exp2(target - greatest);
+        const double weight = g_->row_weight[i];
+        maximum_[r] = static_cast<float>(greatest);
+        weight_[r] = static_cast<float>(weight / total * std::exp2(maximum_[r] - greatest));
+        // 1 - p of the target, not as a difference: p may be close to 1.
+        target_weight_[r] = static_cast<float>(weight * (g_->smoothing - uniform_ - others / total));
     }
 
-    void backward(Block classes, std::int64_t span, bool first_of_span, Panels values,
-                  const float* lse, const float* target_logit) {
+    // The targets come in last, and not within the products: beside them the other classes' small
+    // shares would lose digits.
+    void backward(Block classes, std::int64_t span, bool first_of_span, Panels values) {
         float* tile = logits_.get() + classes.first * height_;
-        kernels_.weigh(tile, height_, classes.size, count_, nullptr, nullptr, lse_.data(),
+        kernels_.weigh(tile, height_, classes.size, count_, nullptr, nullptr, maximum_.data(),
                        weight_.data(), nullptr);
-        const float uniform = g_->smoothing / static_cast<float>(p_.v);
-        for (int j = 0; uniform != 0.0f && j < classes.size; ++j)
-            for (int r = 0; r < count_; ++r) tile[j * height_ + r] -= uniform * weight_[r];
-        for_targets(classes, [&](int r, std::int64_t j) {
-            const std::int64_t i = first_ + r;
-            // 1 - p, not as a difference: p may be close to 1.
-            const float other = 1.0f / (1.0f + std::exp(target_logit[i] - lse[i]));
-            tile[j * height_ + r] = weight_[r] * (g_->smoothing - uniform - other);
-        });
+        for (int j = 0; uniform_ != 0.0f && j < classes.size; ++j)
+            for (int r = 0; r < count_; ++r)
+                tile[j * height_ + r] -= uniform_ * g_->row_weight[first_ + r];
+        for_targets(classes, [&](int r, std::int64_t j) { tile[j * height_ + r] = 0.0f; });
         if (g_->d_bias != nullptr)
             for (int j = 0; j < classes.size; ++j) {
                 float sum = 0.0f;
@@ -163,9 +172,21 @@ class Work {
                 g_->d_bias[classes.first + j] += sum;
             }
         const float* weight = p_.weight + classes.first * p_.dim;
-        if (g_->d_weight != nullptr)
+        float* d_weight =
+            g_->d_weight == nullptr ? nullptr : g_->d_weight + classes.first * p_.dim;
+        if (d_weight != nullptr)
             kernels_.multiply(classes.size, p_.dim, count_, {tile, height_, 1}, values, true,
-                              g_->d_weight + classes.first * p_.dim, in_panels);
+                              d_weight, in_panels);
+        for_targets(classes, [&](int r, std::int64_t j) {
+            if (g_->d_bias != nullptr) g_->d_bias[classes.first + j] += target_weight_[r];
+            if (d_weight == nullptr) return;
+            const float* x = p_.hidden + (first_ + r) * p_.dim;
+            for (int d = 0; d < p_.dim; d += kernels_.width) {
+                const int width = std::min(kernels_.width, p_.dim - d);
+                float* out = d_weight + d * classes.size + j * width;
+                for (int i = 0; i < width; ++i) out[i] += target_weight_[r] * x[d + i];
+            }
+        });
         if (g_->d_hidden != nullptr) {
             float* panels = panels_.get() + panels_size() * omp_get_thread_num();
             pack_values(weight, classes.size, p_.dim, kernels_.width, 0, classes.size, panels);
@@ -179,7 +200,7 @@ class Work {
     void add_partial() {
         const std::int64_t size = static_cast<std::int64_t>(height_) * p_.dim;
 #pragma omp parallel for num_threads(p_.threads) schedule(static)
-        for (int r = 0; r < count_; ++r)
+        for (int r = 0; r < count_; ++r) {
             for (int d = 0; d < p_.dim; d += kernels_.width) {
                 const int width = std::min(kernels_.width, p_.dim - d);
                 float* out = g_->d_hidden + (first_ + r) * p_.dim + d;
@@ -188,6 +209,11 @@ class Work {
                 for (std::int64_t s = 1; s < spans_; ++s)
                     for (int i = 0; i < width; ++i) out[i] += from[s * size + i];
             }
+            if (p_.targets == nullptr) continue;
+            const float* target = p_.weight + p_.targets[first_ + r] * p_.dim;
+            float* out = g_->d_hidden + (first_ + r) * p_.dim;
+            for (int d = 0; d < p_.dim; ++d) out[d] += target_weight_[r] * target[d];
+        }
     }
 
     const LinearClassifier& p_;
@@ -198,7 +224,10 @@ class Work {
     PackedTransposed transposed_;
     PackedValues values_;
     Buffer logits_, maxima_, sums_, tiles_, partial_, panels_;
-    std::vector<float> lse_, weight_;  // of the rows at hand; lse to base 2
+    // Of the rows at hand: the targets' logits and the greatest, to base 2, and the weights of
+    // 2^(t - greatest) and of the target.
+    std::vector<float> target_, maximum_, weight_, target_weight_;
+    float uniform_ = g_ == nullptr ? 0.0f : g_->smoothing / static_cast<float>(p_.v);
     std::int64_t first_ = 0;
     int count_ = 0;
 };

@@ -31,7 +31,7 @@ void sigmoid_contrast(const Similarities& problem, float bias, const float* row_
                 tile[i * ld + j] = -std::numeric_limits<float>::infinity();
             });
             strip.kernels.sigmoid(tile, ld, row.size, column.size, at(row_weight, row), row_loss);
-            for (int i = 0; i < row.size; ++i) losses[row.first + i] += row_loss[i] * ln_2;
+            for (int i = 0; i < row.size; ++i) losses[row.first + i] += row_loss[i] / log2_e_exact;
             for_each_named(strip.p.pairing, row, column, [&](int i, int j, bool) {
                 const float t = positive[i], u = std::exp(-std::abs(t));
                 losses[row.first + i] += std::max(-t, 0.0f) + std::log1p(u);

@@ -4,6 +4,9 @@
 // operand), then one pass goes over it while it is in the L2 cache. In the symmetric form tiles
 // below the diagonal are never computed, for a tile serves both its rows and its columns: M^2 D
 // FLOP forward, 3 M^2 D backward. Otherwise 2 M N D forward, and 6 M N D for both gradients.
+//
+// Log-sum-exps and positives are doubles: as floats those of hundreds (a cold softmax) have few digits
+// behind the point.
 #include <sslfast/cpu.h>
 
 #include <cmath>
@@ -17,32 +20,38 @@ namespace sslfast::cpu {
 namespace {
 
 constexpr float lowest = -1e30f;  // a maximum of nothing, finite so that -inf - it is -inf
-// A log-sum-exp of hundreds (a cold softmax) has few digits behind the point: it is rounded once, in
-// either direction.
-constexpr double log2_e_exact = 1.4426950408889634074;
 constexpr float left_out = -std::numeric_limits<float>::infinity();
 
 // Running log-sum-exps: sum 2^(t - maximum).
 struct RunningSums {
     std::vector<float> maximum, sum;
     explicit RunningSums(std::int64_t n) : maximum(n, lowest), sum(n, 0.0f) {}
-    void write(float* lse) const {
+    void write(double* lse) const {
         for (std::size_t i = 0; i < sum.size(); ++i)
-            lse[i] = static_cast<float>((maximum[i] + std::log2(double{sum[i]})) / log2_e_exact);
+            lse[i] = (maximum[i] + std::log2(double{sum[i]})) / log2_e_exact;
     }
 };
 
-std::vector<float> base_2(const float* lse, std::int64_t n) {
-    std::vector<float> scaled(lse == nullptr ? 0 : n);
-    for (std::size_t i = 0; i < scaled.size(); ++i)
-        scaled[i] = static_cast<float>(lse[i] * log2_e_exact);
-    return scaled;
-}
+// Log-sum-exps to base 2 as floats, and factors that make up for what rounding took from them:
+// g 2^(t - lse) = (g 2^(rounded - lse)) 2^(t - rounded).
+struct Factors {
+    std::vector<float> lse, g;
+    Factors(Statistics given, std::int64_t n) {
+        if (given.lse == nullptr) return;
+        lse.resize(n), g.resize(n);
+        for (std::int64_t i = 0; i < n; ++i) {
+            const double exact = given.lse[i] * log2_e_exact;
+            lse[i] = static_cast<float>(exact);
+            const double lost = lse[i] - exact;  // NaN where there are no negatives
+            g[i] = static_cast<float>(given.g[i] * (std::isfinite(lost) ? 1 + lost / log2_e_exact : 1));
+        }
+    }
+};
 
 }  // namespace
 
-void similarity_forward(const Similarities& problem, float* lse, float* positive,
-                        float* column_lse, Kept kept) {
+void similarity_forward(const Similarities& problem, double* lse, double* positive,
+                        double* column_lse, Kept kept) {
     RunningSums rows(problem.m), columns(column_lse == nullptr ? 0 : problem.n);
     const bool symmetric = problem.columns == nullptr;
     RunningSums* other = symmetric ? &rows : column_lse == nullptr ? nullptr : &columns;
@@ -61,8 +70,8 @@ void similarity_forward(const Similarities& problem, float* lse, float* positive
             // All positives are read before anything is overwritten: a pair may be named twice.
             for_each_named(strip.p.pairing, row, column, [&](int i, int j, bool is_positive) {
                 if (!is_positive) return;
-                positive[row.first + i] = tile[i * ld + j] * ln_2;
-                if (symmetric) positive[column.first + j] = tile[i * ld + j] * ln_2;
+                positive[row.first + i] = tile[i * ld + j] / log2_e_exact;
+                if (symmetric) positive[column.first + j] = tile[i * ld + j] / log2_e_exact;
             });
             for_each_named(strip.p.pairing, row, column,
                            [&](int i, int j, bool) { tile[i * ld + j] = left_out; });
@@ -79,26 +88,25 @@ void similarity_forward(const Similarities& problem, float* lse, float* positive
 void similarity_backward(const Similarities& problem, Statistics row_side, Statistics column_side,
                          const float* positive, Kept kept, float* d_rows, float* d_columns) {
     const bool symmetric = problem.columns == nullptr;
-    const std::vector<float> row_lse = base_2(row_side.lse, problem.m);
-    const std::vector<float> column_lse = base_2(column_side.lse, problem.n);
+    const Factors rows(row_side, problem.m), columns(column_side, problem.n);
     Tiles tiles(problem.threads);
     KeptLogits logits(kept.data, kept.size);
     logits.resume();
 
     Strips(problem, d_rows, d_columns).for_each([&](const Strip& strip) {
-        const auto from = [](const float* data, std::int64_t first) {
-            return data == nullptr ? nullptr : data + first;
+        const auto from = [](const std::vector<float>& data, std::int64_t first) {
+            return data.empty() ? nullptr : data.data() + first;
         };
-        const float* row_lses = row_lse.empty() ? nullptr : row_lse.data();
-        const float* column_lses = column_lse.empty() ? nullptr : &column_lse[strip.first_column];
-        const float* column_g = from(column_side.g, strip.first_column);
+        const float *row_lse = from(rows.lse, 0), *row_g = from(rows.g, 0);
+        const float* column_lse = from(columns.lse, strip.first_column);
+        const float* column_g = from(columns.g, strip.first_column);
         float* d_other = symmetric ? d_rows : d_columns;
         strip.for_each_tile([&](Block row, Block column, std::int64_t before) {
             float* tile = tiles.mine();
             float scratch[largest_tile];
             if (!logits.recall(before, row, column, tile, ld)) strip.logits(row, column, tile);
-            strip.kernels.weigh(tile, ld, row.size, column.size, at(row_lses, row), at(row_side.g, row),
-                               at(column_lses, column), at(column_g, column), scratch);
+            strip.kernels.weigh(tile, ld, row.size, column.size, at(row_lse, row), at(row_g, row),
+                               at(column_lse, column), at(column_g, column), scratch);
             for_each_named(strip.p.pairing, row, column, [&](int i, int j, bool is_positive) {
                 const bool given = is_positive && positive != nullptr;
                 tile[i * ld + j] = given ? positive[row.first + i] : 0.0f;

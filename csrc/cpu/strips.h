@@ -140,7 +140,7 @@ class Strips {
             part.n = std::min(columns_, n - c);
             part.pairing.column_base -= c;
             if (!symmetric_) part.columns += c * p_.dim;
-            transposed_.pack(y + c * p_.dim, part.n, p_.scale * log2_e, p_.threads);
+            transposed_.pack(y + c * p_.dim, part.n, p_.scale * log2_e_exact, p_.threads);
             if (d_rows_ != nullptr) column_values_.pack(y + c * p_.dim, part.n, p_.threads);
             visit(Strip(part, c, logit, kernels_, transposed_, column_values_,
                         symmetric_ ? column_values_ : row_values_));

@@ -7,7 +7,8 @@
 namespace sslfast::cpu {
 
 // Logits and log-sum-exps are to base 2 within the kernels.
-constexpr float log2_e = 1.44269504088896340736f, ln_2 = 0.69314718055994530942f;
+constexpr double log2_e_exact = 1.44269504088896340736;
+constexpr float log2_e = log2_e_exact, ln_2 = 0.69314718055994530942f;
 
 // The right operand of a product, B [k, n], in panels of `width` columns, each [k, width] and zero
 // beyond n; `stride` floats from a panel to the next.

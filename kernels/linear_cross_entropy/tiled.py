@@ -27,16 +27,16 @@ def rows_of_a_block(classes: int) -> int:
 
 def _block(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits of a block with -inf for the targets, their log-sum-exps, the targets' logits."""
+) -> tuple[Tensor, Tensor]:
+    """Logits of a block with -inf for the targets, and the targets' logits."""
     logits = hidden @ weight.T
     if bias is not None:
         logits += bias
     if targets.is_floating_point():
-        return logits, logits.logsumexp(1), targets
+        return logits, targets
     target_logit = logits.gather(1, targets[:, None]).squeeze(1)
     logits.scatter_(1, targets[:, None], -torch.inf)
-    return logits, logits.logsumexp(1), target_logit
+    return logits, target_logit
 
 
 def forward(
@@ -80,14 +80,21 @@ def _run(
     for i in range(0, len(hidden), step):
         rows = slice(i, i + step)
         x, y = hidden[rows], targets[rows]
-        g, lse[rows], target_logit[rows] = _block(x, weight, bias, y)
+        g, target = _block(x, weight, bias, y)
+        target_logit[rows] = target
+        # Without a log-sum-exp: rounded, those of a cold softmax have few digits behind the point.
+        maximum = g.amax(1).clamp_min_(torch.finfo(dtype).min)  # where there is no other class
+        others = g.sub_(maximum[:, None]).exp_().sum(1)
+        lse[rows] = maximum + others.log()
         if row_weight is None:
             continue
-        total = torch.logaddexp(lse[rows], target_logit[rows])
+        greatest = torch.maximum(maximum, target)
+        factor = (maximum - greatest).exp()
+        total = others * factor + (target - greatest).exp()
         uniform = smoothing / len(weight)
-        g.sub_(total[:, None]).exp_().sub_(uniform)
+        g.mul_((factor / total)[:, None]).sub_(uniform)
         if not y.is_floating_point():  # 1 - p, not as a difference: p may be close to 1
-            others = torch.sigmoid(lse[rows] - target_logit[rows])
+            others *= factor / total
             g.scatter_(1, y[:, None], (smoothing - uniform - others)[:, None])
         g.mul_(row_weight[rows, None])
         if wants.hidden:

@@ -25,8 +25,9 @@ the tensor may be empty.
 
 ``columns=None`` is the symmetric form: Y = X, column = row statistics, and mutual positives: shift
 is M / 2, or 0 where a row has no positive but itself.
-rows, columns: any floating dtype, contiguous; all else has the accumulation dtype: float32, or
-float64 where rows are float64. Nothing here checks values: non-finite in, non-finite out.
+rows, columns: any floating dtype, contiguous. Log-sum-exps, positives and what comes from above for
+them (g, h) have the statistics dtype; all else has the accumulation dtype. Nothing here checks
+values: non-finite in, non-finite out.
 """
 
 from dataclasses import dataclass
@@ -115,6 +116,25 @@ def new_kept(like: Tensor, size: int) -> Tensor:
         kept = like.new_empty(size, dtype=torch.float32)
     kept[:1] = 0
     return kept
+
+
+def statistics_dtype(like: Tensor) -> torch.dtype:
+    """The dtype of log-sum-exps and positives: float64 on a CPU, else the accumulation dtype.
+
+    In float32 a log-sum-exp of hundreds, as a cold softmax has, knows its gradients to 1e-5 only.
+    """
+    return torch.float64 if like.device.type == "cpu" else accumulation_dtype(like.dtype)
+
+
+def as_factors(side: tuple[Tensor, Tensor], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """(lse, g) in a dtype, g making up for what rounding takes from lse.
+
+    g exp(t - lse) = (g exp(rounded - lse)) exp(t - rounded).
+    """
+    lse, g = side
+    rounded = lse.to(dtype)
+    lost = (rounded - lse).nan_to_num(0.0)  # of rows without negatives
+    return rounded, (g * lost.exp()).to(dtype)
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:

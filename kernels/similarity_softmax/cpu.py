@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from .._extension import address, cpu_unavailable, loaded
-from . import Pairing, Problem
+from . import Pairing, Problem, statistics_dtype
 
 DEVICE = "cpu"
 PRIORITY = 30
@@ -45,8 +45,9 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Log-sum-exps and positive logits; see the package."""
     rows, columns = rows.float(), None if columns is None else columns.float()
-    lse, positive = rows.new_empty(len(rows)), rows.new_full((len(rows),), -torch.inf)
-    lse_columns = rows.new_empty(len(rows if columns is None else columns) if column_lse else 0)
+    lse = rows.new_empty(len(rows), dtype=statistics_dtype(rows))
+    positive = torch.full_like(lse, -torch.inf)
+    lse_columns = lse.new_empty(len(rows if columns is None else columns) if column_lse else 0)
     loaded().similarity_forward_cpu(
         *describe(rows, columns, scale, pairing),
         lse.data_ptr(),
@@ -107,11 +108,12 @@ def _backward(
     )
     # A list keeps contiguous copies alive until the call has returned.
     sides = [side or (None, None) for side in (row, column)]
-    given = [*sides[0], *sides[1], positive]
-    statistics = [None if t is None else t.contiguous() for t in given]
+    given = [None if t is None else t.double().contiguous() for side in sides for t in side]
+    weights = None if positive is None else positive.float().contiguous()
     loaded().similarity_backward_cpu(
         *describe(rows, columns, scale, pairing),
-        *(address(t) for t in statistics),
+        *(address(t) for t in given),
+        address(weights),
         *_memory(kept),
         d_rows.data_ptr(),
         d_columns.data_ptr() if positive is not None else 0,

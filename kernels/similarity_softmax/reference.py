@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from . import Pairing, Problem, accumulation_dtype
+from . import Pairing, Problem, accumulation_dtype, statistics_dtype
 
 DEVICE = "any"
 PRIORITY = 0
@@ -42,8 +42,9 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Log-sum-exps and positive logits; see the package."""
     logits, positive, _ = _logits(rows, columns, scale, pairing)
+    logits = logits.to(statistics_dtype(rows))
     lse_columns = logits.logsumexp(0) if column_lse else logits.new_empty(0)
-    return logits.logsumexp(1), positive, lse_columns
+    return logits.logsumexp(1), positive.to(logits.dtype), lse_columns
 
 
 def backward(
@@ -56,9 +57,10 @@ def backward(
 ) -> Tensor:
     """Unscaled gradient of the rows; see the package."""
     logits, _, y = _logits(rows, columns, scale, pairing)
+    logits = logits.to(statistics_dtype(rows))
     weight = torch.zeros_like(logits)
     if row is not None:
         weight += row[1][:, None] * (logits - _without_empty(row[0])[:, None]).exp()
     if column is not None:
         weight += column[1] * (logits - _without_empty(column[0])).exp()
-    return weight @ y
+    return weight.to(y.dtype) @ y

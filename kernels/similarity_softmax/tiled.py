@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from . import Pairing, Problem, accumulation_dtype
+from . import Pairing, Problem, accumulation_dtype, as_factors, statistics_dtype
 
 DEVICE = "any"
 PRIORITY = 10
@@ -62,6 +62,14 @@ def _left_out(p: Pairing) -> list[tuple[int, int, int]]:
     return positives(p) + self_
 
 
+def _add(lse: Tensor, tile: Tensor, dim: int) -> None:
+    """Add exp of a tile to exp(lse), in place; only the logarithms need many digits."""
+    maximum = tile.amax(dim, keepdim=True)
+    shift = maximum.masked_fill(maximum.isinf(), 0)
+    found = (tile - shift).exp_().sum(dim).to(lse.dtype).log_().add_(shift.squeeze(dim))
+    torch.logaddexp(lse, found, out=lse)
+
+
 def forward(
     rows: Tensor, columns: Tensor | None, scale: Tensor, pairing: Pairing, column_lse: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -69,8 +77,8 @@ def forward(
     symmetric = columns is None
     y = rows if columns is None else columns
     dtype = accumulation_dtype(rows.dtype)
-    lse = scale.new_full((len(rows),), -torch.inf)
-    lse_columns = scale.new_full((len(y) if column_lse else 0,), -torch.inf)
+    lse = scale.new_full((len(rows),), -torch.inf, dtype=statistics_dtype(rows))
+    lse_columns = lse.new_full((len(y) if column_lse else 0,), -torch.inf)
     positive = lse.clone()
     for i0, i1, j0, j1 in tiles(len(rows), len(y), symmetric):
         tile = (rows[i0:i1].to(dtype) @ y[j0:j1].to(dtype).T).mul_(scale)
@@ -78,11 +86,11 @@ def forward(
             positive[first:last] = values
         for _, _, values in segments(tile, i0, j0, _left_out(pairing)):
             values.fill_(-torch.inf)
-        lse[i0:i1] = torch.logaddexp(lse[i0:i1], tile.logsumexp(1))
+        _add(lse[i0:i1], tile, 1)
         if symmetric and j0 != i0:
-            lse[j0:j1] = torch.logaddexp(lse[j0:j1], tile.logsumexp(0))
+            _add(lse[j0:j1], tile, 0)
         if column_lse and not symmetric:
-            lse_columns[j0:j1] = torch.logaddexp(lse_columns[j0:j1], tile.logsumexp(0))
+            _add(lse_columns[j0:j1], tile, 0)
     if symmetric and pairing.shift:  # the other halves of the pairs are below the diagonal
         positive[pairing.shift :] = positive[: pairing.shift]
     if symmetric and column_lse:
@@ -102,6 +110,7 @@ def backward(
     symmetric = columns is None
     y = rows if columns is None else columns
     dtype = accumulation_dtype(rows.dtype)
+    row, column = (None if side is None else as_factors(side, dtype) for side in (row, column))
     gradient = torch.zeros_like(rows, dtype=dtype)
     for i0, i1, j0, j1 in tiles(len(rows), len(y), symmetric):
         x, z = rows[i0:i1].to(dtype), y[j0:j1].to(dtype)

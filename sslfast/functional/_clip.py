@@ -65,4 +65,4 @@ def clip(
         return variant.losses(lse, positive, scale, len(x) - 1, mean_logit)
 
     both = losses(lse, image, text) + losses(lse_columns, text, image)
-    return reduce(both / 2, reduction)
+    return reduce(both / 2, reduction).to(scale.dtype)

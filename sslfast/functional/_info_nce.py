@@ -92,7 +92,8 @@ def info_nce(
         total = keys.sum(0) if negative_keys is None else keys + unit(negative_keys).sum(-2)
         return scale * (unit(query) * total).sum(1) / (negatives + 1)
 
-    return reduce(variant.losses(lse, positive, scale, negatives, mean_logit), reduction)
+    losses = variant.losses(lse, positive, scale, negatives, mean_logit)
+    return reduce(losses, reduction).to(scale.dtype)
 
 
 def _in_forward(

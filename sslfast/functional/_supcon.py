@@ -36,7 +36,6 @@ def supcon(
         ValueError: shapes or devices that do not fit, a temperature of 0.
     """
     check_labels(features, labels)
-    m = len(features)
     scale = scale_of(temperature, features)
     z = F.normalize(features.to(scale.dtype), dim=1)
     # Shift 0 makes a row its own positive, which the sum leaves out: all others remain.
@@ -48,12 +47,12 @@ def supcon(
     first = torch.ones_like(labels, dtype=torch.bool)
     first[1:] = labels[order[1:]] != labels[order[:-1]]
     group = torch.empty_like(order).index_copy_(0, order, first.cumsum(0) - 1)
-    sums = torch.zeros_like(z).index_add(0, group, z)
-    others = torch.zeros(m, dtype=z.dtype, device=z.device)
-    others = others.index_add(0, group, torch.ones_like(others))[group] - 1
-    positives = scale * ((z * sums[group]).sum(1) - (z * z).sum(1))
+    rows = z.to(lse.dtype)
+    sums = torch.zeros_like(rows).index_add(0, group, rows)
+    others = torch.zeros_like(lse).index_add(0, group, torch.ones_like(lse))[group] - 1
+    positives = scale * ((rows * sums[group]).sum(1) - (rows * rows).sum(1))
     has = others > 0
     loss = torch.where(has, lse - positives / others.clamp_min(1), 0)
     if reduction == "mean":
-        return loss.sum() / has.sum().clamp_min(1)
-    return reduce(loss, reduction)
+        return (loss.sum() / has.sum().clamp_min(1)).to(scale.dtype)
+    return reduce(loss, reduction).to(scale.dtype)

@@ -117,7 +117,7 @@ class ClipLoss(nn.Module):
             image, text, scale, group, how=self.exchange
         )
         rows = info_nce_from_logits(lse_image, positive) + info_nce_from_logits(lse_text, positive)
-        local = factor * rows.sum() / 2
+        local = (factor * rows.sum() / 2).to(scale.dtype)
         if self.local_loss:
             return local
         total = local.detach().clone()

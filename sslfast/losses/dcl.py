@@ -99,7 +99,7 @@ class DCLLoss(nn.Module):
         if self._gathers:
             z = torch.cat((x, y)).to(out0.dtype)
             lse, positive, factor = global_ntxent_rows(z, scale, self.process_group, self.exchange)
-            loss = factor * (lse - positive).sum()
+            loss = (factor * (lse - positive).sum()).to(scale.dtype)
             if self.weight_fn is None:
                 return loss
         # A pair's logit is counted once for each of its rows: now it counts as much as they weigh.

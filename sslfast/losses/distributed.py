@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sslfast.kernels.similarity_softmax import accumulation_dtype
+from sslfast.kernels.similarity_softmax import statistics_dtype
 from sslfast.losses.exchange import Exchange, Group, group_of, name_of, world_size
 from sslfast.ops._gradients import refuse_double_backward
 from sslfast.ops.similarity_softmax import similarity_softmax, similarity_softmax_backward
@@ -132,7 +132,7 @@ def _(
     group: str,
     how: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    lse = rows.new_empty(len(rows), dtype=accumulation_dtype(rows.dtype))
+    lse = rows.new_empty(len(rows), dtype=statistics_dtype(rows))
     lse_columns = lse.new_empty(len(rows) if both else 0)
     sizes = torch.empty(world_size(group_of(group)), dtype=torch.int64, device="cpu")
     return lse, lse_columns, torch.empty_like(lse), torch.empty_like(scale), sizes

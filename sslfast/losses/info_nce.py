@@ -71,4 +71,4 @@ class InfoNCE(nn.Module):
         scale = scale_of(self.temperature, query)
         q, k = (F.normalize(x.to(scale.dtype), dim=1).to(x.dtype) for x in (query, key))
         lse, _, positive, factor = global_pair_rows(q, k, scale, self.process_group, both=False)
-        return factor * info_nce_from_logits(lse, positive).sum()
+        return (factor * info_nce_from_logits(lse, positive).sum()).to(scale.dtype)

@@ -98,7 +98,7 @@ class NTXentLoss(nn.Module):
         z = torch.cat((out0, out1))
         z = F.normalize(z.to(scale.dtype), dim=1).to(z.dtype)
         lse, positive, factor = global_ntxent_rows(z, scale, self.process_group, self.exchange)
-        return factor * info_nce_from_logits(lse, positive).sum()
+        return (factor * info_nce_from_logits(lse, positive).sum()).to(scale.dtype)
 
 
 def _moco(query: Tensor, key: Tensor, bank: Tensor, temperature: float) -> Tensor:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from sslfast.functional import siglip
@@ -52,6 +53,28 @@ class SigLipLoss(nn.Module):
         self.dist_impl = dist_impl
         self.chunk_size = chunk_size
         self.process_group = process_group
+
+    def get_ground_truth(
+        self,
+        device: torch.device | str,
+        dtype: torch.dtype,
+        num_logits: int,
+        negative_only: bool = False,
+    ) -> Tensor:
+        """1 for pairs and -1 for all others [N, N]; the loss makes no use of it."""
+        labels = torch.full((num_logits, num_logits), -1, device=device, dtype=dtype)
+        return labels if negative_only else labels.fill_diagonal_(1)
+
+    def get_logits(
+        self,
+        image_features: Tensor,
+        text_features: Tensor,
+        logit_scale: float | Tensor,
+        logit_bias: float | Tensor | None = None,
+    ) -> Tensor:
+        """Return the matrix of logits [N, N], images by texts; the loss makes no use of it."""
+        logits = logit_scale * image_features @ text_features.T
+        return logits if logit_bias is None else logits + logit_bias
 
     def forward(
         self,

@@ -47,4 +47,5 @@ class SupConLoss(nn.Module):
         count = has.sum()
         dist.all_reduce(count, group=self.process_group)
         losses = torch.where(has, lse - means, 0)
-        return losses.sum() * world_size(self.process_group) / count.clamp_min(1)
+        loss = losses.sum() * world_size(self.process_group) / count.clamp_min(1)
+        return loss.to(scale.dtype)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sslfast.kernels import registry
 from sslfast.kernels import similarity_softmax as kernels
-from sslfast.kernels.similarity_softmax import Pairing, accumulation_dtype
+from sslfast.kernels.similarity_softmax import Pairing, accumulation_dtype, statistics_dtype
 
 from ._gradients import refuse_double_backward
 
@@ -68,7 +68,7 @@ def _add_positives(gradient: Tensor, other: Tensor, weight: Tensor, pairing: Pai
     wrap = n - p.shift
     for first, to, count in ((0, p.column_base + p.shift, wrap), (wrap, p.column_base, p.shift)):
         rows = slice(p.row_base + first, p.row_base + first + count)
-        share = weight[first : first + count, None]
+        share = weight[first : first + count, None].to(gradient.dtype)
         gradient[rows].addcmul_(share, other[to : to + count].to(gradient.dtype))
 
 
@@ -97,7 +97,8 @@ def similarity_softmax(
         column_lse: also return the log-sum-exps of the columns.
 
     Returns:
-        lse [M], positive [M] and column lse [N] (or [0]) in the accumulation dtype, in nats.
+        lse [M], positive [M] and column lse [N] (or [0]) in the statistics dtype, in nats: float64
+        on a CPU, elsewhere that of the scale.
     """
     needed = rows.requires_grad or (columns is not None and columns.requires_grad)
     keep = kernels.kept_size(rows, columns) if needed and torch.is_grad_enabled() else 0
@@ -141,7 +142,7 @@ def _(
     column_lse: bool,
     keep: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    dtype = accumulation_dtype(rows.dtype)
+    dtype = statistics_dtype(rows)
     n = (rows if columns is None else columns).shape[0] if column_lse else 0
     lse = rows.new_empty(rows.shape[0], dtype=dtype)
     kept = rows.new_empty(keep, dtype=torch.float32)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sslfast.kernels import registry
-from sslfast.kernels.similarity_softmax import Pairing, problem, reference
+from sslfast.kernels.similarity_softmax import Pairing, problem, reference, statistics_dtype
 
 TOLERANCE = {torch.float32: 5e-4, torch.float16: 1e-3, torch.bfloat16: 1e-2}
 RUNNABLE = [b.name for b in registry.candidates("similarity_softmax") if b.unavailable() is None]
@@ -41,7 +41,7 @@ def check(name: str, x: Tensor, y: Tensor | None, scale: float, pairing: Pairing
 
     lse64, positive64, columns64 = reference.forward(x64, y64, s64, pairing, True)
     lse, positive, columns = module.forward(x, y, s32, pairing, True)
-    assert lse.dtype == positive.dtype == columns.dtype == torch.float32
+    assert lse.dtype == positive.dtype == columns.dtype == statistics_dtype(x)
     tolerance = TOLERANCE[x.dtype]
     span = max(abs(scale), 1.0)
     for value, truth in ((lse, lse64), (positive, positive64), (columns, columns64)):
@@ -53,8 +53,8 @@ def check(name: str, x: Tensor, y: Tensor | None, scale: float, pairing: Pairing
     row64 = (lse64, g)
     column64 = row64 if y is None else (columns64, h)
     truth = reference.backward(x64, y64, s64, pairing, row64, column64)
-    row = (lse, g.float())
-    column = row if y is None else (columns, h.float())
+    row = (lse, g)
+    column = row if y is None else (columns, h)
     gradient = module.backward(x, y, s32, pairing, row, column)
     eager = reference.backward(x, y, s32, pairing, row, column)
     assert gradient.dtype == torch.float32

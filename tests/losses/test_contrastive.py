@@ -74,6 +74,17 @@ def test_clip_logits_and_labels_are_open_clips(local_loss: bool) -> None:
         ranks[0].get_logits(image, text, 14.0)
 
 
+def test_siglip_logits_and_labels_are_open_clips() -> None:
+    image, text = leaf(5, 7), leaf(5, 7)
+    ours, truth = SigLipLoss(), open_clip.SigLipLoss()
+    for bias in (None, torch.tensor(-2.0, dtype=torch.float64)):
+        pair = (loss.get_logits(image, text, 14.0, bias) for loss in (ours, truth))
+        torch.testing.assert_close(*pair)
+    for negative_only in (False, True):
+        arguments = "cpu", torch.float16, 5, negative_only
+        assert torch.equal(ours.get_ground_truth(*arguments), truth.get_ground_truth(*arguments))
+
+
 def test_siglip_without_a_bias_equals_open_clips() -> None:
     image, text = leaf(6, 7), leaf(6, 7)
     scale = torch.tensor(3.0, dtype=torch.float64, requires_grad=True)

@@ -85,7 +85,12 @@ def test_sampled_rows_of_a_large_cold_problem() -> None:
     assert a.grad is not None
     assert b.grad is not None
     found = torch.cat((a.grad, b.grad))[rows].double()
-    assert (found - expected).norm() <= 5e-4 * expected.norm()
+    # What eager would make of these rows in float32, even if it knew all log-sum-exps.
+    z, lse, full, logits = (t.float() for t in (z, lse, full, logits))
+    logits = (z[rows] @ z.T / tau).masked_fill(logits == -torch.inf, -torch.inf)
+    weight = (logits - lse[:, None]).exp() + (logits - full).exp()
+    eager = ((weight @ z - 2 * z[positive]) / tau).double()
+    assert (found - expected).norm() <= (eager - expected).norm()
 
 
 def test_a_large_vocabulary_and_a_wide_layer() -> None:

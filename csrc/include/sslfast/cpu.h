@@ -28,8 +28,8 @@ struct Similarities {
 // Log-sum-exps (natural) over the columns or rows that the pairing does not leave out, and what
 // comes from above for them.
 struct Statistics {
-    const float* lse;
-    const float* g;
+    const double* lse;
+    const double* g;
 };
 
 // Memory of `size` floats for logits that a backward pass would compute again; null for none.
@@ -39,8 +39,8 @@ struct Kept {
 };
 
 // lse [m], positive [m] (untouched where a row has none) and, unless null, column_lse [n].
-void similarity_forward(const Similarities& problem, float* lse, float* positive,
-                        float* column_lse, Kept kept);
+void similarity_forward(const Similarities& problem, double* lse, double* positive,
+                        double* column_lse, Kept kept);
 
 // d_rows [m, dim] = sum_j G_ij columns_j and, unless null, d_columns [n, dim] = sum_i G_ij rows_i
 // with G_ij = g_i exp(t_ij - lse_i) + h_j exp(t_ij - column_lse_j) over the negatives; either

@@ -1,0 +1,110 @@
+"""Errors against float64 are no larger than those of the same loss in eager PyTorch, in float32."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import sslfast
+from sslfast.functional import clip, info_nce, linear_cross_entropy, ntxent, siglip, supcon
+
+Loss = Callable[[Tensor, Tensor, float], Tensor]  # of two views and a temperature
+
+
+def unit(*views: Tensor) -> list[Tensor]:
+    return [F.normalize(view, dim=1) for view in views]
+
+
+def labels(n: int) -> Tensor:
+    return torch.arange(2 * n) % 20
+
+
+def other_rows(n: int) -> Tensor:
+    return ~torch.eye(n, dtype=torch.bool)
+
+
+def eager_ntxent(a: Tensor, b: Tensor, t: float) -> Tensor:
+    z = torch.cat(unit(a, b))
+    logits = (z @ z.T / t).masked_fill(~other_rows(len(z)), -torch.inf)
+    return F.cross_entropy(logits, torch.arange(len(z)).roll(len(a)))
+
+
+def eager_decoupled(a: Tensor, b: Tensor, t: float) -> Tensor:
+    z = torch.cat(unit(a, b))
+    logits = z @ z.T / t
+    others = other_rows(len(z))
+    negatives = logits.masked_fill(~(others & others.roll(len(a), 0)), -torch.inf)
+    positive = logits.diagonal(len(a)).repeat(2)
+    return (negatives.logsumexp(1) - positive).mean()
+
+
+def eager_info_nce(a: Tensor, b: Tensor, t: float) -> Tensor:
+    a, b = unit(a, b)
+    return F.cross_entropy(a @ b.T / t, torch.arange(len(a)))
+
+
+def eager_clip(a: Tensor, b: Tensor, t: float) -> Tensor:
+    return (eager_info_nce(a, b, t) + eager_info_nce(b, a, t)) / 2
+
+
+def eager_siglip(a: Tensor, b: Tensor, t: float) -> Tensor:
+    a, b = unit(a, b)
+    signs = 2 * torch.eye(len(a), dtype=a.dtype) - 1
+    return -F.logsigmoid(signs * (a @ b.T / t - 10)).sum() / len(a)
+
+
+def eager_supcon(a: Tensor, b: Tensor, t: float) -> Tensor:
+    z = torch.cat(unit(a, b))
+    others = other_rows(len(z))
+    logits = z @ z.T / t
+    same = (labels(len(a))[:, None] == labels(len(a))) & others
+    lse = logits.masked_fill(~others, -torch.inf).logsumexp(1)
+    return (lse - (logits * same).sum(1) / same.sum(1)).mean()
+
+
+PAIRS: dict[str, tuple[Loss, Loss]] = {
+    "ntxent": (ntxent, eager_ntxent),
+    "decoupled": (lambda a, b, t: ntxent(a, b, t, decoupled=True), eager_decoupled),
+    "info_nce": (lambda a, b, t: info_nce(a, b, temperature=t), eager_info_nce),
+    "clip": (lambda a, b, t: clip(*unit(a, b), 1 / t), eager_clip),
+    "siglip": (lambda a, b, t: siglip(*unit(a, b), 1 / t, -10.0), eager_siglip),
+    "supcon": (lambda a, b, t: supcon(torch.cat((a, b)), labels(len(a)), t), eager_supcon),
+    "linear_cross_entropy": (
+        lambda a, b, t: linear_cross_entropy(
+            unit(a)[0] / t, unit(b)[0], torch.arange(len(a)), reduction="mean"
+        ),
+        eager_info_nce,
+    ),
+}
+
+
+def value_and_gradient(loss: Loss, views: list[Tensor], t: float) -> tuple[Tensor, Tensor]:
+    leaves = [view.clone().requires_grad_() for view in views]
+    value = loss(leaves[0], leaves[1], t)
+    return value.detach().double(), torch.cat(torch.autograd.grad(value, leaves)).double()
+
+
+@pytest.mark.parametrize("backend", ["cpu", "tiled"])
+@pytest.mark.parametrize("noise", [5.0, 0.5], ids=["untrained", "trained"])
+@pytest.mark.parametrize("name", PAIRS)
+def test_errors_are_no_larger_than_those_of_eager(name: str, noise: float, backend: str) -> None:
+    ours, eager = PAIRS[name]
+    generator = torch.Generator().manual_seed(3)
+    for t in (0.01, 0.07, 0.5):
+        # Squared errors (value, gradient) of both, over a few batches.
+        squares = {ours: torch.zeros(2), eager: torch.zeros(2)}
+        rounding = 0.0
+        for n in (130, 200, 270, 300):
+            centre = torch.randn(n, 48, generator=generator)
+            views = [centre + noise * torch.randn(n, 48, generator=generator) for _ in "ab"]
+            value, gradient = value_and_gradient(eager, [view.double() for view in views], t)
+            rounding += (2**-24 * value.item()) ** 2  # of a result in float32
+            for loss, errors in squares.items():
+                with sslfast.use_backend(backend):
+                    v, g = value_and_gradient(loss, views, t)
+                errors += torch.stack(((v - value) ** 2, ((g - gradient) ** 2).sum()))
+        # A tenth for luck: both are sums of the same number of roundings.
+        assert squares[ours][0].sqrt() <= 1.1 * squares[eager][0].sqrt() + rounding**0.5, t
+        assert squares[ours][1].sqrt() <= 1.1 * squares[eager][1].sqrt(), t

@@ -67,7 +67,9 @@ class Exchange:
     def of(cls, x: Tensor, group: str, how: str = "gather") -> "Exchange":
         """The exchange of tensors with as many rows as ``x`` on every rank.
 
-        The numbers of rows are read on the host, for batches may differ in size.
+        The numbers of rows are read on the host, for batches may differ in size. They travel by way
+        of the host too where the group has a backend for it (torch.distributed's default has), so
+        that nothing waits for the GPU.
 
         Args:
             x: this rank's rows.
@@ -78,7 +80,9 @@ class Exchange:
             ValueError: another ``how``.
         """
         check_exchange(how)
-        count = torch.tensor([len(x)], device=x.device)
+        backends = dist.get_backend_config(group_of(group)).split(",")
+        host = any(backend.startswith("cpu:") for backend in backends)
+        count = torch.tensor([len(x)], device="cpu" if host else x.device)
         counts = [torch.empty_like(count) for _ in range(world_size(group_of(group)))]
         dist.all_gather(counts, count, group=group_of(group))
         return cls.again(torch.cat(counts), group, how)

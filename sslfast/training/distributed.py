@@ -119,7 +119,7 @@ def ranks(device: str) -> Iterator[Ranks]:
     A group that exists already is used and left alone.
 
     Args:
-        device: "auto", "cpu" (gloo) or "cuda" (NCCL; one GPU a rank).
+        device: "auto", "cpu" (gloo) or "cuda" (NCCL, and gloo for the host; one GPU a rank).
     """
     if not dist.is_initialized() and "RANK" not in os.environ:
         yield Ranks(resolve_device(device))
@@ -129,7 +129,9 @@ def ranks(device: str) -> Iterator[Ranks]:
         torch.cuda.set_device(where)
     joined = not dist.is_initialized()
     if joined:
-        backend, bound = ("nccl", where) if where.type == "cuda" else ("gloo", None)
+        backend, bound = "gloo", None
+        if where.type == "cuda":
+            backend, bound = "cpu:gloo,cuda:nccl", where
         store, rank, world_size = next(rendezvous("env://"))
         # torchrun's store outlives a group, whose keys would mislead the next one.
         store = dist.PrefixStore(f"sslfast/{next(_GROUPS)}", store)

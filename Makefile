@@ -52,7 +52,7 @@ peers: build/peers/.done
 build/peers/.done: $(VENV)/.dev
 	rm -rf build/peers
 	$(PIP) --no-deps --target build/peers lightly==1.6.0 open_clip_torch==3.3.0 info-nce-pytorch==0.1.4 \
-	  pytorch-metric-learning==2.9.0 timm==1.0.31
+	  pytorch-metric-learning==2.9.0 timm==1.0.31 GradCache==0.0.1
 	touch $@
 
 # The oldest Triton that is supported, beside the newest.

@@ -94,7 +94,9 @@ def by_torch(run: common.Run, device: torch.device) -> list[dict[str, Any]]:
     for turn in range(2):
         run(turn)
     common.synchronize(device)
-    with torch.profiler.profile(activities=[kinds.CUDA if cuda else kinds.CPU]) as profile:
+    activities = [kinds.CUDA if cuda else kinds.CPU]
+    # With acc_events torch 2.11 does not warn that it drops the events of earlier cycles.
+    with torch.profiler.profile(activities=activities, acc_events=True) as profile:
         run(0)
         common.synchronize(device)
     events = profile.key_averages()

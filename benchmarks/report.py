@@ -183,6 +183,19 @@ def vit(results: dict[str, Any]) -> str:
     return "\n".join([*lines, "", provenance(results)])
 
 
+def cached(results: dict[str, Any]) -> str:
+    """A step in chunks: one line a provider, time and memory as shares of the whole batch's."""
+    rows = results["rows"]
+    lines = [f"{rows[0]['problem']}, forward and backward:", ""]
+    lines += ["| provider | time | of the first | peak extra memory |", "|---|---|---|---|"]
+    for row in rows:
+        part = f"{row['seconds'] / rows[0]['seconds']:.2f}"
+        lines.append(
+            f"| {row['provider']} | {milliseconds(row['seconds'])} | {part} | {mebibytes(row)} |"
+        )
+    return "\n".join([*lines, "", provenance(results)])
+
+
 def learning(results: dict[str, Any]) -> str:
     """Linear probes of random and of pre-trained encoders: one line a method, its seeds beside."""
     runs = results["runs"]
@@ -213,6 +226,7 @@ TABLES = {
     "optim-cpu": (many_tensors, "optim-cpu"),
     "learning": (learning, "learning"),
     "vit-cpu": (vit, "vit-cpu"),
+    "cached-cpu": (cached, "cached-cpu"),
     "similarity-softmax-cpu": (similarity_softmax, "similarity_softmax-cpu"),
 }
 

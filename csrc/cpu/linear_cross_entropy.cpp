@@ -66,7 +66,7 @@ class Work {
         first_ = first;
         count_ = static_cast<int>(std::min<std::int64_t>(height_, p_.n - first));
         const float* x = p_.hidden + first * p_.dim;
-        transposed_.pack(x, count_, log2_e_exact, p_.threads);
+        transposed_.pack(x, count_, p_.threads);
 #pragma omp parallel for num_threads(p_.threads) schedule(dynamic)
         for (std::int64_t b = 0; b < blocks_; ++b)
             forward(block(b), b, transposed_.of({0, count_}), target_logit);
@@ -117,8 +117,8 @@ class Work {
                                                omp_get_thread_num()
                           : logits_.get() + classes.first * height_;
         kernels_.multiply(classes.size, count_, p_.dim,
-                          {p_.weight + classes.first * p_.dim, p_.dim, 1}, columns, false, tile,
-                          height_);
+                          {p_.weight + classes.first * p_.dim, p_.dim, 1}, columns, &factor_, false,
+                          tile, height_);
         for (int j = 0; p_.bias != nullptr && j < classes.size; ++j) {
             const float bias = p_.bias[classes.first + j] * log2_e;
             for (int r = 0; r < count_; ++r) tile[j * height_ + r] += bias;
@@ -175,7 +175,7 @@ class Work {
         float* d_weight =
             g_->d_weight == nullptr ? nullptr : g_->d_weight + classes.first * p_.dim;
         if (d_weight != nullptr)
-            kernels_.multiply(classes.size, p_.dim, count_, {tile, height_, 1}, values, true,
+            kernels_.multiply(classes.size, p_.dim, count_, {tile, height_, 1}, values, nullptr, true,
                               d_weight, in_panels);
         for_targets(classes, [&](int r, std::int64_t j) {
             if (g_->d_bias != nullptr) g_->d_bias[classes.first + j] += target_weight_[r];
@@ -192,7 +192,7 @@ class Work {
             pack_values(weight, classes.size, p_.dim, kernels_.width, 0, classes.size, panels);
             kernels_.multiply(count_, p_.dim, classes.size, {tile, 1, height_},
                               {panels, static_cast<std::ptrdiff_t>(kernels_.width) * classes.size},
-                              !first_of_span, partial_.get() + span * height_ * p_.dim,
+                              nullptr, !first_of_span, partial_.get() + span * height_ * p_.dim,
                               in_panels);
         }
     }
@@ -219,6 +219,7 @@ class Work {
     const LinearClassifier& p_;
     const LinearGradients* g_;
     const TileKernels& kernels_;
+    Factor factor_{log2_e_exact};  // logits are to base 2
     std::int64_t blocks_, spans_;
     int height_;  // rows of a full block
     PackedTransposed transposed_;

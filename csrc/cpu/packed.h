@@ -10,8 +10,7 @@
 
 namespace sslfast::cpu {
 
-// Panels of scale X^T for X [m, dim]: the columns of logits. The scale is a double: rounded to a float
-// it would be wrong for all logits alike.
+// Panels of X^T for X [m, dim]: the columns of logits.
 class PackedTransposed {
   public:
     // Memory for m rows at most, for as many X as come along.
@@ -20,7 +19,7 @@ class PackedTransposed {
           width_(width),
           data_(make_buffer((m + width - 1) / width * width * static_cast<std::size_t>(dim))) {}
 
-    void pack(const float* x, std::int64_t m, double scale, int threads) {
+    void pack(const float* x, std::int64_t m, int threads) {
         const std::int64_t panels = (m + width_ - 1) / width_;
 #pragma omp parallel for num_threads(threads) schedule(static)
         for (std::int64_t panel = 0; panel < panels; ++panel)
@@ -29,8 +28,7 @@ class PackedTransposed {
                     const std::int64_t row = panel * width_ + w;
                     float* out = data_.get() + panel * width_ * dim_ + w;
                     for (int d = d0; d < std::min(d0 + 16, dim_); ++d)
-                        out[d * width_] =
-                            row < m ? static_cast<float>(scale * x[row * dim_ + d]) : 0.0f;
+                        out[d * width_] = row < m ? x[row * dim_ + d] : 0.0f;
                 }
     }
     // [dim, block]

@@ -1,9 +1,9 @@
 // Similarity softmax on the CPU, without ever holding the M x N matrix.
 //
-// A tile of logits is multiplied out (tile.cpp; in base 2, the scale folded into the packed right
-// operand), then one pass goes over it while it is in the L2 cache. In the symmetric form tiles
-// below the diagonal are never computed, for a tile serves both its rows and its columns: M^2 D
-// FLOP forward, 3 M^2 D backward. Otherwise 2 M N D forward, and 6 M N D for both gradients.
+// A tile of logits is multiplied out (tile.cpp; in base 2), then one pass goes over it while it is in
+// the L2 cache. In the symmetric form tiles below the diagonal are never computed, for a tile serves
+// both its rows and its columns: M^2 D FLOP forward, 3 M^2 D backward. Otherwise 2 M N D forward, and
+// 6 M N D for both gradients.
 //
 // Log-sum-exps and positives are doubles: as floats those of hundreds (a cold softmax) have few digits
 // behind the point.
@@ -43,7 +43,7 @@ struct Factors {
             const double exact = given.lse[i] * log2_e_exact;
             lse[i] = static_cast<float>(exact);
             const double lost = lse[i] - exact;  // NaN where there are no negatives
-            g[i] = static_cast<float>(given.g[i] * (std::isfinite(lost) ? 1 + lost / log2_e_exact : 1));
+            g[i] = static_cast<float>(given.g[i] * (std::isfinite(lost) ? std::exp2(lost) : 1));
         }
     }
 };

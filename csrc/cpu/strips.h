@@ -71,16 +71,16 @@ class Strip {
     // The tile of logits of two blocks.
     void logits(Block row, Block column, float* tile) const {
         kernels.multiply(row.size, column.size, p.dim, {p.rows + row.first * p.dim, p.dim, 1},
-                         transposed_.of(column), false, tile, ld);
+                         transposed_.of(column), &factor_, false, tile, ld);
     }
     // tile times the columns, added to d_rows of the whole problem, whose blocks lie in_panels.
     void add_to_rows(Block row, Block column, const float* tile, float* d_rows) const {
         kernels.multiply(row.size, p.dim, column.size, {tile, ld, 1}, column_values_.of(column),
-                         true, d_rows + row.first * p.dim, in_panels);
+                         nullptr, true, d_rows + row.first * p.dim, in_panels);
     }
     // The transposed tile times the rows, added to d_columns likewise.
     void add_to_columns(Block row, Block column, const float* tile, float* d_columns) const {
-        kernels.multiply(column.size, p.dim, row.size, {tile, 1, ld}, row_values_.of(row), true,
+        kernels.multiply(column.size, p.dim, row.size, {tile, 1, ld}, row_values_.of(row), nullptr, true,
                          d_columns + (first_column + column.first) * p.dim, in_panels);
     }
     // Calls visit(row block, column block, how many logits at most come before it) for every tile.
@@ -104,9 +104,11 @@ class Strip {
           first_column(column),
           first_logit(logit),
           kernels(k),
+          factor_(p.scale * log2_e_exact),
           transposed_(transposed),
           column_values_(columns),
           row_values_(rows) {}
+    const Factor factor_;
     const PackedTransposed& transposed_;
     const PackedValues &column_values_, &row_values_;
 };
@@ -140,7 +142,7 @@ class Strips {
             part.n = std::min(columns_, n - c);
             part.pairing.column_base -= c;
             if (!symmetric_) part.columns += c * p_.dim;
-            transposed_.pack(y + c * p_.dim, part.n, p_.scale * log2_e_exact, p_.threads);
+            transposed_.pack(y + c * p_.dim, part.n, p_.threads);
             if (d_rows_ != nullptr) column_values_.pack(y + c * p_.dim, part.n, p_.threads);
             visit(Strip(part, c, logit, kernels_, transposed_, column_values_,
                         symmetric_ ? column_values_ : row_values_));

@@ -37,11 +37,11 @@ struct Ahead {
     int rows, lines;
 };
 
-// c [R, width] (+)= a [R, k] b [k, width], all sums in registers. What c needs at the end, and what
+// c [R, width] (+)= factor a [R, k] b [k, width], all sums in registers. What c needs at the end, and what
 // comes after, is fetched meanwhile: a line or two a step, since a burst of misses would block the loads.
 template <int R>
-SSLFAST_INLINE void block(int k, Strided a, const float* b, bool accumulate, float* c,
-                          std::ptrdiff_t ldc, Ahead ahead) {
+SSLFAST_INLINE void block(int k, Strided a, const float* b, const Factor* factor, bool accumulate,
+                          float* c, std::ptrdiff_t ldc, Ahead ahead) {
     Vector sum[R][2] = {};
     const float* x = a.data;
     int step = 0;
@@ -69,6 +69,11 @@ SSLFAST_INLINE void block(int k, Strided a, const float* b, bool accumulate, flo
         });
     }
     steps_to(k, [] {});
+    if (factor != nullptr) {
+#pragma GCC unroll 12
+        for (int i = 0; i < R; ++i)
+            for (Vector& x : sum[i]) x = x * factor->high + x * factor->low;
+    }
     if (accumulate) {
 #pragma GCC unroll 12
         for (int i = 0; i < R; ++i) {
@@ -84,25 +89,25 @@ SSLFAST_INLINE void block(int k, Strided a, const float* b, bool accumulate, flo
 }
 
 template <int R>
-SSLFAST_INLINE void block_rows(int rows, int k, Strided a, const float* b, bool accumulate,
-                               float* c, std::ptrdiff_t ldc) {
-    if (rows == R) return block<R>(k, a, b, accumulate, c, ldc, Ahead{nullptr, 0, 0, 0});
-    if constexpr (R > 1) block_rows<R - 1>(rows, k, a, b, accumulate, c, ldc);
+SSLFAST_INLINE void block_rows(int rows, int k, Strided a, const float* b, const Factor* factor,
+                               bool accumulate, float* c, std::ptrdiff_t ldc) {
+    if (rows == R) return block<R>(k, a, b, factor, accumulate, c, ldc, Ahead{nullptr, 0, 0, 0});
+    if constexpr (R > 1) block_rows<R - 1>(rows, k, a, b, factor, accumulate, c, ldc);
 }
 
 // A block of which only `columns` < width columns exist in c.
-void partial_block(int rows, int columns, int k, Strided a, const float* b, bool accumulate,
-                   float* c, std::ptrdiff_t ldc) {
+void partial_block(int rows, int columns, int k, Strided a, const float* b, const Factor* factor,
+                   bool accumulate, float* c, std::ptrdiff_t ldc) {
     float whole[max_rows * width] = {};
     for (int i = 0; accumulate && i < rows; ++i)
         for (int j = 0; j < columns; ++j) whole[i * width + j] = c[i * ldc + j];
-    block_rows<max_rows>(rows, k, a, b, accumulate, whole, width);
+    block_rows<max_rows>(rows, k, a, b, factor, accumulate, whole, width);
     for (int i = 0; i < rows; ++i)
         for (int j = 0; j < columns; ++j) c[i * ldc + j] = whole[i * width + j];
 }
 
-void multiply(int m, int n, int k, Strided a, Panels b, bool accumulate, float* c,
-              std::ptrdiff_t ldc) {
+void multiply(int m, int n, int k, Strided a, Panels b, const Factor* factor, bool accumulate,
+              float* c, std::ptrdiff_t ldc) {
     if (m < 1) return;
     for (int k0 = 0; k0 < k; k0 += depth) {
         const int ks = k - k0 < depth ? k - k0 : depth;
@@ -120,14 +125,14 @@ void multiply(int m, int n, int k, Strided a, Panels b, bool accumulate, float* 
                 const Strided x{a.data + i * a.row + k0 * a.column, a.row, a.column};
                 float* out = c + (ldc == in_panels ? j * m : j) + i * row;
                 if (n - j < width)
-                    partial_block(rows, n - j, ks, x, panel, add, out, row);
+                    partial_block(rows, n - j, ks, x, panel, factor, add, out, row);
                 else if (rows == max_rows)
-                    block<max_rows>(ks, x, panel, add, out, row,
+                    block<max_rows>(ks, x, panel, factor, add, out, row,
                                     rows_first && i + 2 * max_rows <= m
                                         ? Ahead{x.data + max_rows * a.row, a.row, max_rows, ks / 16}
                                         : Ahead{next + i / max_rows * share * 16, 0, 1, share});
                 else
-                    block_rows<max_rows>(rows, ks, x, panel, add, out, row);
+                    block_rows<max_rows>(rows, ks, x, panel, factor, add, out, row);
             }
         }
     }

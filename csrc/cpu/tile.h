@@ -23,6 +23,13 @@ struct Strided {
     std::ptrdiff_t row, column;
 };
 
+// A number as two floats, the second of the first's sign: with one alone all logits would be wrong by the
+// same share, and an infinite product stays what it is.
+struct Factor {
+    float high, low;
+    explicit Factor(double value);
+};
+
 // Instead of a row length: c lies in panels as a right operand does, but without padding. The columns
 // from j on, a multiple of `width`, are the w = min(width, n - j) wide rows from c + m j. Sums that
 // stay for long lie so: a register block of them touches one page of memory and not a dozen.
@@ -32,9 +39,10 @@ struct TileKernels {
     const char* level;
     int width;  // of a panel
 
-    // c [m, n] = a b, or += with accumulate; rows of c are ldc floats apart, or in_panels.
-    void (*multiply)(int m, int n, int k, Strided a, Panels b, bool accumulate, float* c,
-                     std::ptrdiff_t ldc);
+    // c [m, n] = factor a b (null: a b), or += with accumulate; rows of c are ldc floats apart, or
+    // in_panels. An element is the same for a, b and for their transposes in turn, bit for bit.
+    void (*multiply)(int m, int n, int k, Strided a, Panels b, const Factor* factor,
+                     bool accumulate, float* c, std::ptrdiff_t ldc);
 
     // Merges a tile of base-2 logits [rows, columns] into the running (maximum, sum of 2^(t -
     // maximum)) of its rows and, unless null, of its columns; scratch: `columns` floats.

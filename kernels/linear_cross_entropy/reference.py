@@ -48,11 +48,10 @@ def gradients(
     if not targets.is_floating_point():
         share.scatter_(1, targets[:, None], 1.0)
     g = row_weight[:, None] * (p - share + smoothing * (share - 1 / len(weight)))
-    none = g.new_empty(0)
     return (
         lse,
         target_logit,
-        g @ weight.to(g.dtype) if wants.hidden else none,
-        g.T @ hidden.to(g.dtype) if wants.weight else none,
-        g.sum(0) if wants.bias else none,
+        g @ weight.to(g.dtype) if wants.hidden else g.new_empty(0),
+        g.T @ hidden.to(g.dtype) if wants.weight else g.new_empty(0),
+        g.sum(0) if wants.bias else g.new_empty(0),
     )

@@ -121,7 +121,7 @@ def new_kept(like: Tensor, size: int) -> Tensor:
 def statistics_dtype(like: Tensor) -> torch.dtype:
     """The dtype of log-sum-exps and positives: float64 on a CPU, else the accumulation dtype.
 
-    In float32 a log-sum-exp of hundreds, as a cold softmax has, knows its gradients to 1e-5 only.
+    In float32 a log-sum-exp of 100, as a cold softmax has, knows its weights to 4e-6 only.
     """
     return torch.float64 if like.device.type == "cpu" else accumulation_dtype(like.dtype)
 

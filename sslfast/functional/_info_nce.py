@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sslfast.kernels.similarity_softmax import statistics_dtype
 from sslfast.ops.info_nce import weighted_info_nce
 from sslfast.ops.linear_cross_entropy import weighted_linear_cross_entropy
 from sslfast.ops.similarity_softmax import similarity_softmax
@@ -84,7 +85,7 @@ def info_nce(
         # Each query has keys of its own: N K logits are no larger than the keys themselves.
         with torch.autocast(query.device.type, enabled=False):
             similarities = torch.einsum("nd,nkd->nk", unit(query), unit(negative_keys))
-        lse = (scale * similarities).logsumexp(1)
+        lse = (scale * similarities).to(statistics_dtype(query)).logsumexp(1)
         negatives = negative_keys.shape[1]
 
     def mean_logit() -> Tensor:

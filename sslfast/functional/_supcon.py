@@ -47,10 +47,10 @@ def supcon(
     first = torch.ones_like(labels, dtype=torch.bool)
     first[1:] = labels[order[1:]] != labels[order[:-1]]
     group = torch.empty_like(order).index_copy_(0, order, first.cumsum(0) - 1)
-    rows = z.to(lse.dtype)
-    sums = torch.zeros_like(rows).index_add(0, group, rows)
+    sums = torch.zeros_like(z, dtype=lse.dtype).index_add(0, group, z.to(lse.dtype))
+    of_class = sums[group].to(z.dtype)
     others = torch.zeros_like(lse).index_add(0, group, torch.ones_like(lse))[group] - 1
-    positives = scale * ((rows * sums[group]).sum(1) - (rows * rows).sum(1))
+    positives = scale * ((z * of_class).sum(1) - (z * z).sum(1))
     has = others > 0
     loss = torch.where(has, lse - positives / others.clamp_min(1), 0)
     if reduction == "mean":

@@ -102,7 +102,8 @@ def global_similarity_softmax(
         columns: those of the other side [n, D], or None for the symmetric form, in which no row is
             its own candidate.
         scale: 0-d.
-        shift: the positive of row i is this rank's column (i + shift) % n.
+        shift: the positive of row i is this rank's column (i + shift) % n; 0 where columns are
+            given.
         both: also the log-sum-exps of this rank's columns among the rows of all ranks.
         group: ``name_of`` the process group.
         how: "gather" or "ring".
@@ -184,8 +185,8 @@ def _(
     group: str,
     how: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    dy = rows.new_empty(0) if columns is None else torch.empty_like(columns)
-    return torch.empty_like(rows), dy, torch.empty_like(scale)
+    dy = rows.new_empty(0 if columns is None else columns.shape)
+    return rows.new_empty(rows.shape), dy, torch.empty_like(scale)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

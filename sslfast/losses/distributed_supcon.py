@@ -45,7 +45,7 @@ def global_class_means(
 
 @global_class_means.register_fake
 def _(z: Tensor, scale: Tensor, labels: Tensor, group: str) -> tuple[Tensor, Tensor, Tensor]:
-    return z.new_empty(len(z)), z.new_empty(len(z)), torch.empty_like(z)
+    return z.new_empty(len(z)), z.new_empty(len(z)), z.new_empty(z.shape)
 
 
 @torch.library.custom_op("sslfast::global_class_means_backward", mutates_args=())
@@ -58,7 +58,7 @@ def _global_backward(
     sums: Tensor,
     group: str,
 ) -> tuple[Tensor, Tensor]:
-    share = (above / others.clamp_min(1))[:, None]
+    z, share = z.contiguous(), (above / others.clamp_min(1))[:, None]
     # A row is also a member of the class for its other rows, here and elsewhere.
     shares = _class_sums(share * z, labels, group)
     along = share * (sums - z)
@@ -75,7 +75,7 @@ def _(
     sums: Tensor,
     group: str,
 ) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(z), torch.empty_like(scale)
+    return z.new_empty(z.shape), torch.empty_like(scale)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

@@ -244,7 +244,7 @@ def _(
 ) -> tuple[Tensor, Tensor, Tensor]:
     n = columns.shape[0] if columns is not None and columns_gradient else None
     dy = rows.new_empty(0) if n is None else rows.new_empty(n, rows.shape[1])
-    return torch.empty_like(rows), dy, torch.empty_like(scale)
+    return rows.new_empty(rows.shape), dy, torch.empty_like(scale)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks import (
+    cached,
     clip_batch,
     common,
     gpu_report,
@@ -114,6 +115,24 @@ def test_a_trial_in_chunks_is_the_whole_step(n: int, monkeypatch: pytest.MonkeyP
     assert (plain - chunked).norm() < 0.02 * plain.norm()  # of bfloat16
     assert (plain - first).norm() > 0.1 * plain.norm()
     assert first.isfinite().all()
+
+
+def test_a_step_in_chunks_has_the_gradients_of_the_whole_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The peer's too: what is timed is the same work."""
+    gradients: dict[str, torch.Tensor] = {}
+    for name, run in cached.runs("vit_micro", 5, 2, CPU).items():
+        encoder = run.args[0]
+        monkeypatch.setattr(encoder, "zero_grad", lambda **_: None)
+        run(1)
+        parameters = [p for p in encoder.parameters() if p.requires_grad]
+        gradients[name] = torch.cat([p.grad.flatten() for p in parameters])
+        for p in parameters:
+            p.grad = None
+    assert list(gradients) == [cached.WHOLE, cached.GRAD_CACHE, "sslfast cached"]
+    for gradient in gradients.values():
+        torch.testing.assert_close(gradient, gradients[cached.WHOLE], rtol=1e-3, atol=1e-6)
 
 
 def test_batches_of_both_ways_within_a_toy_memory(tmp_path: Path) -> None:

@@ -2,13 +2,16 @@
 
 from collections.abc import Callable
 
+import processes
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
 import sslfast
 from sslfast.functional import clip, info_nce, linear_cross_entropy, ntxent, siglip, supcon
+from sslfast.losses import ClipLoss, NTXentLoss, SupConLoss
 
 Loss = Callable[[Tensor, Tensor, float], Tensor]  # of two views and a temperature
 
@@ -64,10 +67,26 @@ def eager_supcon(a: Tensor, b: Tensor, t: float) -> Tensor:
     return (lse - (logits * same).sum(1) / same.sum(1)).mean()
 
 
+def own_keys(b: Tensor) -> Tensor:
+    """For each query three keys of other rows."""
+    return torch.stack([b.roll(k, 0) for k in (1, 2, 3)], 1)
+
+
+def eager_paired(a: Tensor, b: Tensor, t: float) -> Tensor:
+    a, b = unit(a, b)
+    keys = torch.cat((b[:, None], own_keys(b)), 1)
+    logits = torch.einsum("nd,nkd->nk", a, keys) / t
+    return F.cross_entropy(logits, torch.zeros(len(a), dtype=torch.int64))
+
+
 PAIRS: dict[str, tuple[Loss, Loss]] = {
     "ntxent": (ntxent, eager_ntxent),
     "decoupled": (lambda a, b, t: ntxent(a, b, t, decoupled=True), eager_decoupled),
     "info_nce": (lambda a, b, t: info_nce(a, b, temperature=t), eager_info_nce),
+    "paired": (
+        lambda a, b, t: info_nce(a, b, own_keys(b), t, negative_mode="paired"),
+        eager_paired,
+    ),
     "clip": (lambda a, b, t: clip(*unit(a, b), 1 / t), eager_clip),
     "siglip": (lambda a, b, t: siglip(*unit(a, b), 1 / t, -10.0), eager_siglip),
     "supcon": (lambda a, b, t: supcon(torch.cat((a, b)), labels(len(a)), t), eager_supcon),
@@ -108,3 +127,59 @@ def test_errors_are_no_larger_than_those_of_eager(name: str, noise: float, backe
         # A tenth for luck: both are sums of the same number of roundings.
         assert squares[ours][0].sqrt() <= 1.1 * squares[eager][0].sqrt() + rounding**0.5, t
         assert squares[ours][1].sqrt() <= 1.1 * squares[eager][1].sqrt(), t
+
+
+def over_ranks(rank: int, size: int) -> None:
+    """Squared errors of gradients, summed over a few batches, against those of one process."""
+    group = dist.group.WORLD
+    t = 0.01
+
+    def supcon_of(a: Tensor, b: Tensor, ids: Tensor) -> Tensor:
+        return SupConLoss(t, process_group=group)(torch.cat((a, b)), ids)
+
+    def clip_of(a: Tensor, b: Tensor, ids: Tensor) -> Tensor:
+        return ClipLoss(rank=rank, world_size=size)(*unit(a, b), 1 / t)
+
+    def ntxent_of(a: Tensor, b: Tensor, ids: Tensor) -> Tensor:
+        return NTXentLoss(t, gather_distributed=True)(a, b)
+
+    forms = {"ntxent": ntxent_of, "clip": clip_of, "supcon": supcon_of}
+    for noise in (5.0, 0.5):
+        generator = torch.Generator().manual_seed(4)
+        squares = {name: [0.0, 0.0] for name in forms}
+        for n in (130, 200, 270):
+            centre = torch.randn(n, 48, generator=generator)
+            views = [centre + noise * torch.randn(n, 48, generator=generator) for _ in "ab"]
+            mine = slice(rank * n // size, (rank + 1) * n // size)
+            for name, form in forms.items():
+                eager = PAIRS[name][1]
+                truth, plain = (
+                    value_and_gradient(eager, [view.to(dtype) for view in views], t)[1]
+                    for dtype in (torch.float64, torch.float32)
+                )
+                leaves = [view.clone().requires_grad_() for view in views]
+                ids = labels(n).view(2, n)[:, mine].flatten()
+                form(*(leaf[mine] for leaf in leaves), ids).backward()
+                ours = torch.cat([leaf.grad for leaf in leaves if leaf.grad is not None]).double()
+                dist.all_reduce(ours)
+                for k, found in enumerate((ours / size, plain)):
+                    squares[name][k] += (found - truth).square().sum().item()
+        for name, (ours_, plain_) in squares.items():
+            assert ours_**0.5 <= 1.1 * plain_**0.5, (name, noise)
+
+
+def test_errors_over_ranks_are_no_larger_than_those_of_eager_in_one_process() -> None:
+    processes.run(2, over_ranks)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "tiled"])
+@pytest.mark.parametrize("scale", [1e4, 1e6, 1e8])
+def test_logits_of_any_size(scale: float, backend: str) -> None:
+    """Columns that are alike share the weight, however large their logits are."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(24, 6, generator=generator)
+    y = torch.randn(8, 6, generator=generator).repeat(3, 1)
+    with sslfast.use_backend(backend):
+        gradient = value_and_gradient(lambda a, b, s: clip(a, b, s), [x, y], scale)[1]
+    truth = value_and_gradient(lambda a, b, s: clip(a, b, s), [x.double(), y.double()], scale)[1]
+    assert (gradient - truth).norm() <= 1e-5 * truth.norm()

@@ -102,6 +102,11 @@ def opchecks(rank: int, size: int) -> None:
         )
     check(global_class_means, (unit(), scale, torch.arange(2 * n) % 3, ""))
     check(gather_rows, (unit(), ""))
+    # Whatever the strides of the inputs, results are contiguous, as the fakes say.
+    across, other = (unit().T.contiguous().T.detach().requires_grad_() for _ in "xy")
+    check(global_similarity_softmax, (across, None, scale, n, False, "", "gather"))
+    check(global_similarity_softmax, (across, other, scale, 0, True, "", "ring"))
+    check(global_class_means, (across, scale, torch.arange(2 * n) % 3, ""))
 
 
 def test_opcheck() -> None:

@@ -151,6 +151,20 @@ def test_memory_for_logits_only_where_it_can_pay() -> None:
     assert kernels.kept_size(x.to("meta"), None) == 0
 
 
+def test_results_are_contiguous_whatever_the_inputs_are() -> None:
+    """Compiled code relies on the strides that the fakes have."""
+    x, y = (torch.randn(4, 6).T for _ in "xy")
+    scale, lse, g = torch.tensor(3.0), *torch.rand(2, 6, dtype=torch.float64)
+    for columns in (None, y):
+        structure = (3, 0, True) if columns is None else (0, 0, False)
+        side = None if columns is None else g
+        torch.library.opcheck(
+            torch.ops.sslfast.similarity_softmax_backward.default,
+            (g, g, side, x, columns, scale, lse, lse, *structure, False, columns is not None),
+            test_utils=("test_schema", "test_faketensor"),
+        )
+
+
 def test_compile_fullgraph() -> None:
     a, b = torch.randn(20, 8, requires_grad=True), torch.randn(20, 8)
     t = torch.tensor(0.2, requires_grad=True)

@@ -120,14 +120,28 @@ def many_tensors(results: dict[str, Any]) -> str:
     return "\n".join([*lines, "", provenance(results)])
 
 
+def of_the_first(
+    results: dict[str, Any],
+    rows: list[dict[str, Any]],
+    what: str = "; forward and backward:",
+    digits: str = ".2f",
+    memory: bool = False,
+) -> str:
+    """One line a provider of one problem: its time, as a share of the first's too, and memory."""
+    heads = ["what runs", "time", "of the first", *(["peak extra memory"] if memory else [])]
+    lines = [f"{rows[0]['problem']}{what}", "", f"| {' | '.join(heads)} |"]
+    lines.append("|---" * len(heads) + "|")
+    for row in rows:
+        part = format(row["seconds"] / rows[0]["seconds"], digits)
+        cells = [row["provider"], milliseconds(row["seconds"]), part]
+        lines.append(f"| {' | '.join([*cells, *([mebibytes(row)] if memory else [])])} |")
+    return "\n".join([*lines, "", provenance(results)])
+
+
 def ema_step(results: dict[str, Any]) -> str:
     """What a teacher adds to a training step."""
     rows = [row for row in results["rows"] if " a step" in row["problem"]]
-    lines = [f"{rows[0]['problem']}:", "", "| what runs | time | of the first |", "|---|---|---|"]
-    for row in rows:
-        share = f"{row['seconds'] / rows[0]['seconds']:.2%}"
-        lines.append(f"| {row['provider']} | {milliseconds(row['seconds'])} | {share} |")
-    return "\n".join([*lines, "", provenance(results)])
+    return of_the_first(results, rows, ":", ".2%")
 
 
 def losses(results: dict[str, Any]) -> str:
@@ -173,27 +187,13 @@ def demo(results: dict[str, Any]) -> str:
 
 
 def vit(results: dict[str, Any]) -> str:
-    """MAE's steps: one line a part, with its share of the time on all patches."""
-    rows = results["rows"]
-    lines = [f"{rows[0]['problem']}; forward and backward:", ""]
-    lines += ["| what runs | time | of the first |", "|---|---|---|"]
-    for row in rows:
-        part = f"{row['seconds'] / rows[0]['seconds']:.2f}"
-        lines.append(f"| {row['provider']} | {milliseconds(row['seconds'])} | {part} |")
-    return "\n".join([*lines, "", provenance(results)])
+    """MAE's steps, as shares of the time on all patches."""
+    return of_the_first(results, results["rows"])
 
 
 def cached(results: dict[str, Any]) -> str:
-    """A step in chunks: one line a provider, time and memory as shares of the whole batch's."""
-    rows = results["rows"]
-    lines = [f"{rows[0]['problem']}, forward and backward:", ""]
-    lines += ["| provider | time | of the first | peak extra memory |", "|---|---|---|---|"]
-    for row in rows:
-        part = f"{row['seconds'] / rows[0]['seconds']:.2f}"
-        lines.append(
-            f"| {row['provider']} | {milliseconds(row['seconds'])} | {part} | {mebibytes(row)} |"
-        )
-    return "\n".join([*lines, "", provenance(results)])
+    """A step in chunks, as shares of the whole batch's time."""
+    return of_the_first(results, results["rows"], memory=True)
 
 
 def learning(results: dict[str, Any]) -> str:

@@ -4,9 +4,6 @@
 #include "elements.h"
 #include "tile.h"
 
-#include <algorithm>
-#include <cfloat>
-#include <cmath>
 #include <cstdlib>
 #include <cstring>
 #include <stdexcept>
@@ -53,12 +50,6 @@ const Level& level() {
 const ElementKernels& element_kernels() { return level().elements; }
 
 const TileKernels& tile_kernels() { return level().tile; }
-
-Factor::Factor(double value) : high(static_cast<float>(value)) {
-    if (std::abs(static_cast<double>(high)) > std::abs(value)) high = std::nextafter(high, 0.0f);
-    const double rest = std::abs(value - high);
-    low = std::copysign(std::max(static_cast<float>(rest), FLT_MIN), high);
-}
 
 const char* instruction_set() { return tile_kernels().level; }
 

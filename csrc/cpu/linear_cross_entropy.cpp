@@ -15,6 +15,7 @@
 #include <omp.h>
 
 #include "buffer.h"
+#include "factor.h"
 #include "huge_pages.h"
 #include "packed.h"
 #include "schedule.h"
@@ -219,7 +220,7 @@ class Work {
     const LinearClassifier& p_;
     const LinearGradients* g_;
     const TileKernels& kernels_;
-    Factor factor_{log2_e_exact};  // logits are to base 2
+    Factor factor_ = make_factor(log2_e_exact);  // logits are to base 2
     std::int64_t blocks_, spans_;
     int height_;  // rows of a full block
     PackedTransposed transposed_;

@@ -11,6 +11,7 @@
 #include <omp.h>
 
 #include "buffer.h"
+#include "factor.h"
 #include "huge_pages.h"
 #include "packed.h"
 #include "schedule.h"
@@ -80,8 +81,8 @@ class Strip {
     }
     // The transposed tile times the rows, added to d_columns likewise.
     void add_to_columns(Block row, Block column, const float* tile, float* d_columns) const {
-        kernels.multiply(column.size, p.dim, row.size, {tile, 1, ld}, row_values_.of(row), nullptr, true,
-                         d_columns + (first_column + column.first) * p.dim, in_panels);
+        kernels.multiply(column.size, p.dim, row.size, {tile, 1, ld}, row_values_.of(row),
+                         nullptr, true, d_columns + (first_column + column.first) * p.dim, in_panels);
     }
     // Calls visit(row block, column block, how many logits at most come before it) for every tile.
     template <typename Visit>
@@ -104,7 +105,7 @@ class Strip {
           first_column(column),
           first_logit(logit),
           kernels(k),
-          factor_(p.scale * log2_e_exact),
+          factor_(make_factor(p.scale * log2_e_exact)),
           transposed_(transposed),
           column_values_(columns),
           row_values_(rows) {}

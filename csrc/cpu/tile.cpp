@@ -37,8 +37,9 @@ struct Ahead {
     int rows, lines;
 };
 
-// c [R, width] (+)= factor a [R, k] b [k, width], all sums in registers. What c needs at the end, and what
-// comes after, is fetched meanwhile: a line or two a step, since a burst of misses would block the loads.
+// c [R, width] (+)= factor a [R, k] b [k, width], all sums in registers. What c needs at the end, and
+// what comes after, is fetched meanwhile: a line or two a step, since a burst of misses would block the
+// loads.
 template <int R>
 SSLFAST_INLINE void block(int k, Strided a, const float* b, const Factor* factor, bool accumulate,
                           float* c, std::ptrdiff_t ldc, Ahead ahead) {
@@ -72,7 +73,7 @@ SSLFAST_INLINE void block(int k, Strided a, const float* b, const Factor* factor
     if (factor != nullptr) {
 #pragma GCC unroll 12
         for (int i = 0; i < R; ++i)
-            for (Vector& x : sum[i]) x = x * factor->high + x * factor->low;
+            for (Vector& s : sum[i]) s = s * factor->high + s * factor->low;
     }
     if (accumulate) {
 #pragma GCC unroll 12

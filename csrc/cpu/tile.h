@@ -23,11 +23,10 @@ struct Strided {
     std::ptrdiff_t row, column;
 };
 
-// A number as two floats, the second of the first's sign: with one alone all logits would be wrong by the
-// same share, and an infinite product stays what it is.
+// A number as the sum of two floats: with one alone all logits would be wrong by the same share. Both
+// have its sign, so that what is infinite stays so. See factor.h.
 struct Factor {
     float high, low;
-    explicit Factor(double value);
 };
 
 // Instead of a row length: c lies in panels as a right operand does, but without padding. The columns

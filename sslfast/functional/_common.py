@@ -89,6 +89,17 @@ def as_scale(logit_scale: float | Tensor, like: Tensor) -> Tensor:
     return logit_scale.reshape(()).to(device=like.device, dtype=dtype)
 
 
+def plain_logits(
+    image_features: Tensor,
+    text_features: Tensor,
+    logit_scale: float | Tensor,
+    logit_bias: float | Tensor | None,
+) -> Tensor:
+    """The matrix of logits [N, N], images by texts, which no loss here holds."""
+    logits = logit_scale * image_features @ text_features.T
+    return logits if logit_bias is None else logits + logit_bias
+
+
 def check_reduction(reduction: str) -> None:
     """Raise ValueError unless it is "none", "mean" or "sum"."""
     if reduction not in ("none", "mean", "sum"):

@@ -64,6 +64,5 @@ def ntxent(
         unit = F.normalize(z.to(scale.dtype), dim=1) if normalize else z.to(scale.dtype)
         return scale * (unit * (unit.sum(0) - unit)).sum(1) / (len(z) - 1)
 
-    return reduce(variant.losses(lse, positive, scale, len(z) - 2, mean_logit), reduction).to(
-        scale.dtype
-    )
+    losses = variant.losses(lse, positive, scale, len(z) - 2, mean_logit)
+    return reduce(losses, reduction).to(scale.dtype)

@@ -7,7 +7,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from sslfast.functional import clip
-from sslfast.functional._common import as_scale, check_embeddings, info_nce_from_logits
+from sslfast.functional._common import (
+    as_scale,
+    check_embeddings,
+    info_nce_from_logits,
+    plain_logits,
+)
 from sslfast.losses.distributed import global_pair_rows
 from sslfast.losses.exchange import check_exchange, check_rank
 
@@ -84,8 +89,7 @@ class ClipLoss(nn.Module):
         """
         if self.world_size > 1:
             raise ValueError("get_logits is for one rank: make a ClipLoss() without world_size")
-        logits = logit_scale * image_features @ text_features.T
-        logits = logits if logit_bias is None else logits + logit_bias
+        logits = plain_logits(image_features, text_features, logit_scale, logit_bias)
         return logits, logits.T
 
     def forward(

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from sslfast.kernels.similarity_softmax import statistics_dtype
 from sslfast.losses.exchange import Exchange, Group, group_of, name_of, world_size
-from sslfast.ops._gradients import refuse_double_backward
+from sslfast.ops._gradients import no_double_backward
 from sslfast.ops.similarity_softmax import similarity_softmax, similarity_softmax_backward
 
 Side = tuple[Tensor, Tensor]  # log-sum-exps of rows, and what comes from above for them
@@ -131,7 +131,7 @@ def _(
     shift: int,
     both: bool,
     group: str,
-    how: str,
+    *_: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     lse = rows.new_empty(len(rows), dtype=statistics_dtype(rows))
     lse_columns = lse.new_empty(len(rows) if both else 0)
@@ -178,12 +178,7 @@ def _(
     rows: Tensor,
     columns: Tensor | None,
     scale: Tensor,
-    lse: Tensor,
-    lse_columns: Tensor,
-    sizes: Tensor,
-    shift: int,
-    group: str,
-    how: str,
+    *_: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
     dy = rows.new_empty(0 if columns is None else columns.shape)
     return rows.new_empty(rows.shape), dy, torch.empty_like(scale)
@@ -207,12 +202,8 @@ def _global_autograd(
     return dx, None if tensors[1] is None else dy, d_scale, *[None] * 4
 
 
-def _no_double_backward(ctx: Any, *gradients: Tensor) -> None:
-    refuse_double_backward(gradients)
-
-
 global_similarity_softmax.register_autograd(_global_autograd, setup_context=_setup_context)
-_global_backward.register_autograd(_no_double_backward)
+_global_backward.register_autograd(no_double_backward)
 
 
 def global_ntxent_rows(

@@ -5,7 +5,7 @@ whatever exchanges rows is an op, with results as long as this rank's own batch,
 takes it up whole.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from sslfast.ops._gradients import refuse_double_backward
+from sslfast.ops._gradients import no_double_backward
 
 Group = Any  # dist.ProcessGroup | None
 
@@ -34,16 +34,6 @@ def group_of(name: str) -> Group:
         return None
     # The counterpart of group_name, which torch's own collectives for graphs use.
     return dist.distributed_c10d._resolve_process_group(name)  # type: ignore[arg-type]
-
-
-def _gather(x: Tensor, counts: Sequence[int], group: Group) -> Tensor:
-    """Concatenate the rows of all ranks, in the order of ranks."""
-    longest = max(counts)
-    padded = x.new_zeros(longest, *x.shape[1:])
-    padded[: len(x)] = x
-    parts = [torch.empty_like(padded) for _ in counts]
-    dist.all_gather(parts, padded, group=group)
-    return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
 
 
 @dataclass(frozen=True)
@@ -80,16 +70,17 @@ class Exchange:
             ValueError: another ``how``.
         """
         check_exchange(how)
-        backends = dist.get_backend_config(group_of(group)).split(",")
+        ranks = group_of(group)
+        backends = dist.get_backend_config(ranks).split(",")
         host = any(backend.startswith("cpu:") for backend in backends)
         count = torch.tensor([len(x)], device="cpu" if host else x.device)
-        counts = [torch.empty_like(count) for _ in range(world_size(group_of(group)))]
-        dist.all_gather(counts, count, group=group_of(group))
+        counts = [torch.empty_like(count) for _ in range(world_size(ranks))]
+        dist.all_gather(counts, count, group=ranks)
         return cls.again(torch.cat(counts), group, how)
 
     @classmethod
-    def again(cls, counts: Tensor, group: str, how: str) -> "Exchange":
-        """The exchange with these numbers of rows [W]: a backward pass need not ask for them."""
+    def again(cls, counts: Tensor, group: str, how: str = "gather") -> "Exchange":
+        """The exchange with these numbers of rows [W], which need not be asked for once more."""
         ranks = group_of(group)
         return cls(tuple(counts.tolist()), dist.get_rank(ranks), ranks, how == "ring")
 
@@ -113,14 +104,23 @@ class Exchange:
         """W / M for W ranks and M rows in all: that of the sum of this rank's losses."""
         return len(self.counts) / self.total
 
-    def own(self, everything: Tensor) -> Tensor:
-        """This rank's rows of those of all ranks."""
-        return everything[self.base : self.base + self.counts[self.rank]]
+    @property
+    def own(self) -> slice:
+        """This rank's rows among all."""
+        return slice(self.base, self.base + self.counts[self.rank])
+
+    def gather(self, x: Tensor) -> Tensor:
+        """Concatenate the rows of all ranks, in the order of ranks."""
+        padded = x.new_zeros(max(self.counts), *x.shape[1:])
+        padded[: len(x)] = x
+        parts = [torch.empty_like(padded) for _ in self.counts]
+        dist.all_gather(parts, padded, group=self.group)
+        return torch.cat([part[:n] for part, n in zip(parts, self.counts, strict=True)])
 
     def blocks(self, *tensors: Tensor) -> Iterator[tuple[int, tuple[Tensor, ...]]]:
         """Yield (first own row within the block or -1, the block of every tensor)."""
         if not self.ring:
-            yield self.base, tuple(_gather(t, self.counts, self.group) for t in tensors)
+            yield self.base, tuple(self.gather(t) for t in tensors)
             return
         ranks = len(self.counts)
         ahead, behind = (self._global((self.rank + d) % ranks) for d in (1, -1))
@@ -157,8 +157,8 @@ def gather_rows(x: Tensor, group: str) -> tuple[Tensor, Tensor]:
         The rows [M, ...] of all ranks, and the places int64 [n] of this rank's among them.
     """
     exchange = Exchange.of(x, group)
-    rows = _gather(x, exchange.counts, exchange.group)
-    return rows, exchange.own(torch.arange(len(rows), device=x.device)).clone()
+    own = exchange.own
+    return exchange.gather(x), torch.arange(own.start, own.stop, device=x.device)
 
 
 @gather_rows.register_fake
@@ -189,12 +189,8 @@ def _backward(ctx: Any, gradient: Tensor, _: None) -> tuple[Tensor, None]:
     return _sum_rows(gradient, ctx.saved_tensors[0], ctx.group), None
 
 
-def _no_double_backward(ctx: Any, gradient: Tensor) -> None:
-    refuse_double_backward((gradient,))
-
-
 gather_rows.register_autograd(_backward, setup_context=_setup)
-_sum_rows.register_autograd(_no_double_backward)
+_sum_rows.register_autograd(no_double_backward)
 
 
 def check_exchange(how: str) -> None:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from sslfast.functional import siglip
-from sslfast.functional._common import as_scale, check_embeddings
+from sslfast.functional._common import as_scale, check_embeddings, plain_logits
 from sslfast.losses.distributed_siglip import global_sigmoid
 from sslfast.losses.exchange import check_rank
 
@@ -73,8 +73,7 @@ class SigLipLoss(nn.Module):
         logit_bias: float | Tensor | None = None,
     ) -> Tensor:
         """Return the matrix of logits [N, N], images by texts; the loss makes no use of it."""
-        logits = logit_scale * image_features @ text_features.T
-        return logits if logit_bias is None else logits + logit_bias
+        return plain_logits(image_features, text_features, logit_scale, logit_bias)
 
     def forward(
         self,

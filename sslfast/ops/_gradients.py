@@ -1,6 +1,7 @@
 """What the losses' ops share: no second derivative, and gradients formed in the forward pass."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +14,11 @@ def refuse_double_backward(gradients: Sequence[Tensor | None]) -> None:
             "sslfast: this loss has no second derivative; "
             "call backward() without create_graph=True, or use a loss written in plain PyTorch"
         )
+
+
+def no_double_backward(ctx: Any, *gradients: Tensor | None) -> None:
+    """The backward pass of an op that is a backward pass itself: to be registered with it."""
+    refuse_double_backward(gradients)
 
 
 def times(gradient: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:

@@ -14,7 +14,7 @@ from sslfast.kernels import registry
 from sslfast.kernels import similarity_softmax as kernels
 from sslfast.kernels.similarity_softmax import Pairing, accumulation_dtype, statistics_dtype
 
-from ._gradients import refuse_double_backward
+from ._gradients import no_double_backward
 
 OP = "similarity_softmax"
 EPS = 1e-12  # of torch.nn.functional.normalize; in the accumulation dtype, so fp16 has no NaN
@@ -281,9 +281,5 @@ def _backward(
     return dx, dy if columns_gradient else None, d_scale, *[None] * 6
 
 
-def _no_double_backward(ctx: Any, *gradients: Tensor) -> None:
-    refuse_double_backward(gradients)
-
-
 _similarity_softmax.register_autograd(_backward, setup_context=_setup_context)
-similarity_softmax_backward.register_autograd(_no_double_backward)
+similarity_softmax_backward.register_autograd(no_double_backward)

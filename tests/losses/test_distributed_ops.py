@@ -100,13 +100,14 @@ def opchecks(rank: int, size: int) -> None:
             (unit(), unit(), scale, bias, "", how, True),
             test_utils=("test_schema", "test_autograd_registration", "test_faketensor"),
         )
-    check(global_class_means, (unit(), scale, torch.arange(2 * n) % 3, ""))
+    sizes = torch.tensor([6, 8])
+    check(global_class_means, (unit(), scale, torch.arange(2 * n) % 3, sizes, ""))
     check(gather_rows, (unit(), ""))
     # Whatever the strides of the inputs, results are contiguous, as the fakes say.
     across, other = (unit().T.contiguous().T.detach().requires_grad_() for _ in "xy")
     check(global_similarity_softmax, (across, None, scale, n, False, "", "gather"))
     check(global_similarity_softmax, (across, other, scale, 0, True, "", "ring"))
-    check(global_class_means, (across, scale, torch.arange(2 * n) % 3, ""))
+    check(global_class_means, (across, scale, torch.arange(2 * n) % 3, sizes, ""))
 
 
 def test_opcheck() -> None:

@@ -1,22 +1,24 @@
-"""Everything there is to check and time on a machine with an NVIDIA GPU, in one command.
+"""Everything there is to check and time on a machine with an NVIDIA GPU, in two runs.
 
-    python -m benchmarks.gpu --out DIR                    all of it, within nine minutes
-    python -m benchmarks.gpu --out DIR --quick            a smoke run of two minutes
-    python -m benchmarks.gpu --out DIR --only NAME ...    these parts, and the tests of their ops
-    python -m benchmarks.gpu --out DIR --profile          the main kernels under ncu as well
-    python -m benchmarks.gpu --out DIR --tune             measure tiles, and nothing else
-    python -m benchmarks.gpu --out DIR --sanitize         compute-sanitizer, and nothing else
-    python -m benchmarks.gpu --out DIR --device cpu       a rehearsal without a GPU: small sizes
+    python -m benchmarks.gpu --first --out DIR          does it work, how fast are the main losses
+    python -m benchmarks.gpu --main --out DIR           the other benchmarks, with their peers
+    python -m benchmarks.gpu --only NAME ... --out DIR  these parts
+    python -m benchmarks.gpu --sanitize --out DIR       compute-sanitizer over every CUDA kernel
 
-Builds the extension with what is installed (no network, no setuptools), runs the GPU tests, then
-every benchmark, the most important first. Each part has a limit, and all together a budget. One
-file, DIR/gpu.json, holds machine, versions, commit, seeds, raw samples, and the end of each part's
-output; it is whole at any time, so that a kill loses only what was not yet measured. A part that
-fails is recorded, and the others go on; the exit status is 1 if any failed or was not run.
+The first run takes at most four minutes, the main one six. Each part has a limit, and a run its
+budget, whatever its parts do; the most important come first. One file, DIR/gpu.json, holds machine,
+versions, commit, seeds, raw samples, and the end of each part's output; it is whole at any time, so
+that a kill loses only what was not yet measured. A part that fails is recorded, and the others go
+on; the exit status is 1 if any failed or was not run. The last screen says it all in 100 lines.
+
+What takes long can be brought along (``make gpu-bundle``): --extension, the compiled C++ and CUDA
+parts, and --kernels, the compiled Triton kernels. --device cpu is a rehearsal without a GPU, on
+small sizes.
 """
 
 import argparse
 import importlib.util
+import json
 import os
 import shutil
 import sys
@@ -27,12 +29,12 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.build import link
+from benchmarks.build import BUILT, bring, link
 from benchmarks.environment import COMMIT, ROOT, environment
+from benchmarks.gpu_screen import failed_tests, screen
 from benchmarks.parts import Part, Run
 
-BUDGET, QUICK_BUDGET = 530.0, 115.0  # seconds
-BUILD_SECONDS = 170.0
+BUILD_SECONDS = 90.0
 PEERS = ("memeff", "inf_cl", "siglip_kernel", "cut_cross_entropy", "lightly", "open_clip")
 TESTS = {  # files, by the benchmarks whose kernels they test
     "tests/gpu/test_kernels.py": ("similarity_softmax", "losses", "loss_memory", "clip_batch"),
@@ -44,30 +46,53 @@ TESTS = {  # files, by the benchmarks whose kernels they test
 
 @dataclass(frozen=True)
 class Plan:
-    """A benchmark's part: its module and arguments, and its limits in seconds."""
+    """A benchmark's part.
+
+    Attributes:
+        limit: seconds that it may take.
+        module: of this package.
+        arguments: its own.
+        timing: seconds of timing for each problem.
+        attempt: the share of the limit that a single attempt within the part may take.
+    """
 
     limit: float
-    quick: float  # limit in a quick run; 0: not in it
     module: str
     arguments: tuple[str, ...] = ()
-    timing: float | None = None  # of each problem, in a full run
+    timing: float | None = None
+    attempt: float = 0.5
 
 
-# The most important come first, since the last may find no time left.
 BENCHMARKS = {
-    "peaks": Plan(30, 20, "peaks"),
-    "similarity_softmax": Plan(75, 25, "similarity_softmax", timing=3),
-    "losses": Plan(100, 25, "losses", timing=3),
-    "optim": Plan(40, 20, "optim", timing=2),
-    "ema": Plan(40, 20, "ema", timing=2),
-    "train_vit": Plan(110, 0, "train_step", ("--preset", "vit")),
-    "masking": Plan(45, 20, "masking", timing=2),
-    "loss_memory": Plan(30, 20, "loss_memory"),
-    "train_mae": Plan(140, 0, "train_step", ("--preset", "mae")),
-    "train_resnet": Plan(110, 0, "train_step", ("--preset", "resnet")),
-    "clip_batch": Plan(60, 0, "clip_batch"),
-    "dali": Plan(110, 0, "dali"),
+    "peaks": Plan(20, "peaks", timing=0.3),
+    "similarity_softmax": Plan(45, "similarity_softmax", timing=2),
+    "contrast": Plan(35, "losses", ("--only", "clip", "siglip"), timing=2),
+    "trainer": Plan(50, "train_step", ("--preset", "simclr-first", "mae-first"), attempt=0.4),
+    "losses": Plan(90, "losses", timing=2.5),
+    "optim": Plan(30, "optim", timing=1.5),
+    "ema": Plan(30, "ema", timing=1.5),
+    "masking": Plan(30, "masking", timing=1.5),
+    "train_vit": Plan(80, "train_step", ("--preset", "vit"), attempt=0.8),
+    "profile": Plan(60, "profiling", ("--short",)),
+    "tune": Plan(50, "tune", ("--short",), attempt=1),
+    "loss_memory": Plan(40, "loss_memory"),
+    "train_mae": Plan(120, "train_step", ("--preset", "mae"), attempt=0.8),
+    "train_resnet": Plan(120, "train_step", ("--preset", "resnet"), attempt=0.8),
+    "clip_batch": Plan(60, "clip_batch"),
+    "dali": Plan(110, "dali"),
 }
+NO_RECORD = ("tune",)  # writes a file of its own, and no rows
+
+# Their parts in order, the most important first: the last may find no time left.
+RUNS = {
+    "first": (225.0, ("kernels", "tests", "peaks", "similarity_softmax", "contrast", "trainer")),
+    "main": (
+        345.0,
+        ("kernels", "tests", "losses", "optim", "ema", "masking", "train_vit", "profile", "tune"),
+    ),
+}
+KERNELS_SECONDS = {"first": 75.0, "main": 40.0, "only": 120.0}
+TESTS_SECONDS = {"first": 100.0, "main": 40.0, "only": 150.0}
 
 
 def python(*arguments: str) -> list[str]:
@@ -94,43 +119,96 @@ def bring_peers(run: Run, wheels: Path | None) -> None:
     run.note("peers", 0, words)
 
 
-def test_parts(chosen: Sequence[str], seconds: float) -> list[Part]:
-    """The GPU tests, of the chosen benchmarks only; several at a time where xdist is installed."""
-    files = [file for file, names in TESTS.items() if not chosen or {*names, "tests"} & {*chosen}]
-    if not files:
-        return []
+def bring_extension(run: Run, options: argparse.Namespace, tree: Path) -> None:
+    """Take an extension that was built before; build one where it does not load."""
+    if options.extension:
+        problem = bring(options.extension, tree, needs_cuda=options.device == "cuda")
+        run.note("extension", 0, problem or f"{options.extension} is taken")
+        if problem is None:
+            return
+    checks = {"SSLFAST_CUDA_DEBUG": "1"} if options.sanitize else {}
+    checks |= {"SSLFAST_CUDA": "0"} if options.device == "cpu" else {}
+    command = python("-m", "benchmarks.build", str(tree))
+    run.do(Part("build", command, BUILD_SECONDS, environment=checks))
+
+
+def kernels_part(options: argparse.Namespace, name: str) -> Part:
+    """All Triton kernels compiled, by as many processes as there are cores, and kept."""
+    command = python(
+        "-m", "benchmarks.compiled", "--keep", str(options.out.resolve() / "kernels.tar.xz")
+    )
+    if options.kernels:
+        command += ["--take", str(options.kernels.resolve())]
+    if options.device == "cuda":
+        major, minor = torch.cuda.get_device_capability()
+        count = torch.cuda.get_device_properties(0).multi_processor_count
+        command += [
+            "--load",
+            "--architecture",
+            f"{10 * major + minor}",
+            "--multiprocessors",
+            f"{count}",
+        ]
+    elif not options.kernels:
+        command += ["--only", "philox"]  # a rehearsal must not take ten minutes
+    return Part("kernels", command, KERNELS_SECONDS[name])
+
+
+def tests_part(names: Sequence[str], chosen: Sequence[str], seconds: float) -> Part:
+    """GPU tests, several at a time where xdist is installed: files, or single tests."""
     # Another torch or numpy may warn of itself; here that must not hide results.
-    command = python("-m", "pytest", "-q", "-W", "default", "-p", "no:cacheprovider", *files)
+    command = python("-m", "pytest", "-v", "-W", "default", "-p", "no:cacheprovider", "--tb=short")
+    command += [*(chosen or names)]
     if importlib.util.find_spec("xdist"):
-        command += ["-n", str(min(12, os.cpu_count() or 1))]
+        # By group (tests/gpu/conftest.py): no two workers compile the same kernel.
+        command += ["-n", str(min(16, os.cpu_count() or 1)), "--dist", "loadgroup"]
     if importlib.util.find_spec("pytest_timeout"):
-        command += ["--timeout", "90", "--timeout-method", "thread"]  # a kernel may never end
-    return [Part("tests", command, seconds)]
+        command += ["--timeout", "60", "--timeout-method", "thread"]  # a kernel may never end
+    return Part("tests", command, seconds)
 
 
-def benchmark_parts(chosen: Sequence[str], quick: bool, device: str) -> list[Part]:
-    """The benchmarks that were asked for, in order."""
-    parts = []
-    for name, plan in BENCHMARKS.items():
-        limit = plan.quick if quick and not chosen else plan.limit
-        if not limit or (chosen and name not in chosen):
-            continue
-        command = python("-m", f"benchmarks.{plan.module}", "--device", device, *plan.arguments)
-        if quick:
+def benchmark_part(name: str, options: argparse.Namespace) -> Part:
+    """One benchmark."""
+    plan = BENCHMARKS[name]
+    command = python("-m", f"benchmarks.{plan.module}", *plan.arguments)
+    environment = {}
+    if name in NO_RECORD:
+        environment["SSLFAST_CACHE"] = str(options.out.resolve())
+    else:
+        command += ["--device", options.device]
+        if options.device == "cpu":
             command.append("--quick")
         elif plan.timing:
             command += ["--seconds", str(plan.timing)]
-        parts.append(Part(name, command, limit, benchmark=True))
+    return Part(name, command, plan.limit, name not in NO_RECORD, environment, plan.attempt)
+
+
+def chosen_parts(options: argparse.Namespace) -> list[Part]:
+    """What follows the build."""
+    if options.sanitize:
+        return sanitize_parts()
+    run = "first" if options.first else "main" if options.main else "only"
+    names = options.only or list(RUNS[run][1])
+    # Tests of what was asked for; in a main run after a first one, those that failed.
+    wanted = {*options.only} - {"kernels", "tests"}
+    files = [file for file, of in TESTS.items() if not wanted or wanted & {*of}]
+    failed = failed_tests(json.loads(options.after.read_text())) if options.after else []
+    parts = []
+    for name in names:
+        if name == "kernels":
+            parts.append(kernels_part(options, run))
+        elif name == "tests":
+            if run != "main" or failed or not options.after:
+                parts.append(tests_part(files, failed, TESTS_SECONDS[run]))
+        elif name != "tune" or options.device == "cuda":
+            parts.append(benchmark_part(name, options))
     return parts
 
 
 def sanitize_parts() -> list[Part]:
     """The CUDA kernels, built with their own checks, under compute-sanitizer."""
-    tool = shutil.which("compute-sanitizer") or shutil.which(
-        "/usr/local/cuda/bin/compute-sanitizer"
-    )
-    if tool is None:
-        return []
+    where = "/usr/local/cuda/bin/compute-sanitizer"
+    tool = shutil.which("compute-sanitizer") or shutil.which(where) or "compute-sanitizer"
     program = python("-m", "benchmarks.sanitize")
     # Every tensor has an allocation of its own, so that an access beyond it is seen.
     watched = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
@@ -145,17 +223,19 @@ def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--out", type=Path, required=True, help="folder for gpu.json")
-    parser.add_argument("--quick", action="store_true", help="small sizes, in two minutes")
-    parser.add_argument("--only", nargs="+", choices=["tests", *BENCHMARKS], default=[])
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--first", action="store_true", help="does it work: at most four minutes")
+    what.add_argument("--main", action="store_true", help="what the first leaves: at most six")
+    what.add_argument("--only", nargs="+", choices=["kernels", "tests", *BENCHMARKS], default=[])
+    what.add_argument("--sanitize", action="store_true", help="only run compute-sanitizer")
+    parser.add_argument("--out", type=Path, required=True, help="folder for what is found")
+    parser.add_argument("--after", type=Path, help="gpu.json of a run: its failed tests, once more")
+    parser.add_argument("--extension", type=Path, help="sslfast._C, built for this Python and GPU")
+    parser.add_argument("--kernels", type=Path, help="archive of compiled Triton kernels")
     parser.add_argument("--peers", type=Path, help="folder of the peers' wheels")
     parser.add_argument("--wheels", type=Path, help="folder of wheels to import from, as DALI's")
     parser.add_argument("--skip-build", action="store_true", help="take what the last run built")
-    parser.add_argument("--profile", action="store_true", help="profile the main kernels as well")
-    only = parser.add_mutually_exclusive_group()
-    only.add_argument("--sanitize", action="store_true", help="only run compute-sanitizer")
-    only.add_argument("--tune", action="store_true", help="only measure tiles, into DIR")
-    parser.add_argument("--seconds", type=float, help=f"for all parts (default {BUDGET:.0f})")
+    parser.add_argument("--seconds", type=float, help="budget of all parts, instead of the run's")
     parser.add_argument("--commit", help="to record, where there is no git history")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument(
@@ -164,31 +244,10 @@ def arguments() -> argparse.ArgumentParser:
     return parser
 
 
-def chosen_parts(options: argparse.Namespace, run: Run) -> list[Part]:
-    """What follows the build."""
-    if options.sanitize:
-        parts = sanitize_parts()
-        if not parts:
-            words = "compute-sanitizer was not found: it comes with the CUDA toolkit, put it in the"
-            run.note("sanitize", 127, f"{words} PATH")
-        return parts
-    if options.tune:
-        folder = {"SSLFAST_CACHE": str(options.out.resolve())}
-        return [Part("tune", python("-m", "benchmarks.tune"), 480, environment=folder)]
-    parts = test_parts(options.only, 50 if options.quick else 150)
-    quick = options.quick or options.device == "cpu"
-    parts += benchmark_parts(options.only, quick, options.device)
-    if options.profile:
-        command = python("-m", "benchmarks.profiling", "--device", options.device)
-        parts.append(Part("profile", command, 160, benchmark=True))
-    return parts
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run all parts and write the results."""
     options = arguments().parse_args(argv)
-    cpu = options.device == "cpu"
-    if not cpu and not torch.cuda.is_available():
+    if options.device == "cuda" and not torch.cuda.is_available():
         print("no CUDA device is available to torch: --device cpu is a rehearsal without one")
         return 1
     if options.commit:
@@ -196,11 +255,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     work = options.work.resolve() / ("gpu-checked" if options.sanitize else "gpu")
     tree = work / "tree"
     facts = {"environment": environment(torch.device(options.device)), "command": sys.argv}
-    # A quick run on a machine that has built nothing has the time of the build on top.
-    built = 0.0 if options.skip_build else BUILD_SECONDS
-    budget = options.seconds or (QUICK_BUDGET + built if options.quick else BUDGET)
+    run_name = "first" if options.first else "main" if options.main else None
+    budget = options.seconds or (RUNS[run_name][0] if run_name else 540.0)
     run = Run(options.out / "gpu.json", work / "parts", facts, budget, tree)
-    if not options.skip_build or not tree.exists():
+    if not options.skip_build or not (tree / BUILT).exists():
         link(tree)  # where all commands run
     wheels = work / "wheels"
     if options.wheels:
@@ -209,13 +267,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
     bring_peers(run, options.peers)
     if not options.skip_build:
-        checks = {"SSLFAST_CUDA_DEBUG": "1"} if options.sanitize else {}
-        checks |= {"SSLFAST_CUDA": "0"} if cpu else {}
-        command = python("-m", "benchmarks.build", str(tree))
-        run.do(Part("build", command, BUILD_SECONDS, environment=checks))
-    for part in chosen_parts(options, run):
+        bring_extension(run, options, tree)
+    for part in chosen_parts(options):
         run.do(part)
-    print("\n" + "\n".join(map(str, run.outcomes)) + f"\nwritten: {run.file}")
+    lines = screen(json.loads(run.file.read_text()))
+    print("\n" + "\n".join(lines))
     return run.status()
 
 

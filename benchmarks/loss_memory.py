@@ -73,7 +73,7 @@ def measure(record: Record) -> None:
     """All losses; memory that grows faster than a line is a failure."""
     device = record.device
     cuda = device.type == "cuda"
-    first = (16384 if record.quick else 65536) if cuda else 2048
+    first = (16384 if record.quick else 32768) if cuda else 2048
     dtype = torch.bfloat16 if cuda else torch.float32
     for name, make in cases(device, dtype).items():
         if record.over(name):

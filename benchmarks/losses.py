@@ -242,11 +242,11 @@ def runs(case: Case, device: torch.device) -> dict[str, common.Run]:
 def main() -> int:
     """Print the tables and write the results."""
     parser: argparse.ArgumentParser = common.arguments(__doc__)
-    parser.add_argument("--only", choices=["clip", "siglip", "moco", "linear"])
+    parser.add_argument("--only", nargs="+", choices=["clip", "siglip", "moco", "linear"])
     options = parser.parse_args()
     record = Record("losses", options)
     for name, case in cases(record.device, record.quick).items():
-        if options.only in (None, name):
+        if name in (options.only or [name]):
             record.measure(
                 case.name,
                 partial(runs, case, record.device),

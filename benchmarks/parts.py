@@ -16,7 +16,7 @@ RESERVE = 3.0  # seconds kept for writing the end
 LEAST = 5.0  # seconds that a part needs to be worth starting
 RESTARTS = 8  # of a benchmark whose providers crash or hang
 POLL = 0.5
-SHOWN, KEPT = 1500, 20000  # characters of a part's output on the screen, and in the journal
+SHOWN, KEPT = 800, 400_000  # characters of a part's output on the screen, and in the journal
 TIMED_OUT = 124
 
 
@@ -30,6 +30,8 @@ class Part:
         seconds: the most it may take.
         benchmark: whether it takes --out and --go-on, and writes results as it goes.
         environment: variables beside those of the run.
+        attempt: the share of ``seconds`` that one attempt of a benchmark may take, so that
+            something is left for those after one that hangs.
     """
 
     name: str
@@ -37,6 +39,7 @@ class Part:
     seconds: float
     benchmark: bool = False
     environment: dict[str, str] = field(default_factory=dict)
+    attempt: float = 0.5
 
 
 @dataclass
@@ -111,7 +114,7 @@ class Run:
                 self.write()
 
         while True:
-            attempts = {MOST_SECONDS: str(max(LEAST, limit / 2))}
+            attempts = {MOST_SECONDS: str(max(LEAST, limit * part.attempt))}
             environment = attempts | dict(part.environment)
             status = run_command(command, end, log, environment, self.cwd, results, collect)
             collect()

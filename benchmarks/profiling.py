@@ -28,6 +28,7 @@ from benchmarks.record import OURS, Record
 from sslfast.functional import ema_update_
 
 NCU_SECONDS = 70
+SHORT = ("NT-Xent, triton", "CLIP", "AdamW + EMA", "mask and gather")  # with --short
 METRICS = {
     "gpu__time_duration.sum": "nanoseconds",
     "sm__throughput.avg.pct_of_peak_sustained_elapsed": "multiprocessors %",
@@ -142,10 +143,10 @@ def by_ncu(tool: str, name: str) -> tuple[list[dict[str, Any]], str]:
     return list(parsed(done.stdout)), (done.stdout + done.stderr)[-2000:]
 
 
-def measure(record: Record, tool: str | None) -> None:
-    """Everything; without ncu after its first failure."""
+def measure(record: Record, tool: str | None, short: bool = False) -> None:
+    """Everything, or what SHORT names; without ncu after its first failure."""
     for name, make in works(record.device).items():
-        if record.over(name):
+        if record.over(name) or (short and name not in SHORT):
             continue
         with record.attempt(name, OURS, NCU_SECONDS):
             kernels: list[dict[str, Any]] = []
@@ -181,12 +182,14 @@ def main() -> int:
     parser: argparse.ArgumentParser = common.arguments(__doc__)
     parser.add_argument("--once", help="what ncu is to look at, and nothing else")
     parser.add_argument("--plain", action="store_true", help="torch's profiler, not ncu")
+    parser.add_argument("--short", action="store_true", help=f"only {', '.join(SHORT)}")
     options = parser.parse_args()
     if options.once:
         once(options.once, torch.device("cuda"))
         return 0
     record = Record("profile", options)
-    measure(record, None if options.plain or record.device.type == "cpu" else find_ncu())
+    tool = None if options.plain or record.device.type == "cpu" else find_ncu()
+    measure(record, tool, options.short)
     return record.finish()
 
 

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 FLOOR = "floor: torch.mm"
 MOST_EAGER = 65536  # rows whose M x M matrices fit
+MOST_TILED = 32768  # rows for which torch's own operations in tiles take a reasonable time
 MOST_GRAPH = 8192  # rows where launches weigh: also timed as a CUDA graph
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -129,12 +130,19 @@ def forward_backward(loss: Loss, size: Size, device: torch.device, sets: int = 3
     return run
 
 
+def _most(provider: str) -> float:
+    """Rows up to which a provider is timed."""
+    if provider == f"{OURS} tiled":
+        return MOST_TILED
+    return float("inf") if provider.startswith(OURS) else MOST_EAGER
+
+
 def runs(size: Size, device: torch.device) -> dict[str, common.Run]:
     """Everything that is timed for one size."""
     table: dict[str, common.Run] = {
         name: forward_backward(loss, size, device)
         for name, loss in losses(size, device).items()
-        if size.m <= MOST_EAGER or name.startswith(OURS)
+        if size.m <= _most(name)
     }
     if device.type == "cuda" and size.m <= MOST_GRAPH:
         ours = [name for name in table if name.startswith(OURS)]

@@ -72,12 +72,15 @@ class Preset:
 
 
 # One turn: to compile anew takes longer than the steps do.
-ON_A_GPU = partial(Preset, precision="bf16", compile=True, turns=1, skipped=8, timed=40)
+ON_A_GPU = partial(Preset, precision="bf16", compile=True, turns=1, skipped=5, timed=20)
+FIRST = partial(ON_A_GPU, compile=False, skipped=4, timed=16)  # does it train at all
 PRESETS = {
     "convnet": Preset("simclr", "convnet_small", 256, 32, 2),
     "vit": ON_A_GPU("simclr", "vit_small", 256, 224, 2),
     "resnet": ON_A_GPU("simclr", "resnet50", 512, 224, 2),
     "mae": ON_A_GPU("mae", "vit_base", 1024, 224, 1),
+    "simclr-first": FIRST("simclr", "vit_small", 256, 224, 2),
+    "mae-first": FIRST("mae", "vit_base", 256, 224, 1),
     "tiny": Preset("simclr", "convnet_small", 8, 32, 2, turns=1, skipped=1, timed=2),
     "tiny-mae": Preset("mae", "vit_micro", 4, 32, 1, turns=1, skipped=1, timed=2),
 }
@@ -175,47 +178,62 @@ class Bench:
         return phases(*given, *steps)
 
 
+def loops(record: Record, bench: Bench, problem: str) -> dict[str, common.Row]:
+    """Both loops in turns, kept as they are measured; fewer rows if one of them fails.
+
+    Each is an attempt of its own, since each may have to compile.
+    """
+    rows: dict[str, common.Row] = {}
+    turns = 1 if record.quick else bench.preset.turns
+    with tempfile.TemporaryDirectory() as out:
+        for turn in range(turns):
+            folder = str(Path(out) / str(turn))
+            for name, loop in ((BARE, bench.bare), (TRAINER, partial(bench.trainer, folder))):
+                seconds: list[float] = []
+                with record.attempt(problem, f"{OURS}: {name}"):
+                    seconds.append(loop())
+                if not seconds:
+                    return rows
+                if name not in rows:
+                    rows[name] = common.Row("train_step", problem, name, 0.0)
+                    record.add([rows[name]])
+                rows[name].samples += seconds
+                rows[name].seconds = statistics.median(rows[name].samples)
+                record.save()
+                print(f"turn {turn}: {name} {seconds[0]:.4f} s a step", flush=True)
+    return rows
+
+
 def run(record: Record, preset: Preset) -> None:
     """Both loops in turns, then phases, memory and MFU."""
     device, problem = record.device, f"{preset}, {record.device}"
     if record.over(problem):
         return
-    seconds: dict[str, list[float]] = {BARE: [], TRAINER: []}
-    extra: dict[str, Any] = {}
-    dtype = AMP_DTYPES[preset.precision] or torch.float32
-    with record.attempt(problem, f"{OURS}: both loops", 60), tempfile.TemporaryDirectory() as out:
+    bench = None
+    with record.attempt(problem, f"{OURS}: set-up"):
         bench = Bench(preset, device)
-        for turn in range(1 if record.quick else preset.turns):
-            seconds[BARE].append(bench.bare())
-            if device.type == "cuda" and turn == 0:
-                torch.cuda.reset_peak_memory_stats()
-            seconds[TRAINER].append(bench.trainer(str(Path(out) / str(turn))))
-            print(f"turn {turn}: " + ", ".join(f"{k} {v[-1]:.4f} s" for k, v in seconds.items()))
-        if device.type == "cuda":
-            extra["peak_bytes"] = torch.cuda.max_memory_allocated()
-    if not seconds[TRAINER]:
+    rows = loops(record, bench, problem) if bench else {}
+    if bench is None or TRAINER not in rows:
         return
-    ratios = [ours / bare for ours, bare in zip(seconds[TRAINER], seconds[BARE], strict=True)]
+    bare, ours = rows[BARE], rows[TRAINER]
+    ratios = [own / other for own, other in zip(ours.samples, bare.samples, strict=True)]
+    extra, step = ours.extra, ours.seconds  # extra is what the rest is added to
     extra |= {"overhead": statistics.median(ratios) - 1, "parameters": parameters(bench.method)}
-    step = statistics.median(seconds[TRAINER])
     extra["images_per_second"] = preset.batch / step
-    rows = [
-        common.Row("train_step", problem, name, statistics.median(times), samples=times)
-        for name, times in seconds.items()
-    ]
-    rows[1].extra = extra  # to which the rest is added
-    record.add(rows)
-    with record.attempt(problem, f"{OURS}: phases", 60):
+    if device.type == "cuda":
+        ours.peak_bytes = torch.cuda.max_memory_allocated()
+    with record.attempt(problem, f"{OURS}: phases"):
         found = bench.phases()
         extra["phases"], extra["shares"] = found, shares(found)
-    with record.attempt(problem, f"{OURS}: FLOP", 60):
+    with record.attempt(problem, f"{OURS}: FLOP"):
         extra["flop"] = flop_of_a_step(bench.method, bench.loader.batches[0])
+        dtype = AMP_DTYPES[preset.precision] or torch.float32
         product, flop = product_run(device, dtype, 8192 if device.type == "cuda" else 512)
         times = common.interleave({"product": product}, device, 0.5)["product"]
         extra["peak_flop_per_second"] = flop / statistics.median(times)
         extra["mfu"] = extra["flop"] / step / extra["peak_flop_per_second"]
     record.save()
-    show(rows)
+    show([bare, ours])
 
 
 def show(rows: list[common.Row]) -> None:

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import shutil
 import sys
 import time
 import zipfile
@@ -14,6 +15,7 @@ import torch
 
 from benchmarks import gpu, parts
 from benchmarks.parts import TIMED_OUT, Outcome, Part, Run
+from sslfast.kernels._extension import extension
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -121,18 +123,60 @@ def test_every_part_exists() -> None:
     assert files == set(gpu.TESTS)
 
 
-def test_parts_that_were_asked_for() -> None:
-    every = gpu.benchmark_parts([], False, "cuda")
-    assert [part.name for part in every] == list(gpu.BENCHMARKS)
-    quick = gpu.benchmark_parts([], True, "cuda")
-    assert all("--quick" in part.command for part in quick)
-    assert "train_vit" not in {part.name for part in quick}
-    (one,) = gpu.benchmark_parts(["train_vit"], True, "cuda")
-    assert one.command[-3:] == ["--preset", "vit", "--quick"]
-    (tests,) = gpu.test_parts(["ema"], 10)
-    assert "tests/gpu/test_tensors.py" in tests.command
-    assert "tests/gpu/test_kernels.py" not in tests.command
-    assert gpu.test_parts(["peaks"], 10) == []
+def parts_of(folder: Path, *given: str) -> dict[str, Part]:
+    options = gpu.arguments().parse_args(["--out", str(folder), "--device", "cpu", *given])
+    return {part.name: part for part in gpu.chosen_parts(options)}
+
+
+def test_runs_have_their_parts_in_order(tmp_path: Path) -> None:
+    for name, (budget, names) in gpu.RUNS.items():
+        found = parts_of(tmp_path, f"--{name}")
+        assert list(found) == [n for n in names if n != "tune"]  # there is nothing to tune here
+        assert budget <= {"first": 240, "main": 360}[name] - 10  # seconds to start and to end in
+        # What comes first must not leave the last without time, were each to take half of its own.
+        assert sum(part.seconds for part in found.values()) / 2 < budget
+    assert set(gpu.RUNS["first"][1]) | set(gpu.RUNS["main"][1]) <= {
+        "kernels",
+        "tests",
+        *gpu.BENCHMARKS,
+    }
+
+
+def test_parts_that_were_asked_for(tmp_path: Path) -> None:
+    (part,) = parts_of(tmp_path, "--only", "train_vit").values()
+    assert part.command[-5:] == ["--preset", "vit", "--device", "cpu", "--quick"]
+    found = parts_of(tmp_path, "--only", "ema", "tests")
+    assert list(found) == ["ema", "tests"]
+    assert "tests/gpu/test_tensors.py" in found["tests"].command
+    assert "tests/gpu/test_kernels.py" not in found["tests"].command
+    archive = str(tmp_path / "kernels.tar.xz")
+    (part,) = parts_of(tmp_path, "--only", "kernels", "--kernels", archive).values()
+    assert part.command[part.command.index("--take") + 1] == archive
+
+
+OUTPUT = """
+[gw3] [ 10%] PASSED tests/gpu/test_kernels.py::test_a[bf16]@test_a-bf16
+[gw1] [ 20%] FAILED tests/gpu/test_kernels.py::test_b[0.1-fp16]@test_b-fp16
+tests/gpu/test_tensors.py::test_c SKIPPED (needs an NVIDIA GPU)          [ 30%]
+tests/gpu/test_tensors.py::test_d ERROR                                  [ 40%]
+=================== short test summary info ===================
+FAILED tests/gpu/test_kernels.py::test_b[0.1-fp16]@test_b-fp16 - AssertionError: 3 > 2
+and more
+"""
+
+
+def test_failed_tests_of_the_first_run_are_those_of_the_main_one(tmp_path: Path) -> None:
+    part = {"name": "tests", "status": 1, "seconds": 1.0, "output": OUTPUT}
+    (tmp_path / "gpu.json").write_text(json.dumps({"parts": [part]}))
+    after = "--main", "--after", str(tmp_path / "gpu.json")
+    command = parts_of(tmp_path, *after)["tests"].command
+    names = [n for n in command if n.startswith("tests/")]
+    assert names == [
+        "tests/gpu/test_kernels.py::test_b[0.1-fp16]",
+        "tests/gpu/test_tensors.py::test_d",
+    ]
+    (tmp_path / "gpu.json").write_text(json.dumps({"parts": [{**part, "output": ""}]}))
+    assert "tests" not in parts_of(tmp_path, *after)
 
 
 def test_wheels_are_unpacked_and_missing_peers_named(
@@ -165,12 +209,38 @@ def test_a_rehearsal_from_end_to_end(tmp_path: Path) -> None:
     assert all(len(row["samples"]) >= 5 for row in found["results"]["peaks"]["rows"])
 
 
+def test_an_extension_is_taken_if_it_is_of_these_sources(tmp_path: Path) -> None:
+    from benchmarks import build
+
+    tree, kept = tmp_path / "tree", tmp_path / "kept"
+    build.link(tree)
+    file = kept / "_C.so"
+    assert "missing" in (build.bring(file, tree, False) or "")
+    kept.mkdir()
+    file.write_bytes(b"no library")
+    note = kept / "_C.so.sources"
+    note.write_text("of another commit")
+    assert "built from other sources" in (build.bring(file, tree, False) or "")
+    note.write_text(build.sources())
+    assert "does not load" in (build.bring(file, tree, False) or "")
+    assert not (tree / "sslfast" / "_C.so").exists()
+    module = extension()
+    if module is None:
+        pytest.skip("there is no extension to take")
+    own = tmp_path / "own"
+    (own / "sslfast").mkdir(parents=True)
+    shutil.copy(module.__file__, own / "sslfast")
+    there = build.keep(own, kept)
+    assert build.bring(there, tree, False) is None
+    assert (tree / "sslfast" / there.name).exists()
+
+
 def test_without_a_gpu_nothing_is_claimed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
-    assert gpu.main(["--out", str(tmp_path)]) == 1
+    assert gpu.main(["--first", "--out", str(tmp_path)]) == 1
     assert "--device cpu is a rehearsal" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
 

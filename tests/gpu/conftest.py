@@ -8,6 +8,20 @@ import pytest
 import torch
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tests that launch the same kernels go to one worker, so that none is compiled twice.
+
+    That is decided by a test's backend, dtype and D; by its temperature or its sizes it is not.
+    """
+    if not config.pluginmanager.hasplugin("xdist"):
+        return
+    for item in items:
+        given = item.callspec.params if hasattr(item, "callspec") else {}
+        kernels = [str(given[key]) for key in ("name", "dtype", "d", "make") if key in given]
+        item.add_marker(pytest.mark.xdist_group("-".join([item.originalname, *kernels])))
+
+
 @pytest.fixture(autouse=True)
 def _context_lives() -> Iterator[None]:
     """A kernel that spoils the CUDA context fails its own test and no other: the worker ends."""

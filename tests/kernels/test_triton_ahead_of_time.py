@@ -7,6 +7,7 @@ cache. ``compile_ahead_of_time.py`` has a process of its own, for another versio
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -20,14 +21,22 @@ pytest.importorskip("triton")
 # an A100.
 SHARED = {80: 99, 90: 227, 100: 227}
 
-# The most used of each kind.
-SOME = r"(both|^forward) (bf16|fp32) D=128|sigmoid rows bf16 D=128|^[^=]*$"
+# The most used of each kind (the names are those of benchmarks/kernel_cases.py).
+SOME = (
+    r"softmax both (bf16|fp32) D=128: |contrast bf16 D=128: |entropy bf16 D=128 V=700: "
+    r"|(gather|restore|mse|patchify)\w* bf16 D=768: |(philox|ema mixed|L=196|with teacher): "
+)
 QUICK = {
     80: SOME,
-    90: r"(both|^forward|sigmoid rows) bf16|^(for|back)ward.* D=128|(sig|cla).* bf16 D=128|^[^=]*$",
+    90: SOME
+    + r"|softmax (both|rows of two|columns of two) \w+ D=128: "
+    + r"|(softmax \w+|contrast) bf16 D=(256|512): ",
     100: SOME,
 }
-OLDEST = SOME
+# Bytes that are known to be spilled, by the names of kernels; all others spill nothing.
+SPILLED = {
+    r"ema every kind": 16,  # sixteen loops in one kernel: not what a model has
+}
 
 
 def compile_all(architecture: int, pattern: str, path: str = "") -> list[dict[str, Any]]:
@@ -46,7 +55,8 @@ def check(kernels: list[dict[str, Any]]) -> None:
     assert kernels
     for k in kernels:
         architecture = k["architecture"]
-        assert k["spilled"] == 0, k
+        known = [most for name, most in SPILLED.items() if re.search(name, k["name"])]
+        assert k["spilled"] <= max(known, default=0), k
         assert k["shared"] <= SHARED[architecture] * 1024, k
         assert k["serialised"] == [], k
         assert 2 * k["arrive"] <= k["wgmma"], k
@@ -76,6 +86,6 @@ def test_kernels_compile_well_with_the_oldest_triton(architecture: int) -> None:
     path = os.environ.get("SSLFAST_TRITON_36")
     if not path:
         pytest.skip("SSLFAST_TRITON_36 names no folder: pip install --target FOLDER triton==3.6.0")
-    kernels = compile_all(architecture, OLDEST, path)
+    kernels = compile_all(architecture, SOME, path)
     assert {k["triton"] for k in kernels} == {"3.6.0"}
     check(kernels)

@@ -1,0 +1,141 @@
+"""Compile every Triton kernel that the GPU tests and benchmarks launch, before they do.
+
+    python -m benchmarks.compiled --architecture 90 --keep kernels.tar.xz     without a GPU
+    python -m benchmarks.compiled --take kernels.tar.xz --load                on one
+
+Kernels go to Triton's own cache on disk ($TRITON_CACHE_DIR, else ~/.triton/cache), where a launch
+finds them. An archive is of use to the same version of Triton for the same Python only; whatever
+does not fit is compiled where it is needed.
+"""
+
+import argparse
+import json
+import os
+import re
+import sys
+import tarfile
+import time
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+
+import torch
+import triton
+from triton import knobs
+
+from benchmarks.kernel_cases import record
+from benchmarks.launches import H100_MULTIPROCESSORS, Launch, in_parallel
+
+GROUP = "__grp__"  # of a file that lists the files of a kernel, by their full paths
+SUFFIXES = (".cubin", ".json")  # what a launch needs
+
+
+def keep(archive: Path, cache: Path) -> int:
+    """Put the kernels of a cache into an archive; return how many bytes it takes."""
+    with tarfile.open(archive, "w:xz", preset=9) as tar:
+        for file in sorted(cache.glob("*/*")):
+            if file.suffix in SUFFIXES:
+                tar.add(file, file.relative_to(cache))
+    return archive.stat().st_size
+
+
+def take(archive: Path, cache: Path) -> int:
+    """Unpack an archive into a cache, whatever folder it came from; return how many kernels."""
+    count = 0
+    with tarfile.open(archive) as tar:
+        for member in tar:
+            path = PurePosixPath(member.name)
+            if (
+                not member.isfile()
+                or path.is_absolute()
+                or len(path.parts) != 2
+                or ".." in path.parts
+            ):
+                raise ValueError(f"{archive} is no archive of kernels: it holds {member.name!r}")
+            content = tar.extractfile(member).read()  # type: ignore[union-attr]
+            folder = cache / path.parts[0]
+            folder.mkdir(parents=True, exist_ok=True)
+            if path.name.startswith(GROUP):
+                names = json.loads(content)["child_paths"]
+                there = {n: str(folder / n) for n in names if n.endswith(SUFFIXES)}
+                content = json.dumps({"child_paths": there}).encode()
+                count += 1
+            partial = folder / f".{path.name}.{os.getpid()}"
+            partial.write_bytes(content)
+            partial.replace(folder / path.name)
+    return count
+
+
+def compile_one(launch: Launch) -> bool:
+    """Whether the kernel had to be compiled."""
+    hits = []
+
+    def listen(*, cache_hit: bool, **_: object) -> None:
+        hits.append(cache_hit)
+
+    knobs.compilation.listener = listen
+    launch.compiled()
+    return not hits[-1]
+
+
+def load_one(launch: Launch) -> bool:
+    """The same, and the kernel is put on the GPU, with the code that launches it."""
+    compiled = compile_one(launch)
+    torch.cuda.init()
+    _ = launch.compiled().run
+    return compiled
+
+
+def compile_all(
+    launches: Sequence[Launch], processes: int | None = None, load: bool = False
+) -> tuple[int, dict[str, str]]:
+    """How many were compiled, the others being there; and what failed, with its error."""
+    count, failed = 0, {}
+    for launch, result in in_parallel(launches, load_one if load else compile_one, processes):
+        if isinstance(result, Exception):
+            failed[launch.name] = str(result)
+        else:
+            count += result
+    return count, failed
+
+
+def main() -> int:
+    """Compile, and say what became of it."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--architecture", type=int, default=90, help="90 for an H100")
+    parser.add_argument("--multiprocessors", type=int, default=H100_MULTIPROCESSORS)
+    parser.add_argument("--only", default="", help="kernels whose names match this pattern")
+    parser.add_argument("--processes", type=int, help="at a time (default: one a core)")
+    parser.add_argument("--take", type=Path, help="an archive to unpack before")
+    parser.add_argument("--keep", type=Path, help="an archive to make in the end")
+    parser.add_argument("--load", action="store_true", help="put every kernel on the GPU too")
+    parser.add_argument("--list", action="store_true", help="only print the names")
+    options = parser.parse_args()
+    begin, cache = time.monotonic(), Path(knobs.cache.dir)
+    if options.take:
+        print(f"{take(options.take, cache)} kernels unpacked into {cache}", flush=True)
+    launches = [
+        launch
+        for launch in record(options.architecture, multiprocessors=options.multiprocessors)
+        if re.search(options.only, launch.name)
+    ]
+    if options.list:
+        print("\n".join(launch.name for launch in launches))
+        return 0
+    count, failed = compile_all(launches, options.processes, options.load)
+    for name, error in failed.items():
+        print(f"FAILED {name}: {error}")
+    there = len(launches) - count - len(failed)
+    print(
+        f"{len(launches)} kernels for sm_{options.architecture}, Triton {triton.__version__}: "
+        f"{count} compiled, {there} were there, {len(failed)} failed, in "
+        f"{time.monotonic() - begin:.0f} s"
+    )
+    if options.keep:
+        print(f"{options.keep}: {keep(options.keep, cache) / 2**20:.1f} MiB")
+    return int(bool(failed))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 export SSLFAST_WERROR ?= 1
 
-.PHONY: demo test lint types suite bench peers triton36 clean
+.PHONY: demo test lint types suite bench peers triton36 gpu-bundle clean
 
 demo: $(VENV)/.demo
 	$(BIN)/sslfast train --config examples/demo.yaml
@@ -61,6 +61,19 @@ build/triton36/.done: $(VENV)/.dev
 	rm -rf build/triton36
 	$(BIN)/python -m pip install --quiet --no-deps --target build/triton36 triton==3.6.0
 	touch $@
+
+# What a run on a GPU takes along, so that little is compiled there (docs/gpu.md): the extension and
+# the Triton kernels, made by an interpreter of the versions that are there:
+#   make gpu-bundle GPU_PYTHON=python3.12      with torch, triton, pybind11, cmake and ninja
+GPU_PYTHON ?= $(BIN)/python
+GPU_ARCHITECTURE ?= 90
+GPU_BUNDLE := build/gpu-bundle
+gpu-bundle:
+	$(GPU_PYTHON) -m benchmarks.build $(GPU_BUNDLE)/tree --keep $(GPU_BUNDLE) \
+	  --architectures $(GPU_ARCHITECTURE:90=90a)-real
+	cd $(GPU_BUNDLE)/tree && TRITON_CACHE_DIR=$(CURDIR)/$(GPU_BUNDLE)/cache $(abspath $(shell command -v $(GPU_PYTHON))) \
+	  -m benchmarks.compiled --architecture $(GPU_ARCHITECTURE) \
+	  --keep $(CURDIR)/$(GPU_BUNDLE)/kernels.tar.xz
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info sslfast/_C*.so

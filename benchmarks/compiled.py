@@ -15,7 +15,8 @@ import re
 import sys
 import tarfile
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import torch
@@ -26,15 +27,23 @@ from benchmarks.kernel_cases import record
 from benchmarks.launches import H100_MULTIPROCESSORS, Launch, in_parallel
 
 GROUP = "__grp__"  # of a file that lists the files of a kernel, by their full paths
-SUFFIXES = (".cubin", ".json")  # what a launch needs
+SUFFIXES = (".cubin", ".json")  # of a kernel's files: what a launch needs
 
 
-def keep(archive: Path, cache: Path) -> int:
-    """Put the kernels of a cache into an archive; return how many bytes it takes."""
+def keep(archive: Path, cache: Path, hashes: Collection[str]) -> int:
+    """Put kernels of a cache into an archive; return how many bytes it takes.
+
+    Args:
+        archive: to be written.
+        cache: Triton's.
+        hashes: of the kernels, as Triton writes them beside each.
+    """
     with tarfile.open(archive, "w:xz", preset=9) as tar:
-        for file in sorted(cache.glob("*/*")):
-            if file.suffix in SUFFIXES:
-                tar.add(file, file.relative_to(cache))
+        for group in sorted(cache.glob(f"*/{GROUP}*.json")):
+            facts = group.with_name(group.name.removeprefix(GROUP))
+            if json.loads(facts.read_text())["hash"] in hashes:
+                for file in (group, facts, facts.with_suffix(".cubin")):
+                    tar.add(file, file.relative_to(cache))
     return archive.stat().st_size
 
 
@@ -65,37 +74,54 @@ def take(archive: Path, cache: Path) -> int:
     return count
 
 
-def compile_one(launch: Launch) -> bool:
-    """Whether the kernel had to be compiled."""
+def compile_one(launch: Launch) -> tuple[str, bool]:
+    """The kernel's hash, and whether it had to be compiled."""
     hits = []
 
     def listen(*, cache_hit: bool, **_: object) -> None:
         hits.append(cache_hit)
 
     knobs.compilation.listener = listen
-    launch.compiled()
-    return not hits[-1]
+    kernel = launch.compiled()
+    return kernel.metadata.hash, not hits[-1]
 
 
-def load_one(launch: Launch) -> bool:
+def load_one(launch: Launch) -> tuple[str, bool]:
     """The same, and the kernel is put on the GPU, with the code that launches it."""
-    compiled = compile_one(launch)
+    found = compile_one(launch)
     torch.cuda.init()
     _ = launch.compiled().run
-    return compiled
+    return found
+
+
+@dataclass
+class Outcome:
+    """What became of many kernels.
+
+    Attributes:
+        hashes: of those that there are now.
+        compiled: how many of these were not there before.
+        failed: errors, by names.
+    """
+
+    hashes: set[str]
+    compiled: int
+    failed: dict[str, str]
 
 
 def compile_all(
     launches: Sequence[Launch], processes: int | None = None, load: bool = False
-) -> tuple[int, dict[str, str]]:
-    """How many were compiled, the others being there; and what failed, with its error."""
-    count, failed = 0, {}
+) -> Outcome:
+    """Compile kernels, and ``load`` them where there is a GPU."""
+    outcome = Outcome(set(), 0, {})
     for launch, result in in_parallel(launches, load_one if load else compile_one, processes):
         if isinstance(result, Exception):
-            failed[launch.name] = str(result)
+            outcome.failed[launch.name] = str(result)
+            print(f"FAILED {launch.name}: {result}", flush=True)
         else:
-            count += result
-    return count, failed
+            outcome.hashes.add(result[0])
+            outcome.compiled += result[1]
+    return outcome
 
 
 def main() -> int:
@@ -123,18 +149,17 @@ def main() -> int:
     if options.list:
         print("\n".join(launch.name for launch in launches))
         return 0
-    count, failed = compile_all(launches, options.processes, options.load)
-    for name, error in failed.items():
-        print(f"FAILED {name}: {error}")
-    there = len(launches) - count - len(failed)
+    done = compile_all(launches, options.processes, options.load)
+    there = len(launches) - done.compiled - len(done.failed)
     print(
         f"{len(launches)} kernels for sm_{options.architecture}, Triton {triton.__version__}: "
-        f"{count} compiled, {there} were there, {len(failed)} failed, in "
+        f"{done.compiled} compiled, {there} were there, {len(done.failed)} failed, in "
         f"{time.monotonic() - begin:.0f} s"
     )
     if options.keep:
-        print(f"{options.keep}: {keep(options.keep, cache) / 2**20:.1f} MiB")
-    return int(bool(failed))
+        size = keep(options.keep, cache, done.hashes)
+        print(f"{options.keep}: {len(done.hashes)} kernels, {size / 2**20:.1f} MiB")
+    return int(bool(done.failed))
 
 
 if __name__ == "__main__":

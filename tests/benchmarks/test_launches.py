@@ -90,13 +90,15 @@ def test_an_archive_is_found_by_another_cache(
             call(kernel_cases.backends("philox")[0].module)
         chosen = since("philox")
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "one"))
-    assert compiled.compile_all(chosen, 1) == (1, {})
-    assert compiled.compile_all(chosen, 1) == (0, {})
-    size = compiled.keep(tmp_path / "kernels.tar.xz", tmp_path / "one")
-    assert 0 < size < 100_000
+    first, second = (compiled.compile_all(chosen, 1) for _ in range(2))
+    assert (first.compiled, second.compiled) == (1, 0)
+    assert first.hashes == second.hashes
+    other = compiled.keep(tmp_path / "nothing.tar.xz", tmp_path / "one", {"another"})
+    size = compiled.keep(tmp_path / "kernels.tar.xz", tmp_path / "one", first.hashes)
+    assert other < size < 100_000
     assert compiled.take(tmp_path / "kernels.tar.xz", tmp_path / "two") == 1
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "two"))
-    assert compiled.compile_all(chosen, 1) == (0, {})
+    assert compiled.compile_all(chosen, 1).compiled == 0
     (group,) = (tmp_path / "two").glob("*/__grp__*")
     names = json.loads(group.read_text())["child_paths"]
     assert all(Path(path).parent == group.parent for path in names.values())
@@ -120,6 +122,6 @@ def test_a_kernel_that_does_not_compile_is_named(
     bad = launches.Launch(
         "bad", launch.kernel, launch.source, launch.options | {"num_warps": 5}, 90
     )
-    count, failed = compiled.compile_all([bad], 1)
-    assert count == 0
-    assert "must be a power of 2" in failed["bad"]
+    done = compiled.compile_all([bad], 1)
+    assert (done.compiled, done.hashes) == (0, set())
+    assert "must be a power of 2" in done.failed["bad"]

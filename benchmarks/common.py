@@ -209,7 +209,9 @@ def arguments(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--quick", action="store_true", help="small sizes, short runs")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--seconds", type=float, help="of timing for each problem")
-    parser.add_argument("--only-memory", action="store_true", help="time nothing")
+    memory = parser.add_mutually_exclusive_group()
+    memory.add_argument("--only-memory", action="store_true", help="time nothing")
+    memory.add_argument("--no-memory", action="store_true", help="no peaks; on a CPU half the time")
     parser.add_argument(
         "--go-on", action="store_true", help="keep what --out has; try nothing again that failed"
     )

@@ -177,7 +177,7 @@ def benchmark_part(name: str, options: argparse.Namespace) -> Part:
     else:
         command += ["--device", options.device]
         if options.device == "cpu":
-            command.append("--quick")
+            command += ["--quick", "--no-memory"]
         elif plan.timing:
             command += ["--seconds", str(plan.timing)]
     return Part(name, command, plan.limit, name not in NO_RECORD, environment, plan.attempt)
@@ -254,12 +254,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.environ[COMMIT] = options.commit
     work = options.work.resolve() / ("gpu-checked" if options.sanitize else "gpu")
     tree = work / "tree"
+    if not options.skip_build or not (tree / BUILT).exists():
+        link(tree)  # where all commands run
+    sys.path.insert(0, str(tree))  # nothing need be installed
     facts = {"environment": environment(torch.device(options.device)), "command": sys.argv}
     run_name = "first" if options.first else "main" if options.main else None
     budget = options.seconds or (RUNS[run_name][0] if run_name else 540.0)
     run = Run(options.out / "gpu.json", work / "parts", facts, budget, tree)
-    if not options.skip_build or not (tree / BUILT).exists():
-        link(tree)  # where all commands run
     wheels = work / "wheels"
     if options.wheels:
         unpack(options.wheels, wheels)

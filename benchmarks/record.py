@@ -23,11 +23,10 @@ from benchmarks import common
 from benchmarks.common import Row, Run
 from benchmarks.environment import CLOCKS, environment, nvidia_smi
 from benchmarks.memory import Peaks, measured_apart
+from benchmarks.parts import MOST_SECONDS, RESTART
 
-RESTART = 75  # exit status: call again with --go-on
 # Of one provider's first calls, compilation included; nothing hangs on a CPU.
 ATTEMPT_SECONDS = {"cuda": 100.0, "cpu": 600.0}
-MOST_SECONDS = "SSLFAST_ATTEMPT_SECONDS"  # of any attempt, where the environment says so
 OURS = "sslfast"  # in the name of every provider whose failure fails the benchmark
 STDERR = 2  # the process's own, whatever a test has put in its place
 SET_UP, TIMING = "set-up of sslfast and others", "timing of sslfast and others"
@@ -63,6 +62,7 @@ class Record:
         self.seed: int = options.seed
         self.quick: bool = options.quick
         self.only_memory: bool = options.only_memory
+        self._memory: bool = not options.no_memory
         self.rows: list[Row] = []
         self.failures: list[Failure] = []
         self.facts = facts
@@ -129,16 +129,17 @@ class Record:
     ) -> dict[str, int | None]:
         """Peak memory of every provider that works; None where it says nothing."""
         peaks: dict[str, int | None] = {}
-        if self.device.type == "cpu" and not self.only_memory and self._apart is None:
+        apart = self.device.type == "cpu" and not self.only_memory
+        if self._memory and apart and self._apart is None:
             self._apart = measured_apart()
         for name, run in runs.items():
             with self.attempt(problem, name):
-                peak: int | None
-                if self._apart is None:
+                peak: int | None = None
+                if self._memory and self._apart is None:
                     peak = common.peak_memory(run, self.device)
                 else:
                     run(0)
-                    peak = self._apart.get((problem, name))
+                    peak = (self._apart or {}).get((problem, name))
                 common.synchronize(self.device)
                 peaks[name] = None if name in without_memory else peak
         return peaks

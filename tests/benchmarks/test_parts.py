@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import shutil
+import subprocess
 import sys
 import time
 import zipfile
@@ -144,7 +145,8 @@ def test_runs_have_their_parts_in_order(tmp_path: Path) -> None:
 
 def test_parts_that_were_asked_for(tmp_path: Path) -> None:
     (part,) = parts_of(tmp_path, "--only", "train_vit").values()
-    assert part.command[-5:] == ["--preset", "vit", "--device", "cpu", "--quick"]
+    small = ["--preset", "vit", "--device", "cpu", "--quick", "--no-memory"]
+    assert part.command[-len(small) :] == small
     found = parts_of(tmp_path, "--only", "ema", "tests")
     assert list(found) == ["ema", "tests"]
     assert "tests/gpu/test_tensors.py" in found["tests"].command
@@ -233,6 +235,21 @@ def test_an_extension_is_taken_if_it_is_of_these_sources(tmp_path: Path) -> None
     there = build.keep(own, kept)
     assert build.bring(there, tree, False) is None
     assert (tree / "sslfast" / there.name).exists()
+
+
+def test_it_starts_where_nothing_is_installed(tmp_path: Path) -> None:
+    """The program imports nothing of the package before its tree of links is there."""
+    code = (
+        "import sys; from pathlib import Path\n"
+        "sys.meta_path = [f for f in sys.meta_path if 'editable' not in repr(f).lower()]\n"
+        "sys.path = [p for p in sys.path if not (Path(p) / 'sslfast/kernels').exists()]\n"
+        f"sys.path.insert(0, {str(ROOT)!r})\n"
+        "from benchmarks import gpu\n"
+        f"given = ['--out', {str(tmp_path)!r}, '--work', {str(tmp_path)!r}, '--skip-build']\n"
+        "sys.exit(gpu.main([*given, '--device', 'cpu', '--only', 'kernels', '--seconds', '1']))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "kernels NOT RUN" in done.stdout, done.stderr
 
 
 def test_without_a_gpu_nothing_is_claimed(

@@ -178,3 +178,7 @@ def test_memory_is_taken_in_a_process_of_its_own(tmp_path: Path) -> None:
     options = ["--only-memory", "--device", "cpu", "--out", str(alone)]
     subprocess.run([*command, *options], check=True, cwd=common.ROOT, stdout=subprocess.PIPE)
     assert [row["samples"] for row in content(alone)["rows"]] == [[], [], []]
+    given = common.arguments("").parse_args(["--out", str(file), "--device", "cpu", "--no-memory"])
+    without = Record("test", given)
+    without.measure("problem", lambda: {"eager": works}, 0.01)
+    assert [(row.provider, row.peak_bytes) for row in without.rows] == [("eager", None)]

@@ -60,7 +60,8 @@ def phases(
     """
     teacher, clock = EMATeacher(method), Clock(device)
     for step in range(skipped + timed):
-        batch, ctx = batches[step % len(batches)], Context(step, 0, skipped + timed)
+        batch, there = batches[step % len(batches)], torch.full((), step, device=device)
+        ctx = Context(step, 0, skipped + timed, device_step=there)
         if step == skipped:
             clock.seconds()
         clock.mark()

@@ -151,7 +151,8 @@ class Bench:
         done = 0
         while done < self.preset.steps:
             for batch in self.loader:
-                ctx = Context(done, 0, self.preset.steps)
+                there = torch.full((), done, device=self.device)
+                ctx = Context(done, 0, self.preset.steps, device_step=there)
                 with self.amp():
                     outputs = self.encode(to_device(batch, self.device), ctx)
                     loss = self.method.loss(outputs, ctx)["loss"]

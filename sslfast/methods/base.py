@@ -24,6 +24,7 @@ class Context:
         seed: the run's seed; with ``step`` and the batch's sample ids it keys all randomness.
         schedules: the values of ``Method.schedules`` now, as 0-dim float32 tensors on the training
             device, so that using one costs no synchronisation and no recompilation.
+        device_step: ``step`` in the same form, int64.
     """
 
     step: int
@@ -31,6 +32,15 @@ class Context:
     total_steps: int
     seed: int = 0
     schedules: Mapping[str, Tensor] = field(default_factory=dict)
+    device_step: Tensor | None = None
+
+    @property
+    def drawn_step(self) -> int | Tensor:
+        """The step as mask samplers take it: ``device_step``, or without one the number.
+
+        Code compiled for the number is compiled again for another one.
+        """
+        return self.step if self.device_step is None else self.device_step
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,7 @@ class BEiT(Method):
         ids = batch.sample_ids
         return block_mask(
             len(ids), self.grid, self.num_masked, min_patches=self.min_patches,
-            seed=ctx.seed, step=ctx.step, sample_ids=ids,
+            seed=ctx.seed, step=ctx.drawn_step, sample_ids=ids,
         )  # fmt: skip
 
     def pictures(self, batch: Batch, ctx: Context) -> dict[str, Tensor]:

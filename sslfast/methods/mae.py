@@ -84,7 +84,7 @@ class MAE(Method):
         """What each sample hides in this step: the same on any number of ranks."""
         ids, length = batch.sample_ids, math.prod(self.encoder.grid_size)
         return random_mask(
-            len(ids), length, self.mask_ratio, seed=ctx.seed, step=ctx.step, sample_ids=ids
+            len(ids), length, self.mask_ratio, seed=ctx.seed, step=ctx.drawn_step, sample_ids=ids
         )
 
     def pictures(self, batch: Batch, ctx: Context) -> dict[str, Tensor]:

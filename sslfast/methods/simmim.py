@@ -85,8 +85,9 @@ class SimMIM(Method):
         side, ids = self.mask_patches, batch.sample_ids
         rows, columns = (n // side for n in image_grid(self.encoder))
         squares = random_mask(
-            len(ids), rows * columns, self.mask_ratio, seed=ctx.seed, step=ctx.step, sample_ids=ids
-        )
+            len(ids), rows * columns, self.mask_ratio,
+            seed=ctx.seed, step=ctx.drawn_step, sample_ids=ids,
+        )  # fmt: skip
         mask = squares.mask.view(-1, rows, columns)
         mask = mask.repeat_interleave(side, 1).repeat_interleave(side, 2).flatten(1)
         return mask, squares.ids_keep.shape[1] * side**2

@@ -65,6 +65,6 @@ class VideoMAE(MAE):
             rows * columns,
             self.mask_ratio,
             seed=ctx.seed,
-            step=ctx.step,
+            step=ctx.drawn_step,
             sample_ids=ids,
         )

@@ -153,6 +153,7 @@ def fit(
                 total_steps=total_steps,
                 seed=config.seed,
                 schedules={k: torch.full((), v, device=device) for k, v in scheduled.items()},
+                device_step=torch.full((), step, device=device),
             )
 
             for part in range(parts):

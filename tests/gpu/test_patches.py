@@ -85,6 +85,25 @@ def test_samplers_give_the_bits_of_the_cpu_and_never_synchronise() -> None:
         assert torch.equal(a.cpu(), b)
 
 
+def test_a_step_on_the_device_gives_the_bits_of_the_number_and_never_synchronises() -> None:
+    """As methods draw: the trainer makes the tensor by a fill, which waits for nothing."""
+    ids = torch.arange(64, device="cuda")
+    samplers: dict[str, Any] = {
+        "random": lambda step: random_mask(64, 196, seed=1, step=step, sample_ids=ids),
+        "tube": lambda step: tube_mask(64, 8, 196, seed=1, step=step, sample_ids=ids),
+        "block": lambda step: block_mask(64, (14, 14), seed=1, step=step, sample_ids=ids),
+    }
+    for name, sampler in samplers.items():
+        truth = sampler(7)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            got = sampler(torch.full((), 7, device="cuda"))
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        for a, b in zip(got, truth, strict=True):
+            assert torch.equal(a, b), name
+
+
 def test_mask_and_gather_are_two_launches() -> None:
     tokens, step = torch.randn(64, 196, 64, device="cuda"), torch.tensor(3, device="cuda")
     ids = torch.arange(64, device="cuda")

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from sslfast import methods, models
 from sslfast.data.batch import Batch
@@ -101,9 +102,14 @@ def test_what_is_hidden_depends_on_seed_step_and_sample_alone() -> None:
 
 def test_compiles_and_trains_in_bf16() -> None:
     method, batch = small(torch.float32), batch_of([3, 9, 11], torch.float32)
-    expected = method(batch, Context(2, 0, 10))["loss"]
-    compiled = torch.compile(copy.deepcopy(method), backend="aot_eager")
-    torch.testing.assert_close(compiled(batch, Context(2, 0, 10))["loss"], expected)
+    torch.compiler.reset()
+    graphs = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(copy.deepcopy(method), backend=graphs, fullgraph=True)
+    for step in range(3):
+        expected = method(batch, Context(step, 0, 10))["loss"]
+        found = compiled(batch, Context(step, 0, 10, device_step=torch.tensor(step)))["loss"]
+        torch.testing.assert_close(found, expected)
+    assert graphs.frame_count == 1
     torch.compiler.reset()
     with torch.autocast("cpu", torch.bfloat16):
         rounded = method(batch, Context(2, 0, 10))["loss"]

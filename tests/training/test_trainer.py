@@ -73,6 +73,8 @@ def test_a_run_from_beginning_to_end(tmp_path: Path) -> None:
     contexts = method.seen
     assert method.calls == 12
     assert [ctx.step for ctx in contexts] == list(range(12))
+    steps = torch.stack([ctx.drawn_step for ctx in contexts])
+    assert torch.equal(steps, torch.arange(12))
     assert [ctx.epoch for ctx in contexts] == [0] * 4 + [1] * 4 + [2] * 4
     assert all(ctx.total_steps == 12 and ctx.seed == 0 for ctx in contexts)
     momentum = contexts[6].schedules["momentum"]
@@ -197,6 +199,7 @@ def test_a_power_cut_changes_nothing(tmp_path: Path, accumulate: int, cut: int) 
     assert saved["step"] < 12
     run = toy_fit(config, resumed, ToyLoader(), saved)
 
+    assert [int(ctx.drawn_step) for ctx in resumed.seen] == list(range(saved["step"], 12))
     torch.testing.assert_close(weights(resumed), weights(undisturbed), rtol=0, atol=0)
     assert entries(run) == entries(reference)
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import triton
+from torch import Tensor
 
 # Triton decides when a kernel is decorated, so this is fixed at import too.
 INTERPRETED: bool = triton.knobs.runtime.interpret
@@ -38,6 +39,17 @@ def capability(device: torch.device) -> int:
     if INTERPRETED:
         return 80
     return _capability(torch.cuda.current_device() if device.index is None else device.index)
+
+
+def aligned(tensor: Tensor) -> Tensor:
+    """The elements in one stretch of memory that begins at a multiple of 16 bytes.
+
+    Kernels that read 16 bytes at a time spill registers without it, and cost more than a copy.
+    Storages begin at such an address, unless they are someone else's memory.
+    """
+    tensor = tensor.contiguous()
+    begins = tensor.storage_offset() * tensor.element_size()
+    return tensor if begins % 16 == 0 else tensor.clone()
 
 
 @dataclass(frozen=True)

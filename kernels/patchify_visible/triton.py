@@ -12,7 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .._triton import DEVICE, INTERPRETED, Compilation, signature, unavailable
+from .._tiles import DTYPES, arithmetic_of, refuses
+from .._triton import DEVICE, Compilation, aligned, signature, unavailable
 from . import Patch, Problem
 
 __all__ = ["DEVICE", "PRIORITY", "ahead_of_time", "available", "cut", "forward", "supports"]
@@ -21,21 +22,13 @@ PRIORITY = 20
 
 available = unavailable
 
-_DTYPES = {
-    torch.float16: ("fp16", tl.float16),
-    # The interpreter multiplies bfloat16 as if its bits were integers.
-    torch.bfloat16: ("bf16", tl.float32 if INTERPRETED else tl.bfloat16),
-    torch.float32: ("fp32", tl.float32),
-}
+# Of a program: patches, features of the embedding, and pixels of a patch that it takes at a time.
+_TILES = {"16-bit": (128, 128, 64), "tf32": (64, 128, 32), "ieee": (64, 128, 16)}
 
 
 def supports(problem: Problem) -> str | None:
     """Everything in up to float32."""
-    if problem.dtype not in _DTYPES:
-        return (
-            f"takes float16, bfloat16 and float32, not {str(problem.dtype).removeprefix('torch.')}"
-        )
-    return None
+    return refuses(problem.dtype)
 
 
 @triton.jit
@@ -138,23 +131,16 @@ def _forward_settings(
     images_shape: tuple[int, ...], patch: Patch, dim: int, dtype: torch.dtype
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Constants and compiler options of the matrix product."""
-    full = dtype == torch.float32
+    arithmetic = arithmetic_of(dtype)
+    tile = dict(zip(("BLOCK_M", "BLOCK_N", "BLOCK_K"), _TILES[arithmetic], strict=True))
     constants = {
         "D": dim,
         **_geometry(images_shape, patch),
-        "BLOCK_M": 64 if full else 128,
-        "BLOCK_N": 64,
-        "BLOCK_K": 16 if full else 64,
-        "OPERAND": _DTYPES[dtype][1],
-        "PRECISION": "tf32" if full and _tf32() else "ieee",
+        **tile,
+        "OPERAND": DTYPES[dtype][1],
+        "PRECISION": "tf32" if arithmetic == "tf32" else "ieee",
     }
-    warps = 8 if full else 4
-    return constants, {"num_warps": warps, "num_stages": 3, "enable_fp_fusion": True}
-
-
-def _tf32() -> bool:
-    # Follows allow_tf32 and set_float32_matmul_precision too; these raise once it has been set.
-    return torch.backends.cuda.matmul.fp32_precision == "tf32"
+    return constants, {"num_warps": 8, "num_stages": 3, "enable_fp_fusion": True}
 
 
 def cut(images: Tensor, patch: Patch, ids: Tensor) -> Tensor:
@@ -174,8 +160,8 @@ def forward(
     images: Tensor, weight: Tensor, bias: Tensor | None, positions: Tensor | None, ids: Tensor
 ) -> Tensor:
     """Embeddings of the visible patches; see the package."""
-    images, weight, ids = images.contiguous(), weight.contiguous(), ids.contiguous()
-    bias, positions = (None if t is None else t.contiguous() for t in (bias, positions))
+    images, weight, ids = aligned(images), aligned(weight), aligned(ids)
+    bias, positions = (None if t is None else aligned(t) for t in (bias, positions))
     dim, patch = len(weight), tuple(weight.shape[2:])
     out = images.new_empty(*ids.shape, dim)
     if out.numel():

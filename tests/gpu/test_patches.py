@@ -1,5 +1,6 @@
 """Selection, visible patches and their loss on CUDA tensors, against the CPU and float64."""
 
+import math
 from typing import Any
 
 import pytest
@@ -155,6 +156,20 @@ def test_autoencoder_against_float64(name: str, dtype: torch.dtype) -> None:
         size = exact.norm()
         error, allowed = ((v.double() - exact).norm() / size for v in (value, base))
         assert error <= allowed + TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("name", [n for n in cuda_backends("patchify_visible") if n != "reference"])
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_patches_of_views_that_begin_anywhere(name: str, dtype: torch.dtype) -> None:
+    shapes = ((4, 3, 1, 64, 64), (192, 3, 1, 16, 16), (192,), (16, 192))
+    given = [
+        torch.randn(1 + math.prod(shape), device="cuda").to(dtype)[1:].view(shape)
+        for shape in shapes
+    ]
+    ids = torch.randint(16, (1 + 4 * 5,), device="cuda")[1:].view(4, 5)
+    with sslfast.use_backend(name):
+        found = ops.patchify_visible(*given, ids)
+        assert torch.equal(found, ops.patchify_visible(*(t.clone() for t in given), ids.clone()))
 
 
 def test_masks_in_a_cuda_graph() -> None:

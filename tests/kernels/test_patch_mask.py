@@ -1,5 +1,6 @@
 """Selection, compaction, gather, cutting and restoring: every backend against the oracle."""
 
+import math
 from typing import Any
 
 import pytest
@@ -248,3 +249,14 @@ def test_patchify_visible(
     # One rounding of the result, and one of bias + position before the product is added to it.
     tolerance = 3 * torch.finfo(dtype).eps * (1 + 2 * truth.abs().amax() if len(truth) else 1)
     torch.testing.assert_close(got.double(), truth, rtol=0, atol=float(tolerance))
+
+
+@pytest.mark.parametrize("name", backends("patchify_visible"))
+def test_patchify_visible_of_views_that_begin_anywhere(name: str) -> None:
+    """GPU kernels copy what does not begin at a multiple of 16 bytes."""
+    shapes = ((2, 3, 1, 8, 12), (10, 3, 1, 4, 4), (10,), (6, 10))
+    given = [torch.randn(1 + math.prod(shape))[1:].view(shape) for shape in shapes]
+    ids = torch.randint(6, (1 + 2 * 3,))[1:].view(2, 3)
+    with sslfast.use_backend(name):
+        found = patchify_visible(*given, ids)
+        assert torch.equal(found, patchify_visible(*(t.clone() for t in given), ids.clone()))

@@ -80,6 +80,7 @@ __device__ __forceinline__ void for_elements(const Chunk& chunk, F f) {
         aligned &= n == step_address || chunk.row.address[n] % 16 == 0;
     const int packed = aligned ? chunk.size / width * width : 0;
     for (int i = threadIdx.x * width; i < packed; i += threads * width) f(i, Width<width>{});
+#pragma unroll 1
     for (int i = packed + threadIdx.x; i < chunk.size; i += threads) f(i, Width<1>{});
 }
 

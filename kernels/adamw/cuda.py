@@ -1,4 +1,4 @@
-"""CUDA C++ (csrc/cuda/optim.cu)."""
+"""CUDA C++ (csrc/cuda/adamw.cu)."""
 
 import torch
 from torch import Tensor

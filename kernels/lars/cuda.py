@@ -1,4 +1,4 @@
-"""CUDA C++ (csrc/cuda/optim.cu)."""
+"""CUDA C++ (csrc/cuda/lars.cu)."""
 
 import torch
 from torch import Tensor

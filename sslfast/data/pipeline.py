@@ -66,6 +66,9 @@ class ViewPipeline:
                 device="cpu" if cpu else "mixed",
                 output_type=types.RGB,
                 adjust_orientation=False,
+                # A GPU's hardware decoder and the one in CUDA share a batch, and differ by a level
+                # or so: who decodes an image would depend on the rest of its batch.
+                hw_decoder_load=0.0,
             )
             outputs = [_view(fn, types, images, v, view) for v, view in enumerate(views)]
             return tuple(outputs) or (images.shape(),)

@@ -47,6 +47,18 @@ def test_the_same_bits_again(dataset: ImageDataset) -> None:
         assert all(torch.equal(x, y) for x, y in zip(a.views, b.views, strict=True))
 
 
+def test_pixels_do_not_depend_on_the_rest_of_the_batch(dataset: ImageDataset) -> None:
+    """Forty photographs in batches of 8 and of 20: one decoder for all."""
+    found = []
+    for size in (8, 20):
+        epoch = list(
+            itertools.islice(dali.batches(dataset, recipe("mae"), size, CUDA, 5), 40 // size)
+        )
+        order = torch.cat([batch.sample_ids for batch in epoch]).argsort()
+        found.append(torch.cat([batch.views[0] for batch in epoch])[order])
+    assert torch.equal(*found)
+
+
 def test_an_unreadable_file_is_skipped(dataset: ImageDataset, tmp_path: Path) -> None:
     broken = tmp_path / "broken.jpg"
     whole = Path(dataset.paths[0]).read_bytes()

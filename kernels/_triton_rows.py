@@ -10,7 +10,7 @@ from ._tensors import CHUNK, NONE, WORDS
 
 LANGUAGE_TYPES = (tl.float32, tl.float64, tl.bfloat16, tl.float16)  # by code
 OPTIONS = {"num_warps": 4, "enable_fp_fusion": True}
-BLOCK = 1024  # elements a turn
+BLOCK = 512  # elements a turn
 
 
 @triton.jit

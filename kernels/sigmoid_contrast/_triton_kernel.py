@@ -8,10 +8,11 @@ overflow and keeps the relative precision of tiny probabilities:
 
 with log2(1 + e) = e P(e), P a polynomial. Nothing depends on a normaliser, so rows give their
 losses, gradients and the bias's in one pass: 4 M N D FLOP while D fits one accumulator (else t is
-computed once for each BLOCK_U features), M N exponentials and M N divisions. The gradient of the
-columns is the transposed problem, where the weights belong to the columns: 4 M N D more. No
-atomics; reads X once and Y once a row block (from L2), writes U once. Where row blocks are few, S
-programs share the columns of each and write S partial results, to be added in order.
+computed once for each BLOCK_U features), M N exponentials and M N reciprocal roots; columns may
+share a logarithm. The gradient of the columns is the transposed problem, where the weights belong
+to the columns: 4 M N D more. No atomics; reads X once and Y once a row block (from L2), writes U
+once. Where row blocks are few, S programs share the columns of each and write S partial results,
+to be added in order.
 """
 
 # mypy: disable-error-code="no-untyped-def, index"
@@ -19,7 +20,7 @@ programs share the columns of each and write S partial results, to be added in o
 import triton
 import triton.language as tl
 
-from .._growth import ROOM, UNDO_ROOM
+from .._growth import UNDO_ROOM
 from ..similarity_softmax._triton_tiles import (
     INFINITY,
     LN2,
@@ -50,12 +51,37 @@ def log2_of_one_plus(e):
     return p * e
 
 
+@triton.jit
+def combined(pair):
+    """(1 + a) (1 + b) - 1, and nothing of a small a or b is lost."""
+    a, b = pair
+    return a * b + (a + b)
+
+
+@triton.jit
+def added_losses(c, e, SHARED: tl.constexpr):
+    """Sum of max(c, 0) + log2(1 + e) over the columns of a tile, for 0 <= e <= 1.
+
+    A sum of logarithms is the logarithm of a product: with SHARED, up to 64 columns have one. They
+    are those that a thread of a Hopper GPU's matrix units holds: no element moves.
+    """
+    if not SHARED:
+        return tl.sum(tl.maximum(c, 0) + log2_of_one_plus(e), 1)
+    M: tl.constexpr = e.shape[0]
+    for _ in tl.static_range(5):
+        if e.shape[1] > 8:
+            e = combined(tl.split(tl.permute(e.reshape(M, 2, e.shape[1] // 2), (0, 2, 1))))
+    t = combined(tl.split(e.reshape(M, e.shape[1] // 2, 2)))
+    logarithms = tl.where(t < 1, log2_of_one_plus(tl.minimum(t, 1)), tl.log2(1 + t))
+    return tl.sum(tl.maximum(c, 0), 1) + tl.sum(logarithms, 1)
+
+
 @triton.jit(do_not_specialize=SIZES)
 def contrast_kernel(
     p_x, p_y, p_scale, p_bias, p_row_weight, p_column_weight, p_growth, p_loss, p_u, p_d_bias,
     M, N, length, shift, row_base, column_base,
     D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
-    BLOCK_U: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_U: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr, SHARED: tl.constexpr,
 ):  # fmt: skip
     """What is not None of loss [S, M], U [S, M, D], d_bias [S, M] for BLOCK_M rows.
 
@@ -73,9 +99,9 @@ def contrast_kernel(
     nobody = (row_base, column_base, 0)
     ranges, masked = masked_tiles(i_row, N, wrapped, nobody, straight, BLOCK_M, BLOCK_N)
     scale, bias = tl.load(p_scale) * LOG2E, tl.load(p_bias) * LOG2E
-    whole = 1.0
+    least = 1.0  # probabilities lie in [0, 1 / least]
     if ROW:
-        whole = 2.0**ROOM
+        least = UNDO_ROOM
     grow = 1.0
     if p_growth is not None:
         grow = tl.load(p_growth)
@@ -107,9 +133,11 @@ def contrast_kernel(
                 b_c = tl.where(m_column[None, :], tl.where(m_positive, -b_c, b_c), -INFINITY)
             b_e = tl.exp2(-tl.abs(b_c))
             if p_loss is not None:
-                b_loss += tl.sum(tl.maximum(b_c, 0) + log2_of_one_plus(b_e), 1)
+                b_loss += added_losses(b_c, b_e, SHARED)
             if GRADIENT:
-                b_p = whole / (1 + b_e)
+                # A division takes twice the instructions, and the interpreter has no reciprocal.
+                b_root = tl.rsqrt(b_e * least + least)
+                b_p = b_root * b_root
                 b_p = tl.where(b_c >= 0, b_p, b_e * b_p)
                 if not ROW:
                     b_p *= (tl.load(p_column_weight + j, mask=m_column) * grow)[None, :]

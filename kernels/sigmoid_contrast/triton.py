@@ -25,7 +25,7 @@ from .._tiles import (
     splits,
     static_tile,
 )
-from .._triton import DEVICE, Compilation, signature, unavailable
+from .._triton import DEVICE, Compilation, aligned, capability, signature, unavailable
 from .._tuning import tile_for
 from ..similarity_softmax import Pairing
 from . import Problem
@@ -47,6 +47,7 @@ def supports(problem: Problem) -> str | None:
 
 def forward(rows: Tensor, columns: Tensor, scale: Tensor, bias: Tensor, pairing: Pairing) -> Tensor:
     """Losses of the rows; see the package."""
+    rows, columns = aligned(rows), aligned(columns)
     return _run(rows, columns, scale, bias, pairing, None, None)[0]
 
 
@@ -64,7 +65,7 @@ def gradients(
     For 16-bit inputs the weights G_ij are rounded to that dtype before they multiply the other
     side's rows, but not before they add up to d_bias.
     """
-    row_weight = row_weight.contiguous()
+    rows, columns, row_weight = aligned(rows), aligned(columns), row_weight.contiguous()
     loss, u, d_bias = _run(rows, columns, scale, bias, pairing, row_weight, None)
     v = loss.new_empty(0)
     if columns_gradient:
@@ -102,7 +103,8 @@ def _run(
             contrast_kernel[(blocks, features, parts)](
                 rows, columns, scale, bias, row_weight, column_weight, growth, loss, u, d_bias,
                 m, len(columns), pairing.length, shift, pairing.row_base, pairing.column_base,
-                **constants, BLOCK_U=width, **options,
+                **constants, BLOCK_U=width,
+                SHARED=_shared(tile, arithmetic, capability(rows.device)), **options,
             )  # fmt: skip
     return _added(loss, scale), _added(u, scale), _added(d_bias, scale)
 
@@ -110,6 +112,12 @@ def _run(
 def _width(tile: Tile, gradient: bool) -> int:
     """Features of the columns that a program multiplies last: of U, else of the logits."""
     return tile.output if gradient else tile.depth
+
+
+def _shared(tile: Tile, arithmetic: str, architecture: int) -> bool:
+    """Whether columns share logarithms: where Hopper's matrix units give a thread many of a row."""
+    hopper = architecture // 10 == 9 and arithmetic != "ieee"
+    return hopper and tile.rows >= 16 * tile.warps  # else warps share a row
 
 
 def _added(parts: Tensor | None, like: Tensor) -> Tensor:
@@ -137,6 +145,7 @@ def ahead_of_time(capability: int, dims: tuple[int, ...] = DIMS) -> Iterator[Com
                 tile = static_tile(_KIND[gradient], dim, arithmetic, capability)
                 constants, options = settings(dim, dtype, arithmetic, tile)
                 constants |= {"BLOCK_U": _width(tile, gradient)} | dict.fromkeys(absent)
+                constants["SHARED"] = _shared(tile, arithmetic, capability)
                 types = signature(contrast_kernel, constants, **pointers)
                 name = f"sigmoid {part} {label} D={dim}"
                 matrix = arithmetic != "ieee"

@@ -69,6 +69,7 @@ def test_sigmoid(
     """Columns of a program alone, shared among 3, and among more programs than tiles."""
     set_tile(monkeypatch, 32, 16, 32, 32)
     monkeypatch.setattr(triton, "splits", lambda *sizes: parts)
+    monkeypatch.setattr(triton, "_shared", lambda *about: parts != 2)  # logarithms
     d = 40 if parts == 3 else 24  # features in chunks, or all at once
     x, y = unit_rows(40, d, dtype, generator), unit_rows(70, d, dtype, generator)
     check(x, y, scale, bias, Pairing(35, 7, 5, 20), generator)
@@ -80,8 +81,28 @@ def test_sigmoid_with_tiles_as_they_are(generator: torch.Generator) -> None:
     check(x, y, 10.0, -10.0, Pairing(66), generator)
 
 
-def test_sigmoid_keeps_tiny_probabilities(generator: torch.Generator) -> None:
+@pytest.mark.parametrize("columns", [16, 32, 64, 256])
+def test_columns_that_share_a_logarithm(
+    columns: int, generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Costs from 1e-9 to ln 2 in all columns, where the product is largest, and to hundreds."""
+    set_tile(monkeypatch, 16, columns, 16, 16)
+    monkeypatch.setattr(triton, "_shared", lambda *about: True)
+    x, y = (unit_rows(n, 16, torch.float32, generator) for n in (20, 300))
+    for scale, bias in ((0.0, 0.0), (1.0, -20.0), (4.0, -3.0), (100.0, 5.0)):
+        s, b = torch.tensor(scale), torch.tensor(bias)
+        loss = triton.forward(x, y, s, b, Pairing(0))
+        exact = oracle.forward(*double(x, y, s, b), Pairing(0))
+        known = 2.0**-22 * (scale + abs(bias) + 4)
+        torch.testing.assert_close(loss.double(), exact, rtol=known, atol=0)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_sigmoid_keeps_tiny_probabilities(
+    shared: bool, generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """At t = -60 a pair costs 1e-26, and that is its gradient."""
+    monkeypatch.setattr(triton, "_shared", lambda *about: shared)
     x, y = (unit_rows(20, 16, torch.float32, generator) for _ in range(2))
     s, b, weight = torch.tensor(1.0), torch.tensor(-60.0), torch.ones(20)
     loss, _, _, d_bias = triton.gradients(x, y, s, b, Pairing(0), weight, False)
@@ -90,7 +111,11 @@ def test_sigmoid_keeps_tiny_probabilities(generator: torch.Generator) -> None:
     torch.testing.assert_close(d_bias.double(), exact, rtol=2e-5, atol=0)
 
 
-def test_sigmoid_non_finite_and_empty(generator: torch.Generator) -> None:
+@pytest.mark.parametrize("shared", [False, True])
+def test_sigmoid_non_finite_and_empty(
+    shared: bool, generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(triton, "_shared", lambda *about: shared)
     x, y = unit_rows(40, 20, torch.float32, generator), unit_rows(50, 20, torch.float32, generator)
     x[7, 3] = math.nan
     s, b, weight = torch.tensor(10.0), torch.tensor(-5.0), torch.ones(40)

@@ -178,3 +178,15 @@ def multiprocessors(device: torch.device) -> int:
     if INTERPRETED:
         return 1
     return _multiprocessors(torch.cuda.current_device() if device.index is None else device.index)
+
+
+@lru_cache
+def _total_memory(index: int) -> int:
+    return torch.cuda.get_device_properties(index).total_memory
+
+
+def total_memory(device: torch.device) -> int:
+    """Bytes of memory of a GPU, free or not; 80 GiB where there is none (emulated, or traced)."""
+    if INTERPRETED or not torch.cuda.is_available():
+        return 80 << 30
+    return _total_memory(torch.cuda.current_device() if device.index is None else device.index)

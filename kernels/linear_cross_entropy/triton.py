@@ -4,8 +4,21 @@ Forward alone is one kernel that keeps no logits: 2 N V D FLOP. With gradients, 
 time has its logits in memory, in float32, and beside them the weights G in the operands' dtype
 (float32 weights take the logits' place): 6 N V D FLOP in three products, 18 bytes of traffic a
 logit in 16 bits and 24 in float32, and 8 V D bytes for every block but the first to add up d_weight
-in float32 (16 before torch 2.10). Nothing is read back by the host; results are the same from run
-to run on a GPU.
+in float32 (16 before torch 2.10). Nothing is read back by the host.
+
+Peak memory beside the inputs, for blocks of R rows (``rows_of_a_block``) and both gradients:
+
+    R V (6 in 16 bits, 4 in float32) + 4 V D + 4 N D + O(N + V) bytes,
+
+and V D times 4 more, for one block's product, where 16-bit gradients add up before torch 2.10. The
+op's backward pass then holds 4 V D + 4 N D of it and the gradients in the inputs' dtypes. Results
+are the same from run to run on GPUs with as much memory and as many multiprocessors: R follows from
+the total memory, never from what is free.
+
+Why torch's own F.linear_cross_entropy (2.13) is no backend: it returns the loss alone, and this op
+is made of log-sum-exps without the targets (exact losses of sure rows, and targets that are no
+class). It has no weight a row, its chunks take no label smoothing, and its ``auto`` policy may add
+up 16-bit gradients in 16 bits. benchmarks/losses.py times it as a peer.
 """
 
 from collections.abc import Iterator
@@ -25,6 +38,7 @@ from .._tiles import (
     settings,
     splits,
     static_tile,
+    total_memory,
 )
 from .._triton import DEVICE, INTERPRETED, Compilation, signature, unavailable
 from .._tuning import tile_for
@@ -38,9 +52,11 @@ PRIORITY = 20
 
 available = unavailable
 
-# A block of logits and weights takes at most this, or as much as the gradient of the weight matrix
-# in float32 where that is more: adding to the latter then takes a small part of the block's time.
-BLOCK_BYTES = 1 << 30
+# A block of logits and weights takes at most this share of the GPU's memory (2.5 GiB of an H100's)
+# and no more than MOST_BYTES; or as much as the gradient of the weight matrix in float32 where that
+# is more: adding to the latter then takes a small part of the block's time.
+SHARE = 32
+MOST_BYTES = 4 << 30
 
 _ELEMENTWISE = {"BLOCK": 4096}
 _ELEMENTWISE_OPTIONS = {"num_warps": 8, "enable_fp_fusion": True}
@@ -55,10 +71,15 @@ def supports(problem: Problem) -> str | None:
     return refuses(problem.dtype)
 
 
-def rows_of_a_block(rows: int, classes: int, dim: int, dtype: torch.dtype) -> int:
-    """Rows whose logits are in memory at a time: nearly equal blocks within the budget."""
+def block_bytes(device: torch.device) -> int:
+    """What a block of logits and weights may take on a device, whatever is free there."""
+    return min(total_memory(device) // SHARE, MOST_BYTES)
+
+
+def rows_of_a_block(rows: int, classes: int, dim: int, dtype: torch.dtype, budget: int) -> int:
+    """Rows whose logits are in memory at a time: nearly equal blocks within the budget in bytes."""
     a_row = classes * (4 if dtype == torch.float32 else 4 + dtype.itemsize)
-    most = max(max(BLOCK_BYTES, 4 * classes * dim) // a_row, 1)
+    most = max(max(budget, 4 * classes * dim) // a_row, 1)
     return triton.cdiv(rows, triton.cdiv(rows, most))
 
 
@@ -114,7 +135,7 @@ def gradients(
         return lse, target_logit, d_hidden, d_weight.zero_(), d_bias.zero_()
     row_weight = row_weight.contiguous()
     growth = growth_of(row_weight) if hidden.dtype == torch.float16 else None
-    step = rows_of_a_block(n, v, dim, hidden.dtype)
+    step = rows_of_a_block(n, v, dim, hidden.dtype, block_bytes(hidden.device))
     for first in range(0, n, step):
         rows = slice(first, first + step)
         x = hidden[rows]

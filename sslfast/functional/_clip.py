@@ -54,15 +54,16 @@ def clip(
         normalize=False,
         column_lse=True,
     )
-    image, text = (x.to(scale.dtype) for x in (image_features, text_features))
 
     def losses(lse: Tensor, x: Tensor, y: Tensor) -> Tensor:
         """Of the rows x among the columns y."""
 
         def mean_logit() -> Tensor:
-            return scale * (x * y.mean(0)).sum(1)
+            # The mean in float32 makes the product so: no float32 copy of x or y is kept.
+            return scale * (x * y.mean(0, dtype=scale.dtype)).sum(1)
 
         return variant.losses(lse, positive, scale, len(x) - 1, mean_logit)
 
-    both = losses(lse, image, text) + losses(lse_columns, text, image)
+    both = losses(lse, image_features, text_features)
+    both = both + losses(lse_columns, text_features, image_features)
     return reduce(both / 2, reduction).to(scale.dtype)

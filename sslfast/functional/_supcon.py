@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sslfast.ops.class_sums import class_sizes, class_sums
 from sslfast.ops.similarity_softmax import similarity_softmax
 
 from ._common import check_labels, reduce, scale_of
@@ -42,14 +43,8 @@ def supcon(
     lse, _, _ = similarity_softmax(
         z.to(features.dtype), None, scale, 0, 0, True, normalize=False, column_lse=False
     )
-    # Sum of a class's rows without a host read: classes are numbered by sorting.
-    order = labels.argsort(stable=True)
-    first = torch.ones_like(labels, dtype=torch.bool)
-    first[1:] = labels[order[1:]] != labels[order[:-1]]
-    group = torch.empty_like(order).index_copy_(0, order, first.cumsum(0) - 1)
-    sums = torch.zeros_like(z, dtype=lse.dtype).index_add(0, group, z.to(lse.dtype))
-    of_class = sums[group].to(z.dtype)
-    others = torch.zeros_like(lse).index_add(0, group, torch.ones_like(lse))[group] - 1
+    of_class = class_sums(z, labels)
+    others = (class_sizes(labels) - 1).to(lse.dtype)
     positives = scale * ((z * of_class).sum(1) - (z * z).sum(1))
     has = others > 0
     loss = torch.where(has, lse - positives / others.clamp_min(1), 0)

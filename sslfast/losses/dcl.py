@@ -12,6 +12,7 @@ from sslfast.functional import ntxent
 from sslfast.functional._common import check_embeddings, scale_of
 from sslfast.losses.distributed import global_ntxent_rows
 from sslfast.losses.exchange import check_exchange, gather_rows, name_of, world_size
+from sslfast.ops.unit_rows import unit_rows
 
 
 def negative_mises_fisher_weights(out0: Tensor, out1: Tensor, sigma: float = 0.5) -> Tensor:
@@ -94,14 +95,14 @@ class DCLLoss(nn.Module):
         else:
             check_embeddings(out0=out0, out1=out1)
         scale = scale_of(self.temperature, out0)
-        x, y = (F.normalize(out.to(scale.dtype), dim=1) for out in (out0, out1))
-        factor: float | Tensor = 0.5 / len(x)
+        factor: float | Tensor = 0.5 / len(out0)
         if self._gathers:
-            z = torch.cat((x, y)).to(out0.dtype)
+            z = unit_rows(torch.cat((out0, out1)))
             lse, positive, factor = global_ntxent_rows(z, scale, self.process_group, self.exchange)
             loss = (factor * (lse - positive).sum()).to(scale.dtype)
             if self.weight_fn is None:
                 return loss
+        x, y = (F.normalize(out.to(scale.dtype), dim=1) for out in (out0, out1))
         # A pair's logit is counted once for each of its rows: now it counts as much as they weigh.
         logits = scale * (x * y).sum(1)
         return loss + factor * (logits * (2 - self._weights(x, y))).sum()

@@ -2,12 +2,12 @@
 
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sslfast.functional import info_nce
 from sslfast.functional._common import check_embeddings, info_nce_from_logits, scale_of
 from sslfast.losses.distributed import global_pair_rows
+from sslfast.ops.unit_rows import unit_rows
 
 
 class InfoNCE(nn.Module):
@@ -69,6 +69,6 @@ class InfoNCE(nn.Module):
             )
         check_embeddings(query=query, positive_key=key)
         scale = scale_of(self.temperature, query)
-        q, k = (F.normalize(x.to(scale.dtype), dim=1).to(x.dtype) for x in (query, key))
+        q, k = unit_rows(query), unit_rows(key)
         lse, _, positive, factor = global_pair_rows(q, k, scale, self.process_group, both=False)
         return (factor * info_nce_from_logits(lse, positive).sum()).to(scale.dtype)

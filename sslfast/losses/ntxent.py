@@ -10,9 +10,11 @@ from torch import Tensor, nn
 from sslfast.functional import ntxent
 from sslfast.functional._common import check_embeddings, info_nce_from_logits, scale_of
 from sslfast.functional._info_nce import summed_info_nce
+from sslfast.kernels.similarity_softmax import accumulation_dtype
 from sslfast.losses.distributed import global_ntxent_rows
 from sslfast.losses.exchange import check_exchange, gather_rows, name_of, world_size
 from sslfast.losses.memory_bank import MemoryBank
+from sslfast.ops.unit_rows import unit_rows
 
 
 class NTXentLoss(nn.Module):
@@ -87,7 +89,7 @@ class NTXentLoss(nn.Module):
             )
         loss = _moco(out0, out1, bank, self.temperature)
         if out0.requires_grad:
-            keys = F.normalize(out1.detach().to(bank.dtype), dim=1)
+            keys = F.normalize(out1.detach().to(accumulation_dtype(out1.dtype)), dim=1)
             if self._gathers:
                 keys, _ = gather_rows(keys, name_of(self.process_group))
             self.memory_bank.enqueue(keys)
@@ -95,8 +97,7 @@ class NTXentLoss(nn.Module):
 
     def _global(self, out0: Tensor, out1: Tensor) -> Tensor:
         scale = scale_of(self.temperature, out0)
-        z = torch.cat((out0, out1))
-        z = F.normalize(z.to(scale.dtype), dim=1).to(z.dtype)
+        z = unit_rows(torch.cat((out0, out1)))
         lse, positive, factor = global_ntxent_rows(z, scale, self.process_group, self.exchange)
         return (factor * info_nce_from_logits(lse, positive).sum()).to(scale.dtype)
 
@@ -106,6 +107,7 @@ def _moco(query: Tensor, key: Tensor, bank: Tensor, temperature: float) -> Tenso
     scale = scale_of(temperature, query)
     q, k = (F.normalize(x.to(scale.dtype), dim=1) for x in (query, key))
     positive = scale * (q * k).sum(1)
-    # The gradient is formed at once: nothing of the bank is kept, which goes on changing.
+    # The gradient is formed at once: nothing of the bank is kept, which goes on changing. A bank of
+    # the queries' dtype (loss.to(dtype)) is used as it is, another one is copied.
     rows, negatives = (x.to(query.dtype) for x in (scale * q, bank))
     return summed_info_nce(rows, negatives, positive, "mean")

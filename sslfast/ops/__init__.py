@@ -1,5 +1,6 @@
 """torch.library ops: schema, fake implementation and autograd; backends come from the registry."""
 
+from sslfast.ops.class_sums import class_sums
 from sslfast.ops.ema import ema_update_
 from sslfast.ops.gather_patches import gather_patches, scatter_patches
 from sslfast.ops.info_nce import weighted_info_nce
@@ -13,6 +14,7 @@ from sslfast.ops.sigmoid_contrast import sigmoid_contrast, weighted_sigmoid_cont
 from sslfast.ops.similarity_softmax import similarity_softmax
 
 __all__ = [
+    "class_sums",
     "compact_mask",
     "cut_patches",
     "ema_update_",

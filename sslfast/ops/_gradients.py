@@ -25,8 +25,9 @@ def times(gradient: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
     """A saved gradient times what comes from above, 0-d, in a dtype.
 
     On a CPU the usual factor of 1 copies nothing. While a graph is traced the factor is no plain
-    tensor, and has no value.
+    tensor, and has no value. The product is rounded as it is written: on a GPU there is no copy of
+    it in the gradient's dtype, which for a vocabulary's weights would take a gigabyte.
     """
     if type(factor) is Tensor and factor.device.type == "cpu" and factor.item() == 1:
         return gradient.to(dtype)
-    return (gradient * factor).to(dtype)
+    return torch.mul(gradient, factor, out=torch.empty_like(gradient, dtype=dtype))

@@ -1,8 +1,21 @@
 """InfoNCE in one direction, with gradients formed in the forward pass: schema, fake, autograd.
 
 The weighted sum of softplus(lse_i - positive_i) over rows, for weights that are known beforehand,
-as in a mean. It runs on the kernels of linear_cross_entropy: keys are classes, and a row's positive
-is a class of its own, whose logit is given.
+as in a mean. The gradients cannot wait for the backward pass: a queue has changed by then.
+
+For N rows, K negatives and D features, two sets of kernels can do it:
+
+- linear_cross_entropy, in which keys are classes and the positives' logits are given: 4 N K D FLOP,
+  and 2 more for d_negatives. On a GPU blocks of logits lie in memory: 18 bytes a logit for 16-bit
+  rows, 24 for float32.
+- similarity_softmax: log-sum-exps, then a gradient for each side, from logits computed anew:
+  6 N K D FLOP, and 4 more for d_negatives. No logits in memory.
+
+The rule: the second on a GPU while a program can hold a whole gradient row (D <= FUSED_DIM), else
+the first. Predicted for 16-bit rows on an H100: the first's memory traffic takes 5.8 ps a logit,
+the second's additional products 0.45 ps at D = 128 and 0.8 at 256, twice that with d_negatives.
+Beyond, it would compute every logit again for each further 256 features, and lose. On a CPU the
+logits of the first never leave the cache.
 """
 
 from typing import Any
@@ -11,14 +24,46 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sslfast.kernels import linear_cross_entropy as kernels
-from sslfast.kernels import registry
+from sslfast.kernels import linear_cross_entropy, registry, similarity_softmax
 from sslfast.kernels.linear_cross_entropy import Wants
-from sslfast.kernels.similarity_softmax import accumulation_dtype
+from sslfast.kernels.similarity_softmax import Pairing, accumulation_dtype
 
 from ._gradients import refuse_double_backward, times
 
-OP = "linear_cross_entropy"
+FUSED_DIM = 256  # features of a gradient that one program of the fused kernels holds
+Parts = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+def runs_fused(rows: Tensor) -> bool:
+    """Whether the kernels of similarity_softmax serve these rows [N, D] best: see the top."""
+    return rows.is_cuda and rows.shape[1] <= FUSED_DIM
+
+
+def _fused(x: Tensor, y: Tensor, positive: Tensor, row_weight: Tensor, both: bool) -> Parts:
+    """By the similarity softmax, in which no column is a positive and the scale is 1."""
+    none = Pairing(0)
+    backend = registry.pick("similarity_softmax", similarity_softmax.problem(x, y, none))
+    one = positive.new_ones(())
+    lse, _, _ = backend.forward(x, y, one, none, False)
+    gap = lse - positive
+    total = (row_weight * F.softplus(gap, threshold=40.0)).sum()
+    share = row_weight * gap.sigmoid()
+    d_rows = backend.backward(x, y, one, none, (lse, share), None)
+    d_negatives = positive.new_empty(0)
+    if both:
+        d_negatives = backend.backward(y, x, one, none, None, (lse, share))
+    return total.to(positive.dtype), d_rows, d_negatives, -share.to(positive.dtype)
+
+
+def _by_blocks(x: Tensor, y: Tensor, positive: Tensor, row_weight: Tensor, both: bool) -> Parts:
+    """By linear cross-entropy, in which a row's positive is a class of its own."""
+    backend = registry.pick("linear_cross_entropy", linear_cross_entropy.problem(x, y))
+    lse, _, d_rows, d_negatives, _ = backend.gradients(
+        x, y, None, positive, row_weight, 0.0, Wants(True, both, False)
+    )
+    gap = lse - positive
+    total = (row_weight * F.softplus(gap, threshold=40.0)).sum()
+    return total, d_rows, d_negatives, -row_weight * gap.sigmoid()
 
 
 @torch.library.custom_op("sslfast::weighted_info_nce", mutates_args=())
@@ -36,18 +81,12 @@ def weighted_info_nce(
 
     Returns:
         The sum, 0-d, and the gradients of rows, negatives (empty where not needed) and positive,
-        all in the accumulation dtype. 4 N K D FLOP, and 2 more for the gradient of negatives.
+        all in the accumulation dtype.
     """
-    x, y = rows.contiguous(), negatives.contiguous()
-    backend = registry.pick(OP, kernels.problem(x, y))
-    wants = Wants(True, negatives_gradient, False)
+    run = _fused if runs_fused(rows) else _by_blocks
+    tensors = rows.contiguous(), negatives.contiguous(), positive.contiguous(), row_weight
     with torch.autocast(rows.device.type, enabled=False):  # sums are never in half precision
-        lse, _, d_rows, d_negatives, _ = backend.gradients(
-            x, y, None, positive.contiguous(), row_weight, 0.0, wants
-        )
-        gap = lse - positive
-        total = (row_weight * F.softplus(gap, threshold=40.0)).sum()
-        return total, d_rows, d_negatives, -row_weight * gap.sigmoid()
+        return run(*tensors, negatives_gradient)
 
 
 @weighted_info_nce.register_fake

@@ -1,0 +1,71 @@
+"""Vectors divided by their norms, in their own dtype: schema, fake, autograd.
+
+Norms and quotients are taken in the accumulation dtype and rounded once, as they are written. On a
+GPU 16-bit vectors then cost 6 bytes a number, two passes, and no copy of them in float32: neither
+on the way nor kept for the backward pass, which has the vectors as they were given.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sslfast.kernels.similarity_softmax import accumulation_dtype
+
+from ._gradients import no_double_backward
+
+EPS = 1e-12  # of torch.nn.functional.normalize; in the accumulation dtype, so fp16 has no NaN
+
+
+def unit_rows(x: Tensor) -> Tensor:
+    """The vectors x / max(||x||, 1e-12) along the last dimension, in the dtype of x.
+
+    Args:
+        x: [..., D], float16, bfloat16, float32 or float64.
+    """
+    if x.dtype == accumulation_dtype(x.dtype):
+        return F.normalize(x, dim=-1)
+    return _unit_rows(x)[0]
+
+
+@torch.library.custom_op("sslfast::unit_rows", mutates_args=())
+def _unit_rows(x: Tensor) -> tuple[Tensor, Tensor]:
+    """The unit vectors of 16-bit ones, and their norms [..., 1] in float32."""
+    with torch.autocast(x.device.type, enabled=False):
+        norms = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+        norms.clamp_min_(EPS)
+        return torch.div(x, norms, out=x.new_empty(x.shape)), norms
+
+
+@_unit_rows.register_fake
+def _(x: Tensor) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape), x.new_empty((*x.shape[:-1], 1), dtype=torch.float32)
+
+
+@torch.library.custom_op("sslfast::unit_rows_backward", mutates_args=())
+def _unit_rows_backward(gradient: Tensor, x: Tensor, norms: Tensor) -> Tensor:
+    """(g - u <u, g>) / ||x|| with u = x / ||x||; a vector shorter than EPS is only scaled."""
+    with torch.autocast(x.device.type, enabled=False):
+        along = (x.float() * gradient).sum(-1, keepdim=True)
+        along = (along / norms.square()).masked_fill_(norms <= EPS, 0)
+        d_x = torch.addcmul(gradient, along, x, value=-1)  # in float32, as along is
+        return torch.div(d_x, norms, out=x.new_empty(x.shape))
+
+
+@_unit_rows_backward.register_fake
+def _(gradient: Tensor, x: Tensor, norms: Tensor) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(inputs[0], output[1])
+    ctx.mark_non_differentiable(output[1])
+
+
+def _backward(ctx: Any, gradient: Tensor, _: None) -> Tensor:
+    return _unit_rows_backward(gradient, *ctx.saved_tensors)
+
+
+_unit_rows.register_autograd(_backward, setup_context=_setup_context)
+_unit_rows_backward.register_autograd(no_double_backward)

@@ -1,8 +1,8 @@
-"""Sums over the rows of a class, one for each row: y_i = sum_{j : label_j = label_i} x_j.
+"""Sums over the rows of a class, one for each row: y_i = sum_{j : class_j = class_i} x_j.
 
-``sums(x [M, D], labels int64 or int32 [M]) -> y [M, D]`` in the dtype of x, which is float32 or
-float64. The matrix of equal labels is symmetric: the gradient of x is the same function of that
-of y. Memory is linear in M, and results are the same from run to run.
+``sums(x [M, D], classes int64 [M]) -> y [M, D]`` in the dtype of x, which is float32 or float64;
+classes are numbered in any way within [0, M). The matrix of equal classes is symmetric: the
+gradient of x is the same function of that of y. Results are the same from run to run.
 """
 
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""The oracle: a product with the matrix of equal labels."""
+"""The oracle: a product with the matrix of equal classes."""
 
 from torch import Tensor
 
@@ -13,6 +13,6 @@ def supports(problem: Problem) -> str | None:
     return None
 
 
-def sums(x: Tensor, labels: Tensor) -> Tensor:
+def sums(x: Tensor, classes: Tensor) -> Tensor:
     """Sums of the rows' classes; see the package."""
-    return (labels[:, None] == labels).to(x.dtype) @ x
+    return (classes[:, None] == classes).to(x.dtype) @ x

@@ -1,4 +1,4 @@
-"""Torch only, any device: rows sorted by label, added up in a tree. No atomics, no index_add.
+"""Torch only, any device: rows sorted by class, added up in a tree. No atomics, no index_add.
 
 A running sum within each class, whose last row then has the whole. Within tiles of WIDTH rows it is
 made by doubling: a row adds that 1, 2, 4 ... before it, where that is of its class. The tiles' last
@@ -22,13 +22,13 @@ def supports(problem: Problem) -> str | None:
     return None
 
 
-def _running(x: Tensor, labels: Tensor) -> Tensor:
-    """Sums of the rows so far of the same class, for rows [M, D] sorted by label; spoils x."""
+def _running(x: Tensor, classes: Tensor) -> Tensor:
+    """Sums of the rows so far of the same class, for rows [M, D] sorted by class; spoils x."""
     m = len(x)
     if gap := -m % WIDTH:  # fill up the last tile
         x = torch.cat((x, x[-1:].expand(gap, -1)))
-        labels = torch.cat((labels, labels[-1:].expand(gap)))
-    tiles, of = x.view(-1, WIDTH, x.shape[1]), labels.view(-1, WIDTH)
+        classes = torch.cat((classes, classes[-1:].expand(gap)))
+    tiles, of = x.view(-1, WIDTH, x.shape[1]), classes.view(-1, WIDTH)
     step = 1
     while step < WIDTH:
         same = (of[:, step:] == of[:, :-step])[..., None]
@@ -40,10 +40,10 @@ def _running(x: Tensor, labels: Tensor) -> Tensor:
     return x[:m]
 
 
-def sums(x: Tensor, labels: Tensor) -> Tensor:
+def sums(x: Tensor, classes: Tensor) -> Tensor:
     """Sums of the rows' classes; see the package."""
     if not x.numel():
         return x.clone()
-    known, order = labels.sort(stable=True)
+    known, order = classes.sort(stable=True)
     running = _running(x[order], known)
-    return running[torch.searchsorted(known, labels, right=True) - 1]
+    return running[torch.searchsorted(known, classes, right=True) - 1]

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sslfast.ops.class_sums import class_sizes, class_sums
+from sslfast.ops.class_sums import class_sums, classes_of
 from sslfast.ops.similarity_softmax import similarity_softmax
 
 from ._common import check_labels, reduce, scale_of
@@ -43,8 +43,9 @@ def supcon(
     lse, _, _ = similarity_softmax(
         z.to(features.dtype), None, scale, 0, 0, True, normalize=False, column_lse=False
     )
-    of_class = class_sums(z, labels)
-    others = (class_sizes(labels) - 1).to(lse.dtype)
+    classes, sizes = classes_of(labels)
+    of_class = class_sums(z, classes)
+    others = (sizes - 1).to(lse.dtype)
     positives = scale * ((z * of_class).sum(1) - (z * z).sum(1))
     has = others > 0
     loss = torch.where(has, lse - positives / others.clamp_min(1), 0)

@@ -9,13 +9,14 @@ from torch import Tensor
 from sslfast.losses.distributed import global_similarity_softmax
 from sslfast.losses.exchange import Exchange, Group, group_of, name_of
 from sslfast.ops._gradients import no_double_backward
-from sslfast.ops.class_sums import class_sums
+from sslfast.ops.class_sums import class_sums, classes_of
 
 
 def _class_sums(x: Tensor, class_of: Tensor, classes: Tensor, group: str) -> Tensor:
     """Sum over the rows of all ranks with the class of each row of this rank."""
     sums = x.new_zeros(int(classes), x.shape[1])
-    sums[class_of] = class_sums(x, class_of)  # every row of a class brings the same
+    here, _ = classes_of(class_of)
+    sums[class_of] = class_sums(x, here)  # every row of a class brings the same
     dist.all_reduce(sums, group=group_of(group))
     return sums[class_of]
 

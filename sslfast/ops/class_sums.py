@@ -12,21 +12,21 @@ OP = "class_sums"
 
 
 @torch.library.custom_op("sslfast::class_sums", mutates_args=())
-def class_sums(x: Tensor, labels: Tensor) -> Tensor:
-    """Of every row, the sum of all rows with its label, itself among them.
+def class_sums(x: Tensor, classes: Tensor) -> Tensor:
+    """Of every row, the sum of all rows of its class, itself among them.
 
     Args:
         x: [M, D], float32 or float64.
-        labels: int64 or int32 [M] on the same device.
+        classes: int64 [M] on the same device, within [0, M), as from ``classes_of``.
 
     Returns:
         [M, D] in the dtype of x. Differentiable as often as asked.
     """
-    return registry.pick(OP, kernels.problem(x)).sums(x, labels)
+    return registry.pick(OP, kernels.problem(x)).sums(x, classes)
 
 
 @class_sums.register_fake
-def _(x: Tensor, labels: Tensor) -> Tensor:
+def _(x: Tensor, classes: Tensor) -> Tensor:
     return x.new_empty(x.shape)
 
 
@@ -41,7 +41,8 @@ def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
 class_sums.register_autograd(_backward, setup_context=_setup_context)
 
 
-def class_sizes(labels: Tensor) -> Tensor:
-    """Of every row, how many rows have its label, itself among them: int64 [M]."""
+def classes_of(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Of every row, a number of its class in [0, M), and how many rows that has: int64 [M] each."""
     known = labels.sort().values
-    return torch.searchsorted(known, labels, right=True) - torch.searchsorted(known, labels)
+    first = torch.searchsorted(known, labels)
+    return first, torch.searchsorted(known, labels, right=True) - first

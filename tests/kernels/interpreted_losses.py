@@ -18,6 +18,7 @@ from sslfast.kernels.linear_cross_entropy import triton as classifier
 from sslfast.kernels.sigmoid_contrast import problem, triton
 from sslfast.kernels.sigmoid_contrast import reference as oracle
 from sslfast.kernels.similarity_softmax import Pairing
+from sslfast.ops import info_nce
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")
 
@@ -253,3 +254,20 @@ def test_targets_that_are_no_class(generator: torch.Generator) -> None:
     lse, target_logit = classifier.forward(x, w, None, given)
     torch.testing.assert_close(lse.double(), want[0], rtol=1e-5, atol=1e-6)
     assert torch.equal(target_logit, given)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_info_nce_by_the_similarity_softmax(
+    dtype: torch.dtype, generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MoCo on a GPU, with gradients of its queue too; one of them loses nothing when tiny."""
+    set_tile(monkeypatch, 32, 16, 32, 32)
+    x, y = 10 * unit_rows(40, 24, dtype, generator), unit_rows(70, 24, dtype, generator)
+    positive = 8 + torch.randn(40, generator=generator)
+    weight = torch.rand(40, generator=generator) / 1e6
+    with registry.use_backend("triton"):
+        got = info_nce._fused(x, y, positive, weight, True)
+    with registry.use_backend("reference"):
+        want = info_nce._by_blocks(*double(x, y, positive, weight), True)
+    for value, exact in zip(got, want, strict=True):
+        assert (value - exact).norm() <= (2e-5 + ROUNDING[dtype]) * exact.norm()

@@ -1,11 +1,14 @@
-"""The op of InfoNCE in one direction as torch sees it; its kernels are linear_cross_entropy's."""
+"""The op of InfoNCE in one direction as torch sees it, on both kinds of kernels."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import sslfast
+from sslfast.functional import info_nce
+from sslfast.ops import info_nce as op
 from sslfast.ops.info_nce import weighted_info_nce
 
 
@@ -20,9 +23,18 @@ def plain(rows: Tensor, negatives: Tensor, positive: Tensor, weight: Tensor) -> 
     return (weight * F.softplus((rows @ negatives.T).logsumexp(1) - positive)).sum()
 
 
+def fuse(patch: pytest.MonkeyPatch) -> None:
+    """Take the way that is meant for a GPU."""
+    patch.setattr(op, "runs_fused", lambda rows: True)
+    patch.setattr("sslfast.functional._info_nce.runs_fused", lambda rows: True)
+
+
 @pytest.mark.parametrize("backend", ["reference", "tiled"])
-def test_gradcheck(backend: str) -> None:
+@pytest.mark.parametrize("fused", [False, True])
+def test_gradcheck(backend: str, fused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     weight = torch.rand(5, dtype=torch.float64)
+    if fused:
+        fuse(monkeypatch)
     with sslfast.use_backend(backend):
         assert torch.autograd.gradcheck(
             lambda *a: weighted_info_nce(*a, weight, True)[0], inputs(5, 7, 3, torch.float64)
@@ -61,3 +73,45 @@ def test_no_second_derivative() -> None:
     torch.testing.assert_close(gradient.detach(), d_rows.detach())
     with pytest.raises(RuntimeError, match="this loss has no second derivative"):
         gradient.square().sum().backward()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("needed", [False, True])
+def test_fused_and_by_blocks_agree(
+    dtype: torch.dtype, shared: bool, needed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tensors = [torch.randn(n, 12).to(dtype).requires_grad_() for n in (60, 60, 333)[: 2 + shared]]
+    tensors[-1].requires_grad_(needed)
+    temperature = torch.tensor(0.1, requires_grad=True)
+    inputs = [x for x in (*tensors, temperature) if x.requires_grad]
+
+    def run() -> tuple[Tensor, ...]:
+        loss = info_nce(*tensors, temperature=temperature)
+        return loss, *torch.autograd.grad(loss, inputs)
+
+    by_blocks = run()
+    fuse(monkeypatch)
+    with sslfast.use_backend("tiled"):
+        found = run()
+    for value, other in zip(found, by_blocks, strict=True):
+        assert (value.double() - other).norm() <= (4e-6 if dtype == torch.float32 else 1e-2) * (
+            other.double().norm()
+        )
+
+
+def test_the_rule() -> None:
+    """Fused on a GPU while a gradient row fits one program."""
+    for device, dim, fused in (("cuda", 256, True), ("cuda", 257, False), ("cpu", 64, False)):
+        with FakeTensorMode():
+            assert op.runs_fused(torch.empty(3, dim, device=device)) == fused
+
+
+def test_a_queue_may_change_before_the_backward_pass() -> None:
+    for run in (op._fused, op._by_blocks):
+        rows, queue, positive = (x.detach() for x in inputs(6, 9, 4, torch.float32))
+        with sslfast.use_backend("tiled"):
+            found = run(rows, queue, positive, torch.ones(6), False)
+        kept = [x.clone() for x in found]
+        queue.zero_()
+        assert all(torch.equal(a, b) for a, b in zip(found, kept, strict=True))

@@ -167,6 +167,11 @@ def linear_case(n: int, d: int, v: int, device: torch.device, dtype: torch.dtype
         providers["F.linear_cross_entropy, chunked"] = lambda *a: F.linear_cross_entropy(
             *a, options=chunked
         )
+        if device.type == "cuda":  # whose own choice adds 16-bit gradients up in 16 bits
+            wide = torch.nn.LinearCrossEntropyOptions(acc_policy="balanced")
+            providers["F.linear_cross_entropy, chunked, float32 sums"] = lambda *a: (
+                F.linear_cross_entropy(*a, options=wide)
+            )
     providers[OURS] = functional.linear_cross_entropy
     if device.type == "cuda":
         providers["cut-cross-entropy"] = common.Lazy(lambda: _cce("high"))

@@ -7,6 +7,7 @@ from torch import Tensor
 from sslfast.kernels.similarity_softmax import statistics_dtype
 from sslfast.ops.info_nce import runs_fused, weighted_info_nce
 from sslfast.ops.linear_cross_entropy import weighted_linear_cross_entropy
+from sslfast.ops.scaled_pairs import scaled_pairs
 from sslfast.ops.similarity_softmax import similarity_softmax
 from sslfast.ops.unit_rows import unit_rows
 
@@ -104,12 +105,11 @@ def _in_forward(
     query: Tensor, positive_key: Tensor, negative_keys: Tensor | None, scale: Tensor, reduction: str
 ) -> Tensor:
     """The same sum or mean, its gradients formed with it."""
-    q, key = (F.normalize(x.to(scale.dtype), dim=1) for x in (query, positive_key))
     if negative_keys is not None:
-        positive = scale * (q * key).sum(1)
-        rows, negatives = (scale * q).to(query.dtype), unit_rows(negative_keys)
-        return summed_info_nce(rows, negatives, positive, reduction)
-    rows, keys = (scale * q).to(query.dtype), key.to(query.dtype)
+        rows, positive = scaled_pairs(query, positive_key, scale)
+        return summed_info_nce(rows, unit_rows(negative_keys), positive, reduction)
+    q = F.normalize(query.to(scale.dtype), dim=1)
+    rows, keys = (scale * q).to(query.dtype), unit_rows(positive_key)
     n = len(query)
     weight = row_weights(n, reduction, scale)
     targets = torch.arange(n, device=query.device)

@@ -10,9 +10,11 @@ from torch import Tensor, nn
 from sslfast.functional import ntxent
 from sslfast.functional._common import check_embeddings, info_nce_from_logits, scale_of
 from sslfast.functional._info_nce import summed_info_nce
+from sslfast.kernels.similarity_softmax import accumulation_dtype
 from sslfast.losses.distributed import global_ntxent_rows
 from sslfast.losses.exchange import check_exchange, gather_rows, name_of, world_size
 from sslfast.losses.memory_bank import MemoryBank
+from sslfast.ops.scaled_pairs import scaled_pairs
 from sslfast.ops.unit_rows import unit_rows
 
 
@@ -86,8 +88,9 @@ class NTXentLoss(nn.Module):
             raise ValueError(
                 f"embeddings have dimension {out0.shape[1]}, the memory bank {bank.shape[1]}"
             )
-        loss, keys = _moco(out0, out1, bank, self.temperature)
+        loss = _moco(out0, out1, bank, self.temperature)
         if out0.requires_grad:
+            keys = F.normalize(out1.detach().to(accumulation_dtype(out1.dtype)), dim=1)
             if self._gathers:
                 keys, _ = gather_rows(keys, name_of(self.process_group))
             self.memory_bank.enqueue(keys)
@@ -100,12 +103,9 @@ class NTXentLoss(nn.Module):
         return (factor * info_nce_from_logits(lse, positive).sum()).to(scale.dtype)
 
 
-def _moco(query: Tensor, key: Tensor, bank: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """InfoNCE of queries against their keys and the bank's unit entries; the unit keys."""
-    scale = scale_of(temperature, query)
-    q, k = (F.normalize(x.to(scale.dtype), dim=1) for x in (query, key))
-    positive = scale * (q * k).sum(1)
+def _moco(query: Tensor, key: Tensor, bank: Tensor, temperature: float) -> Tensor:
+    """InfoNCE of queries against their keys and the bank's unit entries."""
+    rows, positive = scaled_pairs(query, key, scale_of(temperature, query))
     # The gradient is formed at once: nothing of the bank is kept, which goes on changing. A bank of
     # the queries' dtype (loss.to(dtype)) is used as it is, another one is copied.
-    rows, negatives = (x.to(query.dtype) for x in (scale * q, bank))
-    return summed_info_nce(rows, negatives, positive, "mean"), k.detach()
+    return summed_info_nce(rows, bank.to(query.dtype), positive, "mean")

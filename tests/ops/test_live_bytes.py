@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 from sslfast.kernels.linear_cross_entropy import Wants
 from sslfast.ops._gradients import times
 from sslfast.ops.linear_cross_entropy import _as_inputs
+from sslfast.ops.scaled_pairs import _scaled_pairs
 from sslfast.ops.unit_rows import _unit_rows
 
 classifier = pytest.importorskip("sslfast.kernels.linear_cross_entropy.triton")
@@ -125,6 +126,17 @@ def test_linear_cross_entropy(dtype: torch.dtype, n: int, d: int, v: int) -> Non
     with LiveBytes() as live:
         _as_inputs((d_x, d_w, d_b), (dtype, dtype, None), (True, True, False), factor)
     assert live.peak == size * (v * d + n * d)
+
+
+@pytest.mark.usefixtures("_fake_gpu")
+def test_pairs_keep_no_copies_in_float32() -> None:
+    query, key = (torch.empty(8192, 128, dtype=torch.float16, device="cuda") for _ in "qk")
+    scale = torch.empty((), device="cuda")
+    with LiveBytes() as live:
+        kept = _scaled_pairs._init_fn(query, key, scale)
+    held = 2 * query.numel() + 4 * 4 * len(query)
+    assert sum(x.untyped_storage().nbytes() for x in kept) == held
+    assert live.peak <= held + 4 * query.numel() + 4 * 4 * len(query)
 
 
 @pytest.mark.usefixtures("_fake_gpu")

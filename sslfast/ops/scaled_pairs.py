@@ -45,7 +45,7 @@ def _scaled_pairs(
     """Rows and logits of 16-bit vectors; the cosines and both norms [N] in float32."""
     with torch.autocast(query.device.type, enabled=False):
         q, k = _norms(query), _norms(key)
-        rows = torch.mul(query, (scale / q)[:, None], out=query.new_empty(query.shape))
+        rows = torch.mul(query, (scale / q).unsqueeze(1), out=query.new_empty(query.shape))
         cosine = query.float().mul_(key).sum(1).div_(q * k)
         return rows, scale * cosine, cosine, q, k
 
@@ -77,17 +77,17 @@ def _scaled_pairs_backward(
     A vector shorter than EPS is only scaled.
     """
     with torch.autocast(query.device.type, enabled=False):
-        unit = query / q[:, None]
+        unit = query / q.unsqueeze(1)
         along = (unit * d_rows).sum(1) + d_positive * cosine
         d_key = query.new_empty(0)
         if key_gradient:
             back = (cosine / k).masked_fill(k <= EPS, 0)
-            d_unit = torch.addcmul(unit, back[:, None], key, value=-1)
+            d_unit = torch.addcmul(unit, back.unsqueeze(1), key, value=-1)
             share = scale * d_positive / k
-            d_key = torch.mul(d_unit, share[:, None], out=key.new_empty(key.shape))
-        h = torch.addcmul(d_rows, (d_positive / k)[:, None], key)
-        h.addcmul_(along.masked_fill(q <= EPS, 0)[:, None], unit, value=-1)
-        d_query = torch.mul(h, (scale / q)[:, None], out=query.new_empty(query.shape))
+            d_key = torch.mul(d_unit, share.unsqueeze(1), out=key.new_empty(key.shape))
+        h = torch.addcmul(d_rows, (d_positive / k).unsqueeze(1), key)
+        h.addcmul_(along.masked_fill(q <= EPS, 0).unsqueeze(1), unit, value=-1)
+        d_query = torch.mul(h, (scale / q).unsqueeze(1), out=query.new_empty(query.shape))
         return d_query, d_key, along.sum()
 
 

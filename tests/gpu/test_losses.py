@@ -1,15 +1,10 @@
 """Every loss class on a GPU: the same bits twice, near float64, and what InfoNCE runs on."""
 
-import sys
-from pathlib import Path
-
+import every_loss
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "losses"))
-import every_loss
 
 import sslfast
 from sslfast.functional import info_nce

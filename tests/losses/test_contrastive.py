@@ -1,9 +1,13 @@
 """InfoNCE, CLIP and SupCon against peers' own code and plain PyTorch in float64."""
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import peers
 from sslfast.functional import clip, info_nce, supcon
@@ -57,6 +61,38 @@ def test_clip_equals_open_clip(n: int) -> None:
         same(ours(image, text, scale), open_clip.ClipLoss()(image, text, scale), image, text, scale)
     both = ClipLoss()(image, text, scale, torch.ones(1), output_dict=True)
     assert torch.equal(both["contrastive_loss"], ClipLoss()(image, text, scale))
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_clip_keeps_16_bit_features_as_they_are(smoothing: float) -> None:
+    image, text = (F.normalize(torch.randn(40, 7), dim=1).bfloat16() for _ in range(2))
+    kept: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
+        loss = clip(image.requires_grad_(), text.requires_grad_(), 10.0, label_smoothing=smoothing)
+    assert {x.dtype for x in kept if x.dim() == 2} == {torch.bfloat16}
+    exact = clip(image.double(), text.double(), 10.0, label_smoothing=smoothing)
+    torch.testing.assert_close(loss.double(), exact, rtol=1e-4, atol=0)
+
+
+class Made(TorchDispatchMode):
+    """Collects what is made outside of the custom ops."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tensors: list[Tensor] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None):
+        result = function(*args, **(kwargs or {}))
+        self.tensors += [x for x in tree_leaves(result) if isinstance(x, Tensor)]
+        return result
+
+
+def test_clip_makes_no_float32_copies_without_smoothing() -> None:
+    image, text = (F.normalize(torch.randn(40, 7), dim=1).bfloat16() for _ in range(2))
+    with Made() as made:
+        clip(image, text, 10.0)
+    assert made.tensors
+    assert not [x for x in made.tensors if x.shape == image.shape]
 
 
 @pytest.mark.parametrize("local_loss", [False, True])

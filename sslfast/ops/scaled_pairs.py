@@ -28,10 +28,11 @@ def scaled_pairs(query: Tensor, key: Tensor, scale: Tensor) -> tuple[Tensor, Ten
     Returns:
         [N, D] in the dtype of query, [N] in the accumulation dtype.
     """
-    if query.dtype == accumulation_dtype(query.dtype):
-        q, k = F.normalize(query, dim=1), F.normalize(key, dim=1)
-        return scale * q, scale * (q * k).sum(1)
-    return _scaled_pairs(query, key, scale)[:2]
+    dtype = accumulation_dtype(query.dtype)
+    if query.is_cuda and query.dtype != dtype:
+        return _scaled_pairs(query, key, scale)[:2]
+    q, k = (F.normalize(x.to(dtype), dim=1) for x in (query, key))
+    return (scale * q).to(query.dtype), scale * (q * k).sum(1)
 
 
 def _norms(x: Tensor) -> Tensor:

@@ -24,9 +24,10 @@ def unit_rows(x: Tensor) -> Tensor:
     Args:
         x: [..., D], float16, bfloat16, float32 or float64.
     """
-    if x.dtype == accumulation_dtype(x.dtype):
-        return F.normalize(x, dim=-1)
-    return _unit_rows(x)[0]
+    dtype = accumulation_dtype(x.dtype)
+    if x.is_cuda and x.dtype != dtype:
+        return _unit_rows(x)[0]
+    return F.normalize(x.to(dtype), dim=-1).to(x.dtype)  # on a CPU an op takes longer than a copy
 
 
 @torch.library.custom_op("sslfast::unit_rows", mutates_args=())

@@ -10,6 +10,8 @@ import sslfast
 from sslfast.functional import info_nce
 from sslfast.ops import info_nce as op
 from sslfast.ops.info_nce import weighted_info_nce
+from sslfast.ops.scaled_pairs import _scaled_pairs
+from sslfast.ops.unit_rows import _unit_rows
 
 
 def inputs(n: int, k: int, d: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
@@ -26,7 +28,10 @@ def plain(rows: Tensor, negatives: Tensor, positive: Tensor, weight: Tensor) -> 
 def fuse(patch: pytest.MonkeyPatch) -> None:
     """Take the way that is meant for a GPU."""
     patch.setattr(op, "runs_fused", lambda rows: True)
-    patch.setattr("sslfast.functional._info_nce.runs_fused", lambda rows: True)
+    function = "sslfast.functional._info_nce"
+    patch.setattr(f"{function}.runs_fused", lambda rows: True)
+    patch.setattr(f"{function}.unit_rows", lambda x: _unit_rows(x)[0])
+    patch.setattr(f"{function}.scaled_pairs", lambda *given: _scaled_pairs(*given)[:2])
 
 
 @pytest.mark.parametrize("backend", ["reference", "tiled"])

@@ -47,7 +47,7 @@ def _scaled_pairs(
     with torch.autocast(query.device.type, enabled=False):
         q, k = _norms(query), _norms(key)
         rows = torch.mul(query, (scale / q).unsqueeze(1), out=query.new_empty(query.shape))
-        cosine = query.float().mul_(key).sum(1).div_(q * k)
+        cosine = query.to(torch.float32, copy=True).mul_(key).sum(1).div_(q * k)
         return rows, scale * cosine, cosine, q, k
 
 

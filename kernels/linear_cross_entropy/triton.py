@@ -15,6 +15,7 @@ import triton
 from torch import Tensor
 
 from .._growth import growth_of
+from .._products import multiply, rows_of_a_block
 from .._tiles import (
     DIMS,
     DTYPES,
@@ -26,7 +27,7 @@ from .._tiles import (
     splits,
     static_tile,
 )
-from .._triton import DEVICE, INTERPRETED, Compilation, signature, unavailable
+from .._triton import DEVICE, Compilation, signature, unavailable
 from .._tuning import tile_for
 from ..similarity_softmax.triton import merged
 from . import Problem, Wants
@@ -38,28 +39,14 @@ PRIORITY = 20
 
 available = unavailable
 
-# A block of logits and weights takes at most this, or as much as the gradient of the weight matrix
-# in float32 where that is more: adding to the latter then takes a small part of the block's time.
-BLOCK_BYTES = 1 << 30
-
 _ELEMENTWISE = {"BLOCK": 4096}
 _ELEMENTWISE_OPTIONS = {"num_warps": 8, "enable_fp_fusion": True}
 _RESIDENT = 8  # programs of the elementwise kernels that a multiprocessor runs at a time
-
-# Before 2.10, torch adds 16-bit products to 16-bit tensors only.
-_ADDS_IN_FLOAT32 = torch.__version__ >= (2, 10)  # type: ignore[operator]  # a TorchVersion
 
 
 def supports(problem: Problem) -> str | None:
     """Everything in up to float32."""
     return refuses(problem.dtype)
-
-
-def rows_of_a_block(rows: int, classes: int, dim: int, dtype: torch.dtype) -> int:
-    """Rows whose logits are in memory at a time: nearly equal blocks within the budget."""
-    a_row = classes * (4 if dtype == torch.float32 else 4 + dtype.itemsize)
-    most = max(max(BLOCK_BYTES, 4 * classes * dim) // a_row, 1)
-    return triton.cdiv(rows, triton.cdiv(rows, most))
 
 
 def forward(
@@ -114,7 +101,8 @@ def gradients(
         return lse, target_logit, d_hidden, d_weight.zero_(), d_bias.zero_()
     row_weight = row_weight.contiguous()
     growth = growth_of(row_weight) if hidden.dtype == torch.float16 else None
-    step = rows_of_a_block(n, v, dim, hidden.dtype)
+    a_logit = 4 if hidden.dtype == torch.float32 else 4 + hidden.dtype.itemsize
+    step = rows_of_a_block(n, v * a_logit, 4 * v * dim)
     for first in range(0, n, step):
         rows = slice(first, first + step)
         x = hidden[rows]
@@ -122,9 +110,9 @@ def gradients(
             x, weight, bias, targets[rows], row_weight[rows], growth, smoothing
         )
         if wants.hidden:
-            _multiply(g, weight, d_hidden[rows])
+            multiply(g, weight, d_hidden[rows])
         if wants.weight:
-            _multiply(g.T, x, d_weight, add=first > 0)
+            multiply(g.T, x, d_weight, add=first > 0)
         if wants.bias:
             part = g.sum(0, dtype=torch.float32)
             d_bias = d_bias.add_(part) if first else part
@@ -146,7 +134,7 @@ def _weights(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """G of a block in the operands' dtype, times its growth; log-sum-exps and targets' logits."""
     n, v = len(x), len(weight)
-    logits = _multiply(x, weight.T, _empty(x, n, v))
+    logits = multiply(x, weight.T, _empty(x, n, v))
     g = logits if x.dtype == torch.float32 else logits.new_empty(n, v, dtype=x.dtype)
     chunks = triton.cdiv(v, _ELEMENTWISE["BLOCK"])
     parts = splits(n, chunks, _RESIDENT * multiprocessors(x.device))
@@ -166,19 +154,6 @@ def _weights(
 
 def _empty(like: Tensor, *shape: int) -> Tensor:
     return like.new_empty(shape, dtype=torch.float32)
-
-
-def _multiply(a: Tensor, b: Tensor, out: Tensor, add: bool = False) -> Tensor:
-    """The product a b, written or added to a float32 ``out``; sums are in float32."""
-    if INTERPRETED:
-        a, b = a.float(), b.float()
-    if a.dtype == torch.float32:
-        return torch.addmm(out, a, b, out=out) if add else torch.mm(a, b, out=out)
-    if not add:
-        return torch.mm(a, b, out_dtype=torch.float32, out=out)
-    if _ADDS_IN_FLOAT32:
-        return torch.addmm(out, a, b, out_dtype=torch.float32, out=out)
-    return out.add_(torch.mm(a, b, out_dtype=torch.float32))
 
 
 def ahead_of_time(capability: int, dims: tuple[int, ...] = DIMS) -> Iterator[Compilation]:

@@ -16,7 +16,7 @@ With logits t_ij = s <x_i, y_j>, every backend has two functions.
 
 ``backward_both(..., positive)`` with the arguments of backward and the weights [M] that stand in G
     at the rows' positives, where a backend gains from doing both sides of the rectangular form in
-    one pass: -> (U [M, D], V [N, D]) with V_j = sum_i G_ij x_i.
+    one pass: -> (U [M, D], V [N, D]) with V_j = sum_i G_ij x_i. ``both_sides`` does it in two.
 
 A backend with ``KEEPS = True`` takes one argument more: ``forward(..., kept)`` leaves logits in it,
 as far as they fit, which ``backward(..., kept)`` and ``backward_both(..., kept)`` of the
@@ -30,6 +30,7 @@ them (g, h) have the statistics dtype; all else has the accumulation dtype. Noth
 values: non-finite in, non-finite out.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -140,3 +141,42 @@ def as_factors(side: tuple[Tensor, Tensor], dtype: torch.dtype) -> tuple[Tensor,
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype of sums and statistics: float64 for float64 inputs, else float32."""
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+Side = tuple[Tensor, Tensor] | None  # (log-sum-exps, what comes from above for them)
+Backward = Callable[[Tensor, Tensor, Tensor, Pairing, Side, Side], Tensor]
+
+
+def both_sides(
+    backward: Backward,
+    rows: Tensor,
+    columns: Tensor,
+    scale: Tensor,
+    pairing: Pairing,
+    row: Side,
+    column: Side,
+    positive: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """What backward_both returns, by two calls of ``backward``: the problem and its transpose."""
+    u = backward(rows, columns, scale, pairing, row, column)
+    v = backward(columns, rows, scale, pairing.transposed(), column, row)
+    add_both_positives(u, v, rows, columns, positive, pairing)
+    return u, v
+
+
+def add_both_positives(
+    u: Tensor, v: Tensor, rows: Tensor, columns: Tensor, weight: Tensor, pairing: Pairing
+) -> None:
+    """Positives' share of the gradients of rows and columns, in place; see ``add_positives``."""
+    add_positives(u, columns, weight, pairing)
+    add_positives(v, rows, weight.roll(pairing.shift), pairing.transposed())
+
+
+def add_positives(gradient: Tensor, other: Tensor, weight: Tensor, pairing: Pairing) -> None:
+    """gradient_i += weight_i other_positive(i), in place; weight is per row of the window."""
+    p, n = pairing, pairing.length
+    wrap = n - p.shift
+    for first, to, count in ((0, p.column_base + p.shift, wrap), (wrap, p.column_base, p.shift)):
+        rows = slice(p.row_base + first, p.row_base + first + count)
+        share = weight[first : first + count, None].to(gradient.dtype)
+        gradient[rows].addcmul_(share, other[to : to + count].to(gradient.dtype))

@@ -1,5 +1,8 @@
 """Triton on NVIDIA GPUs: row-stationary tiles in both directions; see the kernels' files.
 
+Where D is large, blocks of rows take their place: see _triton_blocks.py. All else here is about the
+tiles.
+
 M x N values are never held: beside its results the backward keeps 4 (M + N) bytes of factors for
 16-bit inputs and nothing for float32. Where row blocks are too few for the GPU, S programs share
 the columns of each (``_tiles.splits``): 8 S M bytes of partial statistics forward, 4 S M D of
@@ -13,6 +16,7 @@ import torch
 import triton
 from torch import Tensor
 
+from .._products import in_blocks
 from .._tiles import (
     DIMS,
     DTYPES,
@@ -26,11 +30,20 @@ from .._tiles import (
 )
 from .._triton import DEVICE, Compilation, signature, unavailable
 from .._tuning import tile_for
-from . import Pairing, Problem
+from . import Pairing, Problem, Side, _triton_blocks, add_both_positives, both_sides
 from ._triton_backward import backward_kernel, plan_kernel
 from ._triton_forward import forward_kernel, merge_kernel
 
-__all__ = ["DEVICE", "PRIORITY", "ahead_of_time", "available", "backward", "forward", "supports"]
+__all__ = [
+    "DEVICE",
+    "PRIORITY",
+    "ahead_of_time",
+    "available",
+    "backward",
+    "backward_both",
+    "forward",
+    "supports",
+]
 
 PRIORITY = 20
 
@@ -91,6 +104,9 @@ def forward(
     rows: Tensor, columns: Tensor | None, scale: Tensor, pairing: Pairing, column_lse: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Log-sum-exps and positive logits; see the package."""
+    if in_blocks(rows.shape[1]):
+        sizes = _sizes(rows, rows if columns is None else columns, pairing)
+        return _triton_blocks.statistics(rows, columns, scale, sizes, column_lse)
     lse, positive = _row_statistics(rows, rows if columns is None else columns, scale, pairing)
     if not column_lse:
         return lse, positive, lse.new_empty(0)
@@ -113,6 +129,8 @@ def backward(
     """
     if not rows.numel() or (row is None and column is None):
         return torch.zeros_like(rows, dtype=scale.dtype)
+    if in_blocks(rows.shape[1]):
+        return _by_blocks(rows, columns, scale, pairing, row, column, False)[0]
     y = rows if columns is None else columns
     m, dim = rows.shape
     arithmetic = arithmetic_of(rows.dtype)
@@ -132,6 +150,55 @@ def backward(
             **constants, BLOCK_U=tile.output, **options,
         )  # fmt: skip
     return u[0] if parts == 1 else u.sum(0)
+
+
+def backward_both(
+    rows: Tensor,
+    columns: Tensor,
+    scale: Tensor,
+    pairing: Pairing,
+    row: Side,
+    column: Side,
+    positive: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Unscaled gradients of rows and columns: of one sweep by blocks, else of two; see the package.
+
+    The positives' weights are added in float32.
+    """
+    if not in_blocks(rows.shape[1]) or (row is None and column is None):
+        return both_sides(backward, rows, columns, scale, pairing, row, column, positive)
+    u, v = _by_blocks(rows, columns, scale, pairing, row, column, True)
+    assert v is not None
+    add_both_positives(u, v, rows, columns, positive, pairing)
+    return u, v
+
+
+def _by_blocks(
+    rows: Tensor,
+    columns: Tensor | None,
+    scale: Tensor,
+    pairing: Pairing,
+    row: Side,
+    column: Side,
+    columns_gradient: bool,
+) -> tuple[Tensor, Tensor | None]:
+    if columns is None and row is not column:  # G is not symmetric
+        columns = rows
+    sizes = m, n, *_ = _sizes(rows, rows if columns is None else columns, pairing)
+    statistics = *_contiguous(row), *_contiguous(column)
+    plan: tuple[Tensor | None, ...] = (None, None, None)
+    if arithmetic_of(rows.dtype) == "16-bit" and m and n:
+        with torch.cuda.device_of(rows):
+            if column is not None:
+                plan = _plan(statistics, m, n)
+            else:  # only the growth of the rows' weights
+                plan = None, None, _plan((None, None, *statistics[:2]), n, m)[2]
+    u, v = _triton_blocks.gradients(rows, columns, scale, sizes, statistics, plan, columns_gradient)
+    if plan[2] is not None:
+        for gradient in (u, v):
+            if gradient is not None:
+                gradient.mul_(plan[2][3])
+    return u, v
 
 
 def _contiguous(side: tuple[Tensor, Tensor] | None) -> tuple[Tensor | None, Tensor | None]:

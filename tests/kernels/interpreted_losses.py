@@ -193,17 +193,6 @@ def test_classifier_non_finite_and_no_rows(generator: torch.Generator) -> None:
     assert classifier.forward(x[:0], w, None, torch.arange(0))[0].shape == (0,)
 
 
-def test_rows_of_a_block() -> None:
-    """Within the budget, nearly equal, never none."""
-    for n, v, d in ((1, 1, 1), (100, 50_000, 64), (100_000, 30_522, 768), (5000, 256_000, 4096)):
-        for dtype in DTYPES:
-            rows = classifier.rows_of_a_block(n, v, d, dtype)
-            a_row = v * (4 if dtype == torch.float32 else 6)
-            assert 1 <= rows <= n
-            assert rows == 1 or rows * a_row <= max(classifier.BLOCK_BYTES, 4 * v * d)
-            assert math.ceil(n / rows) * rows - n < math.ceil(n / rows)
-
-
 def test_refuse_float64_and_are_dispatched() -> None:
     x = torch.ones(4, 3)
     for op, module, describe in (

@@ -1,27 +1,34 @@
 """What ops share that multiply through memory, by cuBLAS, a block of rows at a time.
 
 linear_cross_entropy always does; similarity_softmax and sigmoid_contrast where ``in_blocks`` says
-so. Their other kernels keep the gradient of a block of rows beside the products: that needs D
-accumulators a row, and with more than 256 of them every program of 256 features forms the logits
-anew, from chunks of X and Y that come from L2 again for every tile. For M = N, in units of 2 M N D
-FLOP, both gradients cost (2 D / 256 + 2) that way; by blocks they cost 1 at the rate of a Triton
-product and 2 at that of cuBLAS, with 6 bytes of memory traffic a logit. At D = 512 that is 6 and 3,
-so blocks are taken for every D > 256, at any M and N: with few logits either is a matter of
-launches, of which blocks need no more.
+so. Their other kernels keep the gradient of a block of rows beside the products: that takes D
+accumulators a row, and beyond 256 of them every program of 256 features forms the logits anew, from
+chunks of X and Y that come from L2 again for every tile. In units of M N D FLOP the gradients of
+both sides then cost
+
+    4 (1 + ceil(D / 256))  with the gradient beside the products,
+    6                      by blocks: 2 in the sweep that writes the weights G, 4 by cuBLAS,
+
+beside 6 bytes of memory traffic a logit, 2 ps at 3 TB/s, where M N D FLOP take 0.8 ps a logit at
+D = 512 and 660 TFLOP/s: at D = 512 12 against 6 and a half, at D = 256 8 against 6 and 5, and the
+tiles of few features need no memory. So blocks are taken for every D > 256, at any M and N: with
+few logits either is a matter of launches, of which blocks need no more.
 """
 
 import torch
 import triton
 from torch import Tensor
 
-from ._tiles import Tile, arithmetic_of, multiprocessors, static_tile
+from ._tiles import Tile, arithmetic_of, multiprocessors, static_tile, total_memory
 from ._triton import INTERPRETED, capability
 
 RESIDENT_DIM = 256  # features whose gradients a program holds for a block of rows
 
-# What lies in memory of a block of rows takes at most this, or as much as the float32 gradient that
-# products are added to where that is more: adding then takes a small part of the block's time.
-BLOCK_BYTES = 1 << 30
+# What lies in memory of a block of rows takes at most this share of the GPU's memory (2.5 GiB of an
+# H100's) and no more than MOST_BYTES; or as much as the float32 gradient that products are added to
+# where that is more: adding then takes a small part of the block's time.
+SHARE = 32
+MOST_BYTES = 4 << 30
 
 # Before 2.10, torch adds 16-bit products to 16-bit tensors only.
 _ADDS_IN_FLOAT32 = torch.__version__ >= (2, 10)  # type: ignore[operator]  # a TorchVersion
@@ -32,15 +39,21 @@ def in_blocks(dim: int) -> bool:
     return dim > RESIDENT_DIM
 
 
-def rows_of_a_block(rows: int, row_bytes: float, added_bytes: int) -> int:
+def block_bytes(device: torch.device) -> int:
+    """What a block may take on a device, whatever is free there."""
+    return min(total_memory(device) // SHARE, MOST_BYTES)
+
+
+def rows_of_a_block(rows: int, row_bytes: float, added_bytes: int, device: torch.device) -> int:
     """Rows that are in memory at a time: nearly equal blocks within the budget, one row at least.
 
     Args:
         rows: all there are.
         row_bytes: what one of them takes.
         added_bytes: size of the float32 gradient that each block is added to.
+        device: whose memory it is.
     """
-    most = max(int(max(BLOCK_BYTES, added_bytes) / max(row_bytes, 1)), 1)
+    most = max(int(max(block_bytes(device), added_bytes) / max(row_bytes, 1)), 1)
     return triton.cdiv(rows, triton.cdiv(rows, most))
 
 

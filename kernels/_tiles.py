@@ -89,7 +89,7 @@ TILES: dict[tuple[str, int, str], Table] = {
 }
 # Form a tile of logits a program, over all features; float32 finds them in memory.
 TILES |= {
-    ("block", 8, "16-bit"): ((0, Tile(128, 128, 32, 0, 8, 3)),),
+    ("block", 8, "16-bit"): ((0, Tile(128, 128, 64, 0, 8, 3)),),
     ("block", 9, "16-bit"): ((0, Tile(256, 128, 64, 0, 8, 3)),),
     ("block", 10, "16-bit"): ((0, Tile(128, 128, 64, 0, 8, 3)),),
     ("block", 8, "tf32"): ((0, Tile(64, 128, 0, 0, 8, 1)),),
@@ -190,3 +190,15 @@ def multiprocessors(device: torch.device) -> int:
     if INTERPRETED:
         return 1
     return _multiprocessors(torch.cuda.current_device() if device.index is None else device.index)
+
+
+@lru_cache
+def _total_memory(index: int) -> int:
+    return torch.cuda.get_device_properties(index).total_memory
+
+
+def total_memory(device: torch.device) -> int:
+    """Bytes of memory of a GPU, free or not; 80 GiB where there is none (emulated, or traced)."""
+    if INTERPRETED or not torch.cuda.is_available():
+        return 80 << 30
+    return _total_memory(torch.cuda.current_device() if device.index is None else device.index)

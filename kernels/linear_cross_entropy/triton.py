@@ -102,7 +102,7 @@ def gradients(
     row_weight = row_weight.contiguous()
     growth = growth_of(row_weight) if hidden.dtype == torch.float16 else None
     a_logit = 4 if hidden.dtype == torch.float32 else 4 + hidden.dtype.itemsize
-    step = rows_of_a_block(n, v * a_logit, 4 * v * dim)
+    step = rows_of_a_block(n, v * a_logit, 4 * v * dim, hidden.device)
     for first in range(0, n, step):
         rows = slice(first, first + step)
         x = hidden[rows]

@@ -1,8 +1,8 @@
 """Losses and gradients a block of rows at a time, with weights in memory: for large D.
 
-One sweep of tiles, 2 M N D FLOP, gives losses, d_bias and the weights G in the operands' dtype, with
-one exponential and one division a logit; cuBLAS forms U = G Y and V = G^T X, which adds block to
-block in a fixed order: 6 M N D FLOP in all. A program has its tile of logits from a product over
+One sweep of tiles, 2 M N D FLOP, gives losses, d_bias and the weights G in the operands' dtype,
+with one exponential and one division a logit; cuBLAS forms U = G Y and V = G^T X, which adds block
+to block in a fixed order: 6 M N D FLOP in all. A program has its tile of logits from a product over
 all features and never writes it; float32 logits come from cuBLAS through memory, where G takes
 their place. When, and memory: see ``in_blocks`` of kernels/_products.py and
 similarity_softmax/_triton_blocks.py.
@@ -127,7 +127,8 @@ def run(
     constants, options = settings(dim, rows.dtype, arithmetic, tile)
     del constants["PRECISION"]
     a_logit = rows.element_size() if weighted or rows.dtype == torch.float32 else 0
-    step = rows_of_a_block(m, n * (a_logit + 8 / tile.columns), 4 * v.numel())
+    row_bytes = n * (a_logit + 8 / tile.columns)
+    step = rows_of_a_block(m, row_bytes, 4 * v.numel(), rows.device)
     with torch.cuda.device_of(rows):
         growth = None
         if row_weight is not None and arithmetic == "16-bit":

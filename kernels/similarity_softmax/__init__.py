@@ -16,7 +16,8 @@ With logits t_ij = s <x_i, y_j>, every backend has two functions.
 
 ``backward_both(..., positive)`` with the arguments of backward and the weights [M] that stand in G
     at the rows' positives, where a backend gains from doing both sides of the rectangular form in
-    one pass: -> (U [M, D], V [N, D]) with V_j = sum_i G_ij x_i. ``both_sides`` does it in two.
+    one pass: -> (U [M, D], V [N, D]) with V_j = sum_i G_ij x_i.
+    ``one_pass(problem) -> bool``, optional, says for which problems that is; without it, for all.
 
 A backend with ``KEEPS = True`` takes one argument more: ``forward(..., kept)`` leaves logits in it,
 as far as they fit, which ``backward(..., kept)`` and ``backward_both(..., kept)`` of the
@@ -30,8 +31,8 @@ them (g, h) have the statistics dtype; all else has the accumulation dtype. Noth
 values: non-finite in, non-finite out.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -91,6 +92,12 @@ def problem(rows: Tensor, columns: Tensor | None, pairing: Pairing) -> Problem:
     )
 
 
+def in_one_pass(backend: Any, problem: Problem) -> bool:
+    """Whether a backend is to be asked for the gradients of rows and columns together."""
+    pays = getattr(backend, "one_pass", None)
+    return hasattr(backend, "backward_both") and (pays is None or pays(problem))
+
+
 def kept_size(rows: Tensor, columns: Tensor | None) -> int:
     """How many floats of memory pay for logits that a forward pass keeps for its backward pass.
 
@@ -141,35 +148,6 @@ def as_factors(side: tuple[Tensor, Tensor], dtype: torch.dtype) -> tuple[Tensor,
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype of sums and statistics: float64 for float64 inputs, else float32."""
     return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-Side = tuple[Tensor, Tensor] | None  # (log-sum-exps, what comes from above for them)
-Backward = Callable[[Tensor, Tensor, Tensor, Pairing, Side, Side], Tensor]
-
-
-def both_sides(
-    backward: Backward,
-    rows: Tensor,
-    columns: Tensor,
-    scale: Tensor,
-    pairing: Pairing,
-    row: Side,
-    column: Side,
-    positive: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """What backward_both returns, by two calls of ``backward``: the problem and its transpose."""
-    u = backward(rows, columns, scale, pairing, row, column)
-    v = backward(columns, rows, scale, pairing.transposed(), column, row)
-    add_both_positives(u, v, rows, columns, positive, pairing)
-    return u, v
-
-
-def add_both_positives(
-    u: Tensor, v: Tensor, rows: Tensor, columns: Tensor, weight: Tensor, pairing: Pairing
-) -> None:
-    """Positives' share of the gradients of rows and columns, in place; see ``add_positives``."""
-    add_positives(u, columns, weight, pairing)
-    add_positives(v, rows, weight.roll(pairing.shift), pairing.transposed())
 
 
 def add_positives(gradient: Tensor, other: Tensor, weight: Tensor, pairing: Pairing) -> None:

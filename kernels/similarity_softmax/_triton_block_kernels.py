@@ -98,12 +98,11 @@ def statistics_kernel(
     p_row_lse += n_column * (M - i_first) - i_first
     if p_column_lse is not None:
         p_column_lse += n_row * (N - j_first) - j_first
-    if TRIANGLE:
-        if i_column + BLOCK_N <= i_row:
-            j = i_column + tl.arange(0, BLOCK_N)
-            tl.store(p_row_lse + i, tl.full((BLOCK_M,), -INFINITY, tl.float32), mask=i < M)
-            tl.store(p_column_lse + j, tl.full((BLOCK_N,), -INFINITY, tl.float32), mask=j < N)
-            return
+    if TRIANGLE and i_column + BLOCK_N <= i_row:
+        j = i_column + tl.arange(0, BLOCK_N)
+        tl.store(p_row_lse + i, tl.full((BLOCK_M,), -INFINITY, tl.float32), mask=i < M)
+        tl.store(p_column_lse + j, tl.full((BLOCK_N,), -INFINITY, tl.float32), mask=j < N)
+        return
     wrapped, straight, itself = _diagonals(length, shift, row_base, column_base, self_length)
     masked = _needs_masks(
         i_row, i_column, M, N, wrapped, straight, itself, BLOCK_M, BLOCK_N, TRIANGLE
@@ -179,11 +178,10 @@ def weights_kernel(
     n_row, n_column = nth_block(tl.program_id(0), row_blocks, column_blocks)
     i_row, i_column = i_first + n_row * BLOCK_M, j_first + n_column * BLOCK_N
     i, j = n_row * BLOCK_M + tl.arange(0, BLOCK_M), n_column * BLOCK_N + tl.arange(0, BLOCK_N)
-    if TRIANGLE:
-        if i_column + BLOCK_N <= i_row:
-            p_tile, m_tile = block_memory(p_g, i, j, M - i_first, N - j_first)
-            tl.store(p_tile, tl.zeros((BLOCK_M, BLOCK_N), p_g.dtype.element_ty), mask=m_tile)
-            return
+    if TRIANGLE and i_column + BLOCK_N <= i_row:
+        p_tile, m_tile = block_memory(p_g, i, j, M - i_first, N - j_first)
+        tl.store(p_tile, tl.zeros((BLOCK_M, BLOCK_N), p_g.dtype.element_ty), mask=m_tile)
+        return
     wrapped, straight, itself = _diagonals(length, shift, row_base, column_base, self_length)
     masked = _needs_masks(
         i_row, i_column, M, N, wrapped, straight, itself, BLOCK_M, BLOCK_N, TRIANGLE

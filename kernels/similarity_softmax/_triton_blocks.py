@@ -4,26 +4,28 @@ Forward: one sweep of tiles gives the log-sum-exps of both sides, 2 M N D FLOP a
 exponentials. Backward: the same sweep writes the weights G in the operands' dtype, and cuBLAS forms
 U = G Y and V = G^T X, which adds block to block in a fixed order: 6 M N D FLOP. The symmetric form
 of many rows takes its triangle only, M^2 D FLOP forward and 3 M^2 D backward. See
-_triton_block_kernels.py for the sweep and ``in_blocks`` of _products.py for when.
+_triton_block_kernels.py for the sweep and ``in_blocks`` of kernels/_products.py for when.
 
-Memory: at most BLOCK_BYTES (1 GiB) of G, or of partial statistics, and no more than one row of the
-logits if that is larger. Traffic of G, in 16 bits: 2 bytes a logit written, 2 read for U, 2 for V.
-float32: 4 bytes written and read for the logits, 4, 4 and 4 for G.
+Memory beside the results: at most ``block_bytes`` (2.5 GiB on an H100), the size of V in float32 or
+one row of G, whichever is the largest. It holds the G of a block, 2 bytes a logit, or 4 in float32;
+forward, partial statistics, 0.05 bytes a logit with tiles of 256 x 128, and 4 more in float32.
+Traffic of G in 16 bits: 2 bytes a logit written, 2 read for U, 2 for V. In float32: 4 written and 4
+read for the logits, and three times 4 for G.
 
 Predicted, never measured, for CLIP with N = 65,536, D = 512, bf16, on an H100 (1.7 GHz, 132
-multiprocessors; 919 TFLOP/s at their peak, 660 by cuBLAS; L2 5.5 TB/s, memory 3 TB/s), where a
-sweep has 131,072 tiles of 256 x 128 and 2 N^2 D = 4.4 TFLOP:
+multiprocessors of 4,096 FLOP a clock; 660 TFLOP/s by cuBLAS; 5.5 TB/s from L2, 3 TB/s from memory).
+A sweep has 131,072 tiles of 256 x 128, 993 a multiprocessor, and 2 N^2 D = 4.4 TFLOP:
 
-    sweep    X and Y from L2: 131,072 x 393 KB / 5.5 TB/s = 9.4 ms; in a multiprocessor, 993 tiles
+    sweep    X and Y from L2: 131,072 x 393 KB / 5.5 TB/s = 9.4 ms. In a multiprocessor: 993 tiles
              of 8,192 clocks of products + 1,200 to fill and drain + 4,096 (forward) or 2,048
-             (backward) of exponentials + 2,000 of other work = 7.9 to 9.0 ms, not all beside L2
+             (backward) of exponentials + 2,000 of other work, 7.9 to 9.0 ms, mostly beside that
     forward  about 10 ms
-    G        about 10.5 ms; 8.6 GB written meanwhile, 2.9 ms
-    U, V     2 x 4.4 TFLOP / 660 = 13.3 ms, and 0.6 to add V of 8 blocks
-    total    about 35 ms
+    G        about 10.5 ms, in which its 8.6 GB are written
+    U and V  2 x 4.4 TFLOP / 660 TFLOP/s = 13.3 ms, and 0.3 to add V of 4 blocks
+    in all   about 35 ms
 
-Logits in float32 by cuBLAS and one weighing pass over them would take 13 + 30 ms, since 8.6 bytes
-more move a logit in each direction; kernels that keep the gradient beside the products, 113 to 125.
+Float32 logits by cuBLAS and a weighing pass over them: 4 bytes more written and 4 read for every
+logit of either sweep, 13 + 30 ms. Kernels that keep the gradient beside the products: 113 to 125.
 """
 
 import torch
@@ -77,7 +79,7 @@ def statistics(
     constants, options = settings(rows.shape[1], rows.dtype, arithmetic_of(rows.dtype), tile)
     del constants["PRECISION"]
     logit_bytes = 4 / tile.rows + 4 / tile.columns + (4 if rows.dtype == torch.float32 else 0)
-    step = rows_of_a_block(m, n * logit_bytes, 0)
+    step = rows_of_a_block(m, n * logit_bytes, 0, rows.device)
     found, lse_columns = [], none
     with torch.cuda.device_of(rows):
         for first in range(0, m, step):
@@ -132,7 +134,8 @@ def gradients(
     tile = block_tile(m, n, dim, rows)
     constants, options = settings(dim, rows.dtype, arithmetic_of(rows.dtype), tile)
     del constants["PRECISION"]
-    step = rows_of_a_block(m, n * rows.element_size(), 0 if v is None else 4 * n * dim)
+    added_bytes = 0 if v is None else 4 * n * dim
+    step = rows_of_a_block(m, n * rows.element_size(), added_bytes, rows.device)
     if triangle:
         step = min(step, triton.cdiv(m, TRIANGLE_BLOCKS))
     with torch.cuda.device_of(rows):

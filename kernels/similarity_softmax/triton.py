@@ -30,7 +30,7 @@ from .._tiles import (
 )
 from .._triton import DEVICE, Compilation, signature, unavailable
 from .._tuning import tile_for
-from . import Pairing, Problem, Side, _triton_blocks, add_both_positives, both_sides
+from . import Pairing, Problem, _triton_blocks, add_positives
 from ._triton_backward import backward_kernel, plan_kernel
 from ._triton_forward import forward_kernel, merge_kernel
 
@@ -42,6 +42,7 @@ __all__ = [
     "backward",
     "backward_both",
     "forward",
+    "one_pass",
     "supports",
 ]
 
@@ -152,24 +153,28 @@ def backward(
     return u[0] if parts == 1 else u.sum(0)
 
 
+def one_pass(problem: Problem) -> bool:
+    """Both gradients come from one sweep where blocks of rows are used."""
+    return in_blocks(problem.dim)
+
+
 def backward_both(
     rows: Tensor,
     columns: Tensor,
     scale: Tensor,
     pairing: Pairing,
-    row: Side,
-    column: Side,
+    row: tuple[Tensor, Tensor] | None,
+    column: tuple[Tensor, Tensor] | None,
     positive: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Unscaled gradients of rows and columns: of one sweep by blocks, else of two; see the package.
+    """Unscaled gradients of rows and columns by blocks, for any D; see the package.
 
-    The positives' weights are added in float32.
+    Positives are added in float32.
     """
-    if not in_blocks(rows.shape[1]) or (row is None and column is None):
-        return both_sides(backward, rows, columns, scale, pairing, row, column, positive)
     u, v = _by_blocks(rows, columns, scale, pairing, row, column, True)
     assert v is not None
-    add_both_positives(u, v, rows, columns, positive, pairing)
+    add_positives(u, columns, positive, pairing)
+    add_positives(v, rows, positive.roll(pairing.shift), pairing.transposed())
     return u, v
 
 
@@ -178,13 +183,17 @@ def _by_blocks(
     columns: Tensor | None,
     scale: Tensor,
     pairing: Pairing,
-    row: Side,
-    column: Side,
+    row: tuple[Tensor, Tensor] | None,
+    column: tuple[Tensor, Tensor] | None,
     columns_gradient: bool,
 ) -> tuple[Tensor, Tensor | None]:
+    """U and V, or None for it."""
     if columns is None and row is not column:  # G is not symmetric
         columns = rows
     sizes = m, n, *_ = _sizes(rows, rows if columns is None else columns, pairing)
+    if row is None and column is None:
+        u, v = scale.new_zeros(m, rows.shape[1]), scale.new_zeros(n, rows.shape[1])
+        return u, v if columns_gradient else None
     statistics = *_contiguous(row), *_contiguous(column)
     plan: tuple[Tensor | None, ...] = (None, None, None)
     if arithmetic_of(rows.dtype) == "16-bit" and m and n:

@@ -204,10 +204,15 @@ def _both_gradients(
     kept: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """In one pass where the backend has one, else by the transposed problem."""
-    if hasattr(backend, "backward_both"):
+    if kernels.in_one_pass(backend, kernels.problem(x, y, pairing)):
         memory = _for(backend, kept)
         return backend.backward_both(x, y, scale, pairing, row, column, d_positive, *memory)
-    return kernels.both_sides(backend.backward, x, y, scale, pairing, row, column, d_positive)
+    back = pairing.transposed()
+    dx = backend.backward(x, y, scale, pairing, row, column)
+    dy = backend.backward(y, x, scale, back, column, row)
+    kernels.add_positives(dx, y, d_positive, pairing)
+    kernels.add_positives(dy, x, d_positive.roll(pairing.shift), back)
+    return dx, dy
 
 
 @similarity_softmax_backward.register_fake

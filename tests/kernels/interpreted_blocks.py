@@ -13,7 +13,7 @@ from sslfast.kernels import _products, _tiles
 from sslfast.kernels.sigmoid_contrast import _triton_blocks as _sigmoid_blocks
 from sslfast.kernels.sigmoid_contrast import reference as sigmoid_oracle
 from sslfast.kernels.sigmoid_contrast import triton as sigmoid
-from sslfast.kernels.similarity_softmax import Pairing, _triton_blocks, both_sides
+from sslfast.kernels.similarity_softmax import Pairing, _triton_blocks, add_positives
 from sslfast.kernels.similarity_softmax import reference as oracle
 from sslfast.kernels.similarity_softmax import triton as backend
 
@@ -89,7 +89,13 @@ def test_both_gradients(sides: str, dtype: torch.dtype, generator: torch.Generat
     g, h, w = (torch.randn(n, generator=generator).double() / 1000 for n in (40, 45, 40))
     row = None if sides == "columns" else (lse, g)
     column = None if sides == "rows" else (lse_columns, h)
-    truth = both_sides(oracle.backward, *double(x, y, s), pairing, row, column, w)
+    back, (xd, yd, sd) = pairing.transposed(), double(x, y, s)
+    truth = (
+        oracle.backward(xd, yd, sd, pairing, row, column),
+        oracle.backward(yd, xd, sd, back, column, row),
+    )
+    add_positives(truth[0], yd, w, pairing)
+    add_positives(truth[1], xd, w.roll(7), back)
     given = [None if p is None else (p[0].float(), p[1].float()) for p in (row, column)]
     got = backend.backward_both(x, y, s, pairing, *given, w.float())
     for value, exact in zip(got, truth, strict=True):
@@ -230,16 +236,19 @@ def test_large_d_goes_by_blocks(
 
 def test_rows_of_a_block() -> None:
     """Within the budget, nearly equal, never none."""
+    device = torch.device("cpu")
+    budget = _products.block_bytes(device)
+    assert budget == 2.5 * 2**30  # of the 80 GiB that are supposed where there is no GPU
     for rows, row_bytes, added in (
         (1, 4.0, 0),
         (100, 4 * 50_000, 12_800_000),
         (100_000, 6 * 30_522, 4 * 30_522 * 768),
         (5000, 6 * 256_000, 4 * 256_000 * 4096),
-        (3, 2.0**31, 0),  # a row takes more than the budget
+        (3, 2.0**33, 0),  # a row takes more than the budget
         (7, 0.0, 0),  # there are no columns
     ):
-        step = _products.rows_of_a_block(rows, row_bytes, added)
+        step = _products.rows_of_a_block(rows, row_bytes, added, device)
         assert 1 <= step <= rows
-        assert step == 1 or step * row_bytes <= max(_products.BLOCK_BYTES, added)
+        assert step == 1 or step * row_bytes <= max(budget, added)
         count = -(-rows // step)
         assert count * step - rows < count

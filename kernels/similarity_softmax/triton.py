@@ -192,8 +192,8 @@ def _by_blocks(
         columns = rows
     sizes = m, n, *_ = _sizes(rows, rows if columns is None else columns, pairing)
     if row is None and column is None:
-        u, v = scale.new_zeros(m, rows.shape[1]), scale.new_zeros(n, rows.shape[1])
-        return u, v if columns_gradient else None
+        v = scale.new_zeros(n, rows.shape[1]) if columns_gradient else None
+        return scale.new_zeros(m, rows.shape[1]), v
     statistics = *_contiguous(row), *_contiguous(column)
     plan: tuple[Tensor | None, ...] = (None, None, None)
     if arithmetic_of(rows.dtype) == "16-bit" and m and n:

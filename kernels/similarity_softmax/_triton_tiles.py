@@ -132,8 +132,8 @@ def touches(i_row, i_column, diagonal, BLOCK_M: tl.constexpr, BLOCK_N: tl.conste
 def block_memory(p, i, j, height, width):
     """Pointers to elements (i, j) of a block in memory, and which of them are there.
 
-    Its rows lie a multiple of 64 elements apart. The padding is there too, so that vectors are full;
-    nobody reads what it holds.
+    Its rows lie a multiple of 64 elements apart. The padding is there too, so that vectors are
+    full; nobody reads what it holds.
     """
     step = tl.cdiv(width, 64) * 64
     p += i.to(tl.int64)[:, None] * step + j[None, :]

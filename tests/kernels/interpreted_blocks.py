@@ -9,11 +9,12 @@ import torch
 from interpreted_kernels import check, double, unit_rows
 from torch import Tensor
 
-from sslfast.kernels import _products, _tiles
+from sslfast.functional import clip
+from sslfast.kernels import _products, _tiles, registry
 from sslfast.kernels.sigmoid_contrast import _triton_blocks as _sigmoid_blocks
 from sslfast.kernels.sigmoid_contrast import reference as sigmoid_oracle
 from sslfast.kernels.sigmoid_contrast import triton as sigmoid
-from sslfast.kernels.similarity_softmax import Pairing, _triton_blocks, add_positives
+from sslfast.kernels.similarity_softmax import Pairing, _triton_blocks, add_positives, problem
 from sslfast.kernels.similarity_softmax import reference as oracle
 from sslfast.kernels.similarity_softmax import triton as backend
 
@@ -231,7 +232,29 @@ def test_large_d_goes_by_blocks(
         x, y = unit_rows(70, d, dtype, generator), unit_rows(140, d, dtype, generator)
         check(x, y, 10.0, Pairing(70, 0, 0, 70), generator, ("both",))
         assert calls == ([] if d <= 256 else ["statistics", "gradients"])
+        assert backend.one_pass(problem(x, y, Pairing(70, 0, 0, 70))) == (d > 256)
         calls.clear()
+
+
+def test_op_has_both_gradients_from_one_sweep(
+    generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    whole = _triton_blocks.gradients
+    monkeypatch.setattr(
+        _triton_blocks, "gradients", lambda *given: calls.append(given) or whole(*given)
+    )
+    leaves = [unit_rows(20, 20, FP32, generator) for _ in range(2)]
+    found = []
+    for name in ("triton", "reference"):
+        x, y = (t.clone().requires_grad_() for t in leaves)
+        s = torch.tensor(10.0, requires_grad=True)
+        with registry.use_backend(name):
+            clip(x, y, s).backward()
+        found.append((x.grad, y.grad, s.grad))
+    assert len(calls) == 1
+    for value, truth in zip(*found, strict=True):
+        assert relative(value, truth.double()) <= 1e-5
 
 
 def test_rows_of_a_block() -> None:

@@ -97,7 +97,7 @@ def recording(
         found.clear()
         return launches
 
-    properties = mock.Mock(multi_processor_count=multiprocessors)
+    properties = mock.Mock(multi_processor_count=multiprocessors, total_memory=80 << 30)
     with ExitStack() as stack:
         stack.enter_context(mock.patch.object(JITFunction, "_do_compile", note))
         stack.enter_context(mock.patch.object(driver, "_active", _Driver(architecture)))

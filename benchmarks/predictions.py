@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-# Rates of an H100 SXM that these are made with; none was measured by this project. The first two are
-# what large products and copies are known to reach, the others follow from the clock (1.7 GHz under
-# load) and the units (132 multiprocessors).
+# Rates of an H100 SXM that these are made with; none was measured by this project. The first two
+# are what large products and copies are known to reach, the others follow from the clock (1.7 GHz
+# under load) and the units (132 multiprocessors).
 PRODUCT = 790e12  # FLOP/s of a large bf16 product
 MEMORY = 3.0e12  # bytes/s, read and written
 L2 = 5.5e12  # bytes/s

@@ -55,6 +55,7 @@ TILES: dict[tuple[str, int, str], Table] = {
     ("statistics", 9, "16-bit"): (
         (128, Tile(128, 64, 128, 0, 8, 3)),
         (256, Tile(128, 64, 256, 0, 8, 2)),
+        (512, Tile(128, 32, 512, 0, 8, 2)),  # rows stay; columns come while others multiply
         (0, Tile(128, 128, 64, 0, 8, 3)),
     ),
     ("statistics", 10, "16-bit"): (
@@ -86,7 +87,18 @@ TILES: dict[tuple[str, int, str], Table] = {
         (0, Tile(64, 32, 16, 128, 4, 2)),
     ),
 }
-KINDS = ("statistics", "gradient", "contrast")
+# Form a tile of logits a program, over all features; float32 finds them in memory.
+TILES |= {
+    ("block", 8, "16-bit"): ((0, Tile(128, 128, 64, 0, 8, 3)),),
+    ("block", 9, "16-bit"): ((0, Tile(256, 128, 64, 0, 8, 3)),),
+    ("block", 10, "16-bit"): ((0, Tile(128, 128, 64, 0, 8, 3)),),
+    ("block", 8, "tf32"): ((0, Tile(64, 128, 0, 0, 8, 1)),),
+    ("block", 8, "ieee"): ((0, Tile(64, 128, 0, 0, 8, 1)),),
+    ("small block", 8, "16-bit"): ((0, Tile(64, 64, 64, 0, 4, 4)),),
+    ("small block", 8, "tf32"): ((0, Tile(32, 128, 0, 0, 4, 1)),),
+    ("small block", 8, "ieee"): ((0, Tile(32, 128, 0, 0, 4, 1)),),
+}
+KINDS = ("statistics", "gradient", "contrast")  # that are worth tuning
 ARITHMETICS = ("16-bit", "tf32", "ieee")
 # The sigmoid's losses beside its gradient take registers of their own.
 TILES |= {("contrast", *key[1:]): table for key, table in TILES.items() if key[0] == "gradient"}

@@ -28,6 +28,7 @@ import triton
 from torch import Tensor
 
 from .._growth import growth_of
+from .._products import multiply, rows_of_a_block
 from .._tiles import (
     DIMS,
     DTYPES,
@@ -38,9 +39,8 @@ from .._tiles import (
     settings,
     splits,
     static_tile,
-    total_memory,
 )
-from .._triton import DEVICE, INTERPRETED, Compilation, signature, unavailable
+from .._triton import DEVICE, Compilation, signature, unavailable
 from .._tuning import tile_for
 from ..similarity_softmax.triton import merged
 from . import Problem, Wants
@@ -52,35 +52,14 @@ PRIORITY = 20
 
 available = unavailable
 
-# A block of logits and weights takes at most this share of the GPU's memory (2.5 GiB of an H100's)
-# and no more than MOST_BYTES; or as much as the gradient of the weight matrix in float32 where that
-# is more: adding to the latter then takes a small part of the block's time.
-SHARE = 32
-MOST_BYTES = 4 << 30
-
 _ELEMENTWISE = {"BLOCK": 4096}
 _ELEMENTWISE_OPTIONS = {"num_warps": 8, "enable_fp_fusion": True}
 _RESIDENT = 8  # programs of the elementwise kernels that a multiprocessor runs at a time
-
-# Before 2.10, torch adds 16-bit products to 16-bit tensors only.
-_ADDS_IN_FLOAT32 = torch.__version__ >= (2, 10)  # type: ignore[operator]  # a TorchVersion
 
 
 def supports(problem: Problem) -> str | None:
     """Everything in up to float32."""
     return refuses(problem.dtype)
-
-
-def block_bytes(device: torch.device) -> int:
-    """What a block of logits and weights may take on a device, whatever is free there."""
-    return min(total_memory(device) // SHARE, MOST_BYTES)
-
-
-def rows_of_a_block(rows: int, classes: int, dim: int, dtype: torch.dtype, budget: int) -> int:
-    """Rows whose logits are in memory at a time: nearly equal blocks within the budget in bytes."""
-    a_row = classes * (4 if dtype == torch.float32 else 4 + dtype.itemsize)
-    most = max(max(budget, 4 * classes * dim) // a_row, 1)
-    return triton.cdiv(rows, triton.cdiv(rows, most))
 
 
 def forward(
@@ -135,7 +114,8 @@ def gradients(
         return lse, target_logit, d_hidden, d_weight.zero_(), d_bias.zero_()
     row_weight = row_weight.contiguous()
     growth = growth_of(row_weight) if hidden.dtype == torch.float16 else None
-    step = rows_of_a_block(n, v, dim, hidden.dtype, block_bytes(hidden.device))
+    a_logit = 4 if hidden.dtype == torch.float32 else 4 + hidden.dtype.itemsize
+    step = rows_of_a_block(n, v * a_logit, 4 * v * dim, hidden.device)
     for first in range(0, n, step):
         rows = slice(first, first + step)
         x = hidden[rows]
@@ -143,9 +123,9 @@ def gradients(
             x, weight, bias, targets[rows], row_weight[rows], growth, smoothing
         )
         if wants.hidden:
-            _multiply(g, weight, d_hidden[rows])
+            multiply(g, weight, d_hidden[rows])
         if wants.weight:
-            _multiply(g.T, x, d_weight, add=first > 0)
+            multiply(g.T, x, d_weight, add=first > 0)
         if wants.bias:
             part = g.sum(0, dtype=torch.float32)
             d_bias = d_bias.add_(part) if first else part
@@ -167,7 +147,7 @@ def _weights(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """G of a block in the operands' dtype, times its growth; log-sum-exps and targets' logits."""
     n, v = len(x), len(weight)
-    logits = _multiply(x, weight.T, _empty(x, n, v))
+    logits = multiply(x, weight.T, _empty(x, n, v))
     g = logits if x.dtype == torch.float32 else logits.new_empty(n, v, dtype=x.dtype)
     chunks = triton.cdiv(v, _ELEMENTWISE["BLOCK"])
     parts = splits(n, chunks, _RESIDENT * multiprocessors(x.device))
@@ -187,19 +167,6 @@ def _weights(
 
 def _empty(like: Tensor, *shape: int) -> Tensor:
     return like.new_empty(shape, dtype=torch.float32)
-
-
-def _multiply(a: Tensor, b: Tensor, out: Tensor, add: bool = False) -> Tensor:
-    """The product a b, written or added to a float32 ``out``; sums are in float32."""
-    if INTERPRETED:
-        a, b = a.float(), b.float()
-    if a.dtype == torch.float32:
-        return torch.addmm(out, a, b, out=out) if add else torch.mm(a, b, out=out)
-    if not add:
-        return torch.mm(a, b, out_dtype=torch.float32, out=out)
-    if _ADDS_IN_FLOAT32:
-        return torch.addmm(out, a, b, out_dtype=torch.float32, out=out)
-    return out.add_(torch.mm(a, b, out_dtype=torch.float32))
 
 
 def ahead_of_time(capability: int, dims: tuple[int, ...] = DIMS) -> Iterator[Compilation]:

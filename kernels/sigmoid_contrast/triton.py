@@ -1,5 +1,8 @@
 """Triton on NVIDIA GPUs: rows with their gradients in one pass, columns in another.
 
+Where D is large, blocks of rows take their place: see _triton_blocks.py. All else here is about the
+tiles of the others.
+
 2 M N D FLOP forward, 4 M N D for the gradients of either side while D fits one accumulator. Nothing
 of size M x N is held. Where row blocks are too few for the GPU, S programs share the columns of
 each (``_tiles.splits``), with 4 S M (D + 2) bytes of partial results. Results are the same from run
@@ -13,6 +16,7 @@ import triton
 from torch import Tensor
 
 from .._growth import growth_compilation, growth_of
+from .._products import in_blocks
 from .._tiles import (
     DIMS,
     DTYPES,
@@ -28,7 +32,7 @@ from .._tiles import (
 from .._triton import DEVICE, Compilation, aligned, capability, signature, unavailable
 from .._tuning import tile_for
 from ..similarity_softmax import Pairing
-from . import Problem
+from . import Problem, _triton_blocks
 from ._triton_kernel import contrast_kernel
 
 __all__ = ["DEVICE", "PRIORITY", "ahead_of_time", "available", "forward", "gradients", "supports"]
@@ -48,6 +52,9 @@ def supports(problem: Problem) -> str | None:
 def forward(rows: Tensor, columns: Tensor, scale: Tensor, bias: Tensor, pairing: Pairing) -> Tensor:
     """Losses of the rows; see the package."""
     rows, columns = aligned(rows), aligned(columns)
+    if in_blocks(rows.shape[1]):
+        pairs = _pairs(pairing)
+        return _triton_blocks.run(rows, columns, scale, bias, pairs, None, False)[0]
     return _run(rows, columns, scale, bias, pairing, None, None)[0]
 
 
@@ -66,11 +73,18 @@ def gradients(
     side's rows, but not before they add up to d_bias.
     """
     rows, columns, row_weight = aligned(rows), aligned(columns), row_weight.contiguous()
+    if in_blocks(rows.shape[1]):
+        pairs = _pairs(pairing)
+        return _triton_blocks.run(rows, columns, scale, bias, pairs, row_weight, columns_gradient)
     loss, u, d_bias = _run(rows, columns, scale, bias, pairing, row_weight, None)
     v = loss.new_empty(0)
     if columns_gradient:
         _, v, _ = _run(columns, rows, scale, bias, pairing.transposed(), None, row_weight)
     return loss, u, v, d_bias
+
+
+def _pairs(p: Pairing) -> tuple[int, ...]:
+    return p.length, p.shift % p.length if p.length else 0, p.row_base, p.column_base
 
 
 def _run(
@@ -96,14 +110,12 @@ def _run(
     u = scale.new_empty(parts, m, dim) if gradient else None
     d_bias = None if row_weight is None else scale.new_empty(parts, m)
     if m:
-        shift = pairing.shift % pairing.length if pairing.length else 0
         grown = arithmetic == "16-bit" and column_weight is not None
         with torch.cuda.device_of(rows):
             growth = growth_of(column_weight) if grown and column_weight is not None else None
             contrast_kernel[(blocks, features, parts)](
                 rows, columns, scale, bias, row_weight, column_weight, growth, loss, u, d_bias,
-                m, len(columns), pairing.length, shift, pairing.row_base, pairing.column_base,
-                **constants, BLOCK_U=width,
+                m, len(columns), *_pairs(pairing), **constants, BLOCK_U=width,
                 SHARED=_shared(tile, arithmetic, capability(rows.device)), **options,
             )  # fmt: skip
     return _added(loss, scale), _added(u, scale), _added(d_bias, scale)

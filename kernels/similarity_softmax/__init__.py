@@ -17,6 +17,7 @@ With logits t_ij = s <x_i, y_j>, every backend has two functions.
 ``backward_both(..., positive)`` with the arguments of backward and the weights [M] that stand in G
     at the rows' positives, where a backend gains from doing both sides of the rectangular form in
     one pass: -> (U [M, D], V [N, D]) with V_j = sum_i G_ij x_i.
+    ``one_pass(problem) -> bool``, optional, says for which problems that is; without it, for all.
 
 A backend with ``KEEPS = True`` takes one argument more: ``forward(..., kept)`` leaves logits in it,
 as far as they fit, which ``backward(..., kept)`` and ``backward_both(..., kept)`` of the
@@ -31,6 +32,7 @@ values: non-finite in, non-finite out.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -90,6 +92,12 @@ def problem(rows: Tensor, columns: Tensor | None, pairing: Pairing) -> Problem:
     )
 
 
+def in_one_pass(backend: Any, problem: Problem) -> bool:
+    """Whether a backend is to be asked for the gradients of rows and columns together."""
+    pays = getattr(backend, "one_pass", None)
+    return hasattr(backend, "backward_both") and (pays is None or pays(problem))
+
+
 def kept_size(rows: Tensor, columns: Tensor | None) -> int:
     """How many floats of memory pay for logits that a forward pass keeps for its backward pass.
 
@@ -140,3 +148,13 @@ def as_factors(side: tuple[Tensor, Tensor], dtype: torch.dtype) -> tuple[Tensor,
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype of sums and statistics: float64 for float64 inputs, else float32."""
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def add_positives(gradient: Tensor, other: Tensor, weight: Tensor, pairing: Pairing) -> None:
+    """gradient_i += weight_i other_positive(i), in place; weight is per row of the window."""
+    p, n = pairing, pairing.length
+    wrap = n - p.shift
+    for first, to, count in ((0, p.column_base + p.shift, wrap), (wrap, p.column_base, p.shift)):
+        rows = slice(p.row_base + first, p.row_base + first + count)
+        share = weight[first : first + count, None].to(gradient.dtype)
+        gradient[rows].addcmul_(share, other[to : to + count].to(gradient.dtype))

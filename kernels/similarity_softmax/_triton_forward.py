@@ -87,7 +87,10 @@ def merge_kernel(
     p_part_lse, p_part_positive, p_lse, p_positive, M, parts,
     BLOCK_M: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
-    """Log-sum-exps [M] from partial ones [S, M], positives from partial sums, in a fixed order."""
+    """Log-sum-exps [M] from partial ones [S, M], positives from partial sums, in a fixed order.
+
+    Both pointers of positives may be None.
+    """
     i = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     b_max = tl.full((BLOCK_M,), LOWEST, tl.float32)
     b_sum = tl.zeros((BLOCK_M,), tl.float32)
@@ -99,6 +102,8 @@ def merge_kernel(
         b_new = tl.maximum(b_max, tl.max(b_lse, 0))
         b_sum = b_sum * tl.exp2(b_max - b_new) + tl.sum(tl.exp2(b_lse - b_new[None, :]), 0)
         b_max = b_new
-        b_positive += tl.sum(tl.load(p_part_positive + s * M + i[None, :], mask=m, other=0), 0)
+        if p_positive is not None:
+            b_positive += tl.sum(tl.load(p_part_positive + s * M + i[None, :], mask=m, other=0), 0)
     tl.store(p_lse + i, (b_max + tl.log2(b_sum)) * LN2, mask=i < M)
-    tl.store(p_positive + i, b_positive, mask=i < M)
+    if p_positive is not None:
+        tl.store(p_positive + i, b_positive, mask=i < M)

@@ -15,6 +15,8 @@ LN2 = tl.constexpr(0.6931471805599453)
 INFINITY = tl.constexpr(float("inf"))
 LOWEST = tl.constexpr(-3.4028234e38)
 
+GROUP = tl.constexpr(16)
+
 # Never constants of a compilation: a last batch of another size must not compile again.
 SIZES = ["M", "N", "length", "shift", "row_base", "column_base", "self_length"]
 
@@ -104,3 +106,74 @@ def chunked_products(
         b_y = load_tile(p_y, i_column, N, k, D, BLOCK_N, BLOCK_D, FULL, OPERAND)
         b_s = tl.dot(b_x, tl.trans(b_y), b_s, input_precision=PRECISION)
     return b_s
+
+
+@triton.jit
+def nth_block(n, row_blocks, column_blocks):
+    """Block (row, column) of the n-th program: GROUP rows of blocks, column by column.
+
+    The rows of a group and a few columns are what L2 has to hold at a time.
+    """
+    group = n // (GROUP * column_blocks)
+    rows = tl.minimum(row_blocks - group * GROUP, GROUP)
+    n -= group * GROUP * column_blocks
+    return group * GROUP + n % rows, n // rows
+
+
+@triton.jit
+def touches(i_row, i_column, diagonal, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    """Whether a diagonal (first row, first column, length) has elements in a tile."""
+    first = tl.maximum(tl.maximum(i_row - diagonal[0], i_column - diagonal[1]), 0)
+    last = tl.minimum(i_row - diagonal[0] + BLOCK_M, i_column - diagonal[1] + BLOCK_N)
+    return first < tl.minimum(last, diagonal[2])
+
+
+@triton.jit
+def block_memory(p, i, j, height, width):
+    """Pointers to elements (i, j) of a block in memory, and which of them are there.
+
+    Its rows lie a multiple of 64 elements apart. The padding is there too, so that vectors are
+    full; nobody reads what it holds.
+    """
+    step = tl.cdiv(width, 64) * 64
+    p += i.to(tl.int64)[:, None] * step + j[None, :]
+    return p, (i < height)[:, None] & (j < step)[None, :]
+
+
+@triton.jit
+def block_logits(
+    p_x, p_y, p_logits, i_row, i_column, i_first, j_first, M, N, D: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, OPERAND: tl.constexpr,
+):  # fmt: skip
+    """Inner products of BLOCK_M rows of X from i_first + i_row on with BLOCK_N rows of Y.
+
+    Formed here; or, where ``p_logits`` is not None, from memory that begins at (i_first, j_first).
+    Rows from M on stand for some before M, columns from N on too.
+    """
+    i, j = i_row + tl.arange(0, BLOCK_M), i_column + tl.arange(0, BLOCK_N)
+    if p_logits is not None:
+        p_logits, m = block_memory(p_logits, i, j, M - i_first, N - j_first)
+        return tl.load(p_logits, mask=m, other=0)
+    else:  # noqa: RET505 - Triton takes one branch only
+        i, j = tl.minimum(i_first + i, M - 1), tl.minimum(j_first + j, N - 1)
+        k = tl.arange(0, BLOCK_D)
+        p_x += i.to(tl.int64)[:, None] * D + k[None, :]
+        p_y += j.to(tl.int64)[None, :] * D + k[:, None]
+        b_s = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+        for k_first in tl.range(0, D, BLOCK_D):
+            if D % BLOCK_D == 0:
+                b_x, b_y = tl.load(p_x), tl.load(p_y)
+            else:
+                m = k_first + k < D
+                b_x = tl.load(p_x, mask=m[None, :], other=0)
+                b_y = tl.load(p_y, mask=m[:, None], other=0)
+            b_s = tl.dot(b_x.to(OPERAND), b_y.to(OPERAND), b_s)
+            p_x += BLOCK_D
+            p_y += BLOCK_D
+        return b_s
+
+
+@triton.jit
+def halves(b, BLOCK_M: tl.constexpr, HALF: tl.constexpr):
+    """The left and the right half of a tile: one at a time takes fewer registers."""
+    return tl.split(tl.permute(tl.reshape(b, (BLOCK_M, 2, HALF)), (0, 2, 1)))

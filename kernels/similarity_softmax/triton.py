@@ -1,5 +1,8 @@
 """Triton on NVIDIA GPUs: row-stationary tiles in both directions; see the kernels' files.
 
+Where D is large, blocks of rows take their place: see _triton_blocks.py. All else here is about the
+tiles.
+
 M x N values are never held: beside its results the backward keeps 4 (M + N) bytes of factors for
 16-bit inputs and nothing for float32. Where row blocks are too few for the GPU, S programs share
 the columns of each (``_tiles.splits``): 8 S M bytes of partial statistics forward, 4 S M D of
@@ -13,6 +16,7 @@ import torch
 import triton
 from torch import Tensor
 
+from .._products import in_blocks
 from .._tiles import (
     DIMS,
     DTYPES,
@@ -26,11 +30,21 @@ from .._tiles import (
 )
 from .._triton import DEVICE, Compilation, signature, unavailable
 from .._tuning import tile_for
-from . import Pairing, Problem
+from . import Pairing, Problem, _triton_blocks, add_positives
 from ._triton_backward import backward_kernel, plan_kernel
 from ._triton_forward import forward_kernel, merge_kernel
 
-__all__ = ["DEVICE", "PRIORITY", "ahead_of_time", "available", "backward", "forward", "supports"]
+__all__ = [
+    "DEVICE",
+    "PRIORITY",
+    "ahead_of_time",
+    "available",
+    "backward",
+    "backward_both",
+    "forward",
+    "one_pass",
+    "supports",
+]
 
 PRIORITY = 20
 
@@ -91,6 +105,9 @@ def forward(
     rows: Tensor, columns: Tensor | None, scale: Tensor, pairing: Pairing, column_lse: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Log-sum-exps and positive logits; see the package."""
+    if in_blocks(rows.shape[1]):
+        sizes = _sizes(rows, rows if columns is None else columns, pairing)
+        return _triton_blocks.statistics(rows, columns, scale, sizes, column_lse)
     lse, positive = _row_statistics(rows, rows if columns is None else columns, scale, pairing)
     if not column_lse:
         return lse, positive, lse.new_empty(0)
@@ -113,6 +130,8 @@ def backward(
     """
     if not rows.numel() or (row is None and column is None):
         return torch.zeros_like(rows, dtype=scale.dtype)
+    if in_blocks(rows.shape[1]):
+        return _by_blocks(rows, columns, scale, pairing, row, column, False)[0]
     y = rows if columns is None else columns
     m, dim = rows.shape
     arithmetic = arithmetic_of(rows.dtype)
@@ -132,6 +151,63 @@ def backward(
             **constants, BLOCK_U=tile.output, **options,
         )  # fmt: skip
     return u[0] if parts == 1 else u.sum(0)
+
+
+def one_pass(problem: Problem) -> bool:
+    """Both gradients come from one sweep where blocks of rows are used."""
+    return in_blocks(problem.dim)
+
+
+def backward_both(
+    rows: Tensor,
+    columns: Tensor,
+    scale: Tensor,
+    pairing: Pairing,
+    row: tuple[Tensor, Tensor] | None,
+    column: tuple[Tensor, Tensor] | None,
+    positive: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Unscaled gradients of rows and columns by blocks, for any D; see the package.
+
+    Positives are added in float32.
+    """
+    u, v = _by_blocks(rows, columns, scale, pairing, row, column, True)
+    assert v is not None
+    add_positives(u, columns, positive, pairing)
+    add_positives(v, rows, positive.roll(pairing.shift), pairing.transposed())
+    return u, v
+
+
+def _by_blocks(
+    rows: Tensor,
+    columns: Tensor | None,
+    scale: Tensor,
+    pairing: Pairing,
+    row: tuple[Tensor, Tensor] | None,
+    column: tuple[Tensor, Tensor] | None,
+    columns_gradient: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """U and V, or None for it."""
+    if columns is None and row is not column:  # G is not symmetric
+        columns = rows
+    sizes = m, n, *_ = _sizes(rows, rows if columns is None else columns, pairing)
+    if row is None and column is None:
+        v = scale.new_zeros(n, rows.shape[1]) if columns_gradient else None
+        return scale.new_zeros(m, rows.shape[1]), v
+    statistics = *_contiguous(row), *_contiguous(column)
+    plan: tuple[Tensor | None, ...] = (None, None, None)
+    if arithmetic_of(rows.dtype) == "16-bit" and m and n:
+        with torch.cuda.device_of(rows):
+            if column is not None:
+                plan = _plan(statistics, m, n)
+            else:  # only the growth of the rows' weights
+                plan = None, None, _plan((None, None, *statistics[:2]), n, m)[2]
+    u, v = _triton_blocks.gradients(rows, columns, scale, sizes, statistics, plan, columns_gradient)
+    if plan[2] is not None:
+        for gradient in (u, v):
+            if gradient is not None:
+                gradient.mul_(plan[2][3])
+    return u, v
 
 
 def _contiguous(side: tuple[Tensor, Tensor] | None) -> tuple[Tensor | None, Tensor | None]:

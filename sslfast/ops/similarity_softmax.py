@@ -62,16 +62,6 @@ def _for(backend: Any, kept: Tensor | None) -> tuple[Tensor | None, ...]:
     return (kept,) if getattr(backend, "KEEPS", False) else ()
 
 
-def _add_positives(gradient: Tensor, other: Tensor, weight: Tensor, pairing: Pairing) -> None:
-    """gradient_i += weight_i other_positive(i), in place; weight is per row of the window."""
-    p, n = pairing, pairing.length
-    wrap = n - p.shift
-    for first, to, count in ((0, p.column_base + p.shift, wrap), (wrap, p.column_base, p.shift)):
-        rows = slice(p.row_base + first, p.row_base + first + count)
-        share = weight[first : first + count, None].to(gradient.dtype)
-        gradient[rows].addcmul_(share, other[to : to + count].to(gradient.dtype))
-
-
 def similarity_softmax(
     rows: Tensor,
     columns: Tensor | None,
@@ -191,7 +181,7 @@ def similarity_softmax_backward(
             dx, dy = _both_gradients(backend, x, y, scale, pairing, row, column, d_positive, kept)
         else:
             dx = backend.backward(x, y, scale, pairing, row, column, *_for(backend, kept))
-            _add_positives(dx, x if y is None else y, d_positive, pairing)
+            kernels.add_positives(dx, x if y is None else y, d_positive, pairing)
         d_scale = _inner_product(x, dx)
         if y is None:
             d_scale /= 2  # every similarity has been counted from both its ends
@@ -214,14 +204,14 @@ def _both_gradients(
     kept: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """In one pass where the backend has one, else by the transposed problem."""
-    if hasattr(backend, "backward_both"):
+    if kernels.in_one_pass(backend, kernels.problem(x, y, pairing)):
         memory = _for(backend, kept)
         return backend.backward_both(x, y, scale, pairing, row, column, d_positive, *memory)
     back = pairing.transposed()
     dx = backend.backward(x, y, scale, pairing, row, column)
     dy = backend.backward(y, x, scale, back, column, row)
-    _add_positives(dx, y, d_positive, pairing)
-    _add_positives(dy, x, d_positive.roll(pairing.shift), back)
+    kernels.add_positives(dx, y, d_positive, pairing)
+    kernels.add_positives(dy, x, d_positive.roll(pairing.shift), back)
     return dx, dy
 
 

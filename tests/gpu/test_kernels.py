@@ -14,7 +14,7 @@ from sslfast.kernels import registry
 from sslfast.kernels import sigmoid_contrast as contrast
 from sslfast.kernels.linear_cross_entropy import reference as classifier_oracle
 from sslfast.kernels.sigmoid_contrast import reference as contrast_oracle
-from sslfast.kernels.similarity_softmax import Pairing, problem, reference
+from sslfast.kernels.similarity_softmax import Pairing, add_positives, problem, reference
 from sslfast.ops import random_bits
 
 pytestmark = [
@@ -46,7 +46,16 @@ def relative(value: Tensor, truth: Tensor) -> float:
 @pytest.mark.parametrize("tau", [0.5, 0.1, 0.01])
 @pytest.mark.parametrize(
     ("m", "n", "d"),
-    [(252, 0, 123), (252, 507, 123), (4098, 0, 128), (3000, 5001, 300), (200, 9001, 64)],
+    [
+        (252, 0, 123),
+        (252, 507, 123),
+        (4098, 0, 128),
+        (3000, 5001, 300),
+        (200, 9001, 64),
+        (512, 513, 768),
+        (2000, 3001, 512),
+        (9002, 0, 512),  # by its triangle
+    ],
 )
 def test_against_float64(name: str, dtype: torch.dtype, tau: float, m: int, n: int, d: int) -> None:
     x = embeddings(m, d, dtype)
@@ -94,6 +103,68 @@ def test_tf32_where_it_is_allowed(name: str) -> None:
         g = torch.randn(252, device="cuda")
         want = reference.backward(x.double(), None, s.double(), pairing, *[(truth, g.double())] * 2)
         assert relative(backend.backward(x, None, s, pairing, *[(lse, g)] * 2), want) < 5e-3
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("m", "n", "d", "rows"), [(512, 512, 768, 512), (3000, 5001, 512, 1000), (1, 5001, 512, 1)]
+)
+def test_both_gradients_by_blocks(
+    dtype: torch.dtype, m: int, n: int, d: int, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One block of rows, and several that add up."""
+    triton = pytest.importorskip("sslfast.kernels.similarity_softmax.triton")
+    monkeypatch.setattr(triton._triton_blocks, "rows_of_a_block", lambda *_: rows)
+    x, y, pairing = embeddings(m, d, dtype), embeddings(n, d, dtype), Pairing(m, m // 3, 0, n - m)
+    assert triton.one_pass(problem(x, y, pairing))
+    s = torch.tensor(20.0, device="cuda")
+    wide = x.double(), y.double(), s.double()
+    lse, _, columns = reference.forward(*wide, pairing, True)
+    g, h, w = (torch.randn(k, device="cuda", dtype=torch.float64) / m for k in (m, n, m))
+    back, row, column = pairing.transposed(), (lse, g), (columns, h)
+    truth = (
+        reference.backward(*wide, pairing, row, column),
+        reference.backward(wide[1], wide[0], wide[2], back, column, row),
+    )
+    add_positives(truth[0], wide[1], w, pairing)
+    add_positives(truth[1], wide[0], w.roll(m // 3), back)
+    sides = (lse.float(), g.float()), (columns.float(), h.float())
+    got = twice(lambda: triton.backward_both(x, y, s, pairing, *sides, w.float()))
+    for value, exact in zip(got, truth, strict=True):
+        assert relative(value, exact) <= TOLERANCE[dtype]
+    statistics = twice(lambda: triton.forward(x, y, s, pairing, True))
+    for value, exact in zip(statistics, (lse, None, columns), strict=True):
+        if exact is not None:
+            assert (value.double() - exact).abs().max() <= 4e-5 + TOLERANCE[dtype] / 100
+
+
+def test_blocks_bound_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside the results and what the positives' float32 copies take, one block of weights."""
+    triton = pytest.importorskip("sslfast.kernels.similarity_softmax.triton")
+    products = pytest.importorskip("sslfast.kernels._products")
+    sigmoid = pytest.importorskip("sslfast.kernels.sigmoid_contrast.triton")
+    budget = 64 << 20
+    monkeypatch.setattr(products, "MOST_BYTES", budget)
+    n, d = 16384, 512
+    x, y = (embeddings(n, d, torch.bfloat16) for _ in range(2))
+    s, pairing, weight = torch.tensor(20.0, device="cuda"), Pairing(n), torch.ones(n, device="cuda")
+    lse, _, columns = triton.forward(x, y, s, pairing, True)
+    gradient = 4 * n * d
+
+    def peak(run: Callable[[], object]) -> int:
+        run()  # cuBLAS takes its workspace
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        run()
+        return torch.cuda.max_memory_allocated() - before
+
+    little = 4 << 20
+    sides = (lse, weight), (columns, weight)
+    both = peak(lambda: triton.backward_both(x, y, s, pairing, *sides, weight))
+    assert both <= budget + 4 * gradient + little
+    assert peak(lambda: triton.forward(x, y, s, pairing, True)) <= budget + little
+    losses = peak(lambda: sigmoid.gradients(x, y, s, -s, pairing, weight, True))
+    assert losses <= budget + 2 * gradient + little
 
 
 def module_for(op: str, name: str, problem: registry.Problem):

@@ -4,7 +4,6 @@ See ``interpreted_kernels.py``, which ``test_triton_interpreter.py`` runs the sa
 """
 
 import math
-
 import pytest
 import torch
 from interpreted_kernels import DTYPES, double, set_tile, unit_rows
@@ -217,18 +216,6 @@ def test_classifier_non_finite_and_no_rows(generator: torch.Generator) -> None:
     assert [len(t) for t in none] == [0, 0, 0, 40, 40]
     assert all((t == 0).all() for t in none)
     assert classifier.forward(x[:0], w, None, torch.arange(0))[0].shape == (0,)
-
-
-def test_rows_of_a_block() -> None:
-    """Within the budget, nearly equal, never none."""
-    for n, v, d in ((1, 1, 1), (100, 50_000, 64), (100_000, 30_522, 768), (5000, 256_000, 4096)):
-        for dtype in DTYPES:
-            budget = classifier.block_bytes(torch.device("cpu"))
-            rows = classifier.rows_of_a_block(n, v, d, dtype, budget)
-            a_row = v * (4 if dtype == torch.float32 else 6)
-            assert 1 <= rows <= n
-            assert rows == 1 or rows * a_row <= max(budget, 4 * v * d)
-            assert math.ceil(n / rows) * rows - n < math.ceil(n / rows)
 
 
 def test_refuse_float64_and_are_dispatched() -> None:

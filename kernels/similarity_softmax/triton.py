@@ -30,7 +30,16 @@ from . import Pairing, Problem
 from ._triton_backward import backward_kernel, plan_kernel
 from ._triton_forward import forward_kernel, merge_kernel
 
-__all__ = ["DEVICE", "PRIORITY", "ahead_of_time", "available", "backward", "forward", "supports"]
+__all__ = [
+    "DEVICE",
+    "PRIORITY",
+    "ahead_of_time",
+    "available",
+    "backward",
+    "backward_parts",
+    "forward",
+    "supports",
+]
 
 PRIORITY = 20
 
@@ -107,12 +116,25 @@ def backward(
     row: tuple[Tensor, Tensor] | None,
     column: tuple[Tensor, Tensor] | None,
 ) -> Tensor:
-    """Unscaled gradient of the rows; see the package.
+    """Unscaled gradient of the rows; see the package."""
+    u = backward_parts(rows, columns, scale, pairing, row, column)
+    return u[0] if len(u) == 1 else u.sum(0)
+
+
+def backward_parts(
+    rows: Tensor,
+    columns: Tensor | None,
+    scale: Tensor,
+    pairing: Pairing,
+    row: tuple[Tensor, Tensor] | None,
+    column: tuple[Tensor, Tensor] | None,
+) -> Tensor:
+    """Unscaled gradient of the rows, one part a share of the columns; see the package.
 
     For 16-bit inputs the weights G_ij are rounded to that dtype before they multiply the columns.
     """
     if not rows.numel() or (row is None and column is None):
-        return torch.zeros_like(rows, dtype=scale.dtype)
+        return scale.new_zeros(1, *rows.shape)
     y = rows if columns is None else columns
     m, dim = rows.shape
     arithmetic = arithmetic_of(rows.dtype)
@@ -131,7 +153,7 @@ def backward(
             rows, y, scale, *statistics, *plan, u, *sizes,
             **constants, BLOCK_U=tile.output, **options,
         )  # fmt: skip
-    return u[0] if parts == 1 else u.sum(0)
+    return u
 
 
 def _contiguous(side: tuple[Tensor, Tensor] | None) -> tuple[Tensor | None, Tensor | None]:
@@ -140,13 +162,18 @@ def _contiguous(side: tuple[Tensor, Tensor] | None) -> tuple[Tensor | None, Tens
 
 def _plan(statistics: tuple[Tensor | None, ...], m: int, n: int) -> tuple[Tensor | None, ...]:
     """Factors of rows and columns, and how to use them; see ``plan_kernel``."""
-    row_lse, _, column_lse, _ = statistics
+    row_lse, row_weight, column_lse, column_weight = statistics
     assert column_lse is not None
+    column_factor, plan = torch.empty_like(column_lse), column_lse.new_empty(4)
     row_factor = None if row_lse is None else torch.empty_like(row_lse)
-    plan = row_factor, torch.empty_like(column_lse), column_lse.new_empty(4)
+    if row_lse is column_lse and row_weight is column_weight:  # the symmetric form
+        row_lse = row_weight = None
+        row_factor = column_factor
+    sides = row_lse, row_weight, column_lse, column_weight
+    factors = None if row_lse is None else row_factor, column_factor
     blocks = triton.cdiv(max(m, n), _PLAN["BLOCK"])
-    plan_kernel[(blocks,)](*statistics, *plan, m, n, **_PLAN, **_PLAN_OPTIONS)
-    return plan
+    plan_kernel[(blocks,)](*sides, *factors, plan, m, n, **_PLAN, **_PLAN_OPTIONS)
+    return row_factor, column_factor, plan
 
 
 _PLANNED = "p_row_factor", "p_column_factor", "p_plan"

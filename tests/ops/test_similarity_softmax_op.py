@@ -103,7 +103,9 @@ def test_all_logits_are_kept_where_there_is_room(m: int, n: int | None) -> None:
     scale, shift, length = torch.tensor(1.0), -1 if columns is not None else 0, n or m
     forward = torch.ops.sslfast.similarity_softmax.default
     keep = kernels.kept_size(rows, columns)
-    _, _, _, kept = forward(rows, columns, scale, shift, 0, n is None, False, n is not None, keep)
+    _, _, _, kept, *_ = forward(
+        rows, columns, scale, shift, 0, n is None, False, n is not None, keep
+    )
     assert kept[0] == 1
     kept[16:] = 3.0  # to base 2; they were 0
     ones = torch.zeros(m), torch.ones(m), torch.zeros(length)
@@ -160,7 +162,7 @@ def test_results_are_contiguous_whatever_the_inputs_are() -> None:
         side = None if columns is None else g
         torch.library.opcheck(
             torch.ops.sslfast.similarity_softmax_backward.default,
-            (g, g, side, x, columns, scale, lse, lse, *structure, False, columns is not None),
+            (g, g, side, x, columns, scale, lse, lse, *structure, columns is not None, True),
             test_utils=("test_schema", "test_faketensor"),
         )
 

@@ -3,7 +3,7 @@
 M x N values are never held: beside its results the backward keeps 4 (M + N) bytes of factors for
 16-bit inputs and nothing for float32. Where row blocks are too few for the GPU, S programs share
 the columns of each (``_tiles.splits``): 8 S M bytes of partial statistics forward, 4 S M D of
-partial gradients backward, four tiles a multiprocessor at most. Results are the same from run to
+partial gradients backward, four tiles a resident program at most. Results are the same from run to
 run on a GPU.
 """
 
@@ -18,8 +18,8 @@ from .._tiles import (
     DTYPES,
     VARIANTS,
     arithmetic_of,
-    multiprocessors,
     refuses,
+    resident,
     settings,
     splits,
     static_tile,
@@ -73,7 +73,7 @@ def _row_statistics(
     tile = tile_for("statistics", dim, arithmetic, rows.device)
     constants, options = settings(dim, rows.dtype, arithmetic, tile)
     blocks, tiles = triton.cdiv(m, tile.rows), triton.cdiv(len(columns), tile.columns)
-    parts = splits(blocks, tiles, multiprocessors(rows.device))
+    parts = splits(blocks, tiles, resident(tile, rows.device))
     lse, positive = scale.new_empty(parts, m), scale.new_empty(parts, m)
     sizes = _sizes(rows, columns, pairing)
     with torch.cuda.device_of(rows):
@@ -142,7 +142,7 @@ def backward_parts(
     constants, options = settings(dim, rows.dtype, arithmetic, tile)
     blocks, features = triton.cdiv(m, tile.rows), triton.cdiv(dim, tile.output)
     tiles = triton.cdiv(len(y), tile.columns)
-    parts = splits(blocks * features, tiles, multiprocessors(rows.device))
+    parts = splits(blocks * features, tiles, resident(tile, rows.device))
     sizes = _sizes(rows, y, pairing)
     statistics = *_contiguous(row), *_contiguous(column)
     u = scale.new_empty(parts, m, dim)

@@ -14,7 +14,7 @@ from sslfast.kernels.unit_rows import EPS, Positives, problem, reference
 
 # Triton's interpreter is numpy, which tells of every inf / inf; it truncates float32 to bfloat16.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")
-TRUNCATED = 2.1 if "TRITON_INTERPRET" in os.environ else 1.01
+TRUNCATED = 2.3 if "TRITON_INTERPRET" in os.environ else 1.01
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 PAIRINGS = {  # of 40 rows with 90 others, unless the rows are their own others

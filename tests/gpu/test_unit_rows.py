@@ -24,7 +24,7 @@ def relative(value: Tensor, truth: Tensor) -> float:
 @pytest.mark.parametrize("dtype", list(ROUNDING))
 @pytest.mark.parametrize(
     ("m", "d", "parts"),
-    [(8192, 128, 2), (8192, 128, 1), (252, 123, 4), (256, 128, 66), (1000, 512, 3), (7, 16384, 9)],
+    [(8192, 128, 2), (8192, 128, 1), (4096, 128, 4), (252, 123, 1), (256, 128, 66), (9, 512, 9)],
 )
 def test_against_float64(dtype: torch.dtype, m: int, d: int, parts: int) -> None:
     x = torch.randn(m, d, device="cuda").to(dtype)

@@ -22,6 +22,7 @@ import torch
 import triton
 from torch import Tensor
 from triton.compiler import CompiledKernel
+from triton.runtime import driver
 from triton.runtime.errors import OutOfResources
 
 from benchmarks import common
@@ -185,15 +186,23 @@ def launches(plan: Sequence[Trial], architecture: int) -> list[tuple[Trial, list
     return found
 
 
+def limits() -> tuple[int, int, int]:
+    """Registers, bytes of shared memory and threads of a multiprocessor of this GPU."""
+    device = torch.cuda.current_device()
+    gpu = torch.cuda.get_device_properties(device)
+    most = driver.active.utils.get_device_properties(device)["max_shared_mem"]  # of one program
+    return gpu.regs_per_multiprocessor, most + RESERVED, gpu.max_threads_per_multi_processor
+
+
 def programs(kernel: CompiledKernel) -> int:
     """How many programs of a compiled kernel a multiprocessor of this GPU has room for."""
     _ = kernel.run  # loads it, which says how many registers it takes
-    gpu = torch.cuda.get_device_properties(torch.cuda.current_device())
+    registers, shared, most = limits()
     threads = 32 * kernel.metadata.num_warps
     room = min(
-        gpu.regs_per_multiprocessor // (triton.cdiv(kernel.n_regs, 8) * 8 * threads),
-        gpu.shared_memory_per_multiprocessor // (kernel.metadata.shared + RESERVED),
-        gpu.max_threads_per_multi_processor // threads,
+        registers // (triton.cdiv(kernel.n_regs, 8) * 8 * threads),
+        shared // (kernel.metadata.shared + RESERVED),
+        most // threads,
     )
     return max(room, 1)
 

@@ -202,10 +202,7 @@ def test_programs_that_share_a_multiprocessor(monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.fixture
 def _hopper(monkeypatch: pytest.MonkeyPatch) -> None:
-    facts = {"regs_per_multiprocessor": 65536, "shared_memory_per_multiprocessor": 233472}
-    gpu = SimpleNamespace(**facts, max_threads_per_multi_processor=2048)
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: gpu)
+    monkeypatch.setattr(tune, "limits", lambda: (65536, 233472, 2048))
 
 
 @pytest.mark.usefixtures("_hopper")

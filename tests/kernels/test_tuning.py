@@ -3,6 +3,7 @@
 import itertools
 import json
 import logging
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ pytest.importorskip("triton")
 from triton.runtime.errors import OutOfResources
 
 from benchmarks import tune
+from benchmarks.compiled import Outcome
 from benchmarks.launches import Launch
 from sslfast.kernels import _tiles, _tuning
 from sslfast.kernels._tiles import Tile, splits
@@ -216,7 +218,6 @@ def test_room_for_programs(registers: int, shared: int, warps: int, expected: in
     assert tune.programs(kernel) == expected
 
 
-@pytest.mark.usefixtures("_hopper")
 def test_what_does_not_fit_is_left_out(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -242,3 +243,36 @@ def test_what_does_not_fit_is_left_out(
     found = list(tune.fitting(launched, 90, dict.fromkeys(failed, "no reason")))
     assert found == [plan[0], replace(plan[4], tile=plan[4].tile._replace(programs=7))]
     assert "out of resource" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("_hopper")
+def test_the_command_adds_to_what_was_measured_before(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All but the compiler and the clock."""
+    before = ((0, Tile(64, 32, 64, 64, 8, 2)),)
+    _tuning.write(GPU, {("contrast", "16-bit"): before})
+    monkeypatch.setattr(sys, "argv", ["tune", "--short", "--seconds", "0.1"])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(tune, "unavailable", lambda: None)
+    monkeypatch.setattr(tune, "capability", lambda device: 90)
+    monkeypatch.setattr(tune, "compile_all", lambda launches: Outcome(set(), len(launches), {}))
+    monkeypatch.setattr(
+        Launch,
+        "compiled",
+        lambda launch: SimpleNamespace(
+            run=None,
+            n_regs=255,
+            metadata=SimpleNamespace(num_warps=launch.options["num_warps"], shared=82944),
+        ),
+    )
+    monkeypatch.setattr(
+        tune, "measure", lambda trial, seconds: seconds / (2 if trial.tile.warps == 4 else 1)
+    )
+    tune.main()
+    assert str(_tuning.file_for(GPU)) in capsys.readouterr().out
+    tables = _tuning.measured(GPU)
+    assert tables["contrast", "16-bit"] == before
+    assert tables["gradient", "16-bit"][0] == (128, Tile(64, 128, 128, 128, 4, 2, programs=2))
+    static = _tiles.static_tile("statistics", 512, "16-bit", 90)
+    assert tables["statistics", "16-bit"][-1] == (0, static)

@@ -23,6 +23,9 @@ class Tile(NamedTuple):
     output: int  # features of the gradient a program holds, at most
     warps: int
     stages: int
+    # Programs of the similarity softmax that a multiprocessor has room for, by the registers and
+    # shared memory that the compiler gives them.
+    programs: int = 1
 
 
 DTYPES = {
@@ -53,7 +56,7 @@ TILES: dict[tuple[str, int, str], Table] = {
         (0, Tile(128, 64, 64, 0, 8, 2)),
     ),
     ("statistics", 9, "16-bit"): (
-        (128, Tile(128, 64, 128, 0, 8, 3)),
+        (128, Tile(128, 64, 128, 0, 8, 3, programs=2)),
         (256, Tile(128, 64, 256, 0, 8, 2)),
         (512, Tile(128, 32, 512, 0, 8, 2)),  # rows stay; columns come while others multiply
         (0, Tile(128, 128, 64, 0, 8, 3)),
@@ -163,20 +166,26 @@ MOST_WAVES = 4  # of programs with a partial result each: bounds their memory
 
 
 @lru_cache(maxsize=4096)
-def splits(blocks: int, tiles: int, multiprocessors: int) -> int:
+def splits(blocks: int, tiles: int, resident: int) -> int:
     """Among how many programs to share the column tiles of each of ``blocks`` blocks.
 
-    A fixed rule of sizes: the least number that minimises waves x (tiles of a program + START),
-    when every multiprocessor runs one program at a time. 64 blocks on 132 multiprocessors are
-    split in 2. More than MOST_WAVES waves are never made, so that the partial results of a split
-    take MOST_WAVES x multiprocessors tiles of memory at most, whatever the sizes.
+    A fixed rule of sizes, and no measurement: the least number that minimises
+
+        waves x (tiles of a program + START) + MERGE if there are parts to join,
+        waves = ceil(blocks x parts / resident),
+
+    in times of a tile. It supposes that ``resident`` programs run at once, and that programs which
+    share a multiprocessor take no longer than one alone: each waits in turn for what the others
+    keep busy. 64 blocks are split in 2 where 132 programs run, one a multiprocessor of an H100, and
+    in 4 where 264 do. More than MOST_WAVES waves are never made, so that the partial results of a
+    split take MOST_WAVES x resident tiles of memory at most, whatever the sizes.
     """
 
     def cost(parts: int) -> int:
-        waves = triton.cdiv(blocks * parts, multiprocessors)
+        waves = triton.cdiv(blocks * parts, resident)
         return waves * (triton.cdiv(tiles, parts) + START) + (MERGE if parts > 1 else 0)
 
-    most = min(tiles, MOST_WAVES * multiprocessors // max(blocks, 1))
+    most = min(tiles, MOST_WAVES * resident // max(blocks, 1))
     return min(range(1, max(most, 1) + 1), key=cost)
 
 
@@ -202,3 +211,8 @@ def total_memory(device: torch.device) -> int:
     if INTERPRETED or not torch.cuda.is_available():
         return 80 << 30
     return _total_memory(torch.cuda.current_device() if device.index is None else device.index)
+
+
+def resident(tile: Tile, device: torch.device) -> int:
+    """Programs of the similarity softmax that run at once on a GPU."""
+    return tile.programs * multiprocessors(device)

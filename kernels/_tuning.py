@@ -23,7 +23,7 @@ from ._triton import INTERPRETED, capability
 
 logger = logging.getLogger("sslfast")
 
-SCHEMA = 1
+SCHEMA = 2
 Tables = Mapping[tuple[str, str], Table]  # by kind and arithmetic
 
 
@@ -83,15 +83,15 @@ def _read(content: Any, gpu: str) -> Tables:
 
 
 def _entry(kind: str, entry: Any) -> tuple[int, Tile]:
-    """One [largest D, [rows, columns, depth, output, warps, stages]] of a table, checked."""
+    """One [largest D, [rows, ..., stages, programs]] (as in Tile) of a table, checked."""
     match entry:
-        case [int(largest), [int(), int(), int(), int(), int(), int()] as numbers]:
+        case [int(largest), [*numbers]] if [type(n) for n in numbers] == [int] * len(Tile._fields):
             tile = Tile(*numbers)
         case _:
             raise ValueError(f"{entry} is no [D, {list(Tile._fields)}]")
     blocks = (tile.rows, tile.columns, tile.depth)
     right = all(16 <= n <= 512 and n & (n - 1) == 0 for n in blocks)
-    right &= tile.warps in (1, 2, 4, 8, 16) and 1 <= tile.stages <= 8
+    right &= tile.warps in (1, 2, 4, 8, 16) and 1 <= tile.stages <= 8 and 1 <= tile.programs <= 32
     # The columns that make the logits also make the gradient, wherever all features fit.
     right &= kind == "statistics" or tile.output in (256, 128, 64, 32, 16)
     if not right or (kind != "statistics" and tile.output < tile.depth):

@@ -14,6 +14,9 @@ With logits t_ij = s <x_i, y_j>, every backend has two functions.
     (lse_columns, h), and either may be None for nothing from that side. The gradient of x_i is
     s U_i; that of y is the transposed call.
 
+``backward_parts(...) -> [S, M, D]`` with the arguments of backward, where a backend has U in parts:
+    to be added up in their order, which kernels/unit_rows does on its way.
+
 ``backward_both(..., positive)`` with the arguments of backward and the weights [M] that stand in G
     at the rows' positives, where a backend gains from doing both sides of the rectangular form in
     one pass: -> (U [M, D], V [N, D]) with V_j = sum_i G_ij x_i.
@@ -122,7 +125,8 @@ def new_kept(like: Tensor, size: int) -> Tensor:
         kept = torch.frombuffer(module.Floats(size), dtype=torch.float32)
     else:
         kept = like.new_empty(size, dtype=torch.float32)
-    kept[:1] = 0
+    if size:
+        kept[:1] = 0
     return kept
 
 

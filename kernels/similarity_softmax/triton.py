@@ -6,7 +6,7 @@ tiles.
 M x N values are never held: beside its results the backward keeps 4 (M + N) bytes of factors for
 16-bit inputs and nothing for float32. Where row blocks are too few for the GPU, S programs share
 the columns of each (``_tiles.splits``): 8 S M bytes of partial statistics forward, 4 S M D of
-partial gradients backward, four tiles a multiprocessor at most. Results are the same from run to
+partial gradients backward, four tiles a resident program at most. Results are the same from run to
 run on a GPU.
 """
 
@@ -22,8 +22,8 @@ from .._tiles import (
     DTYPES,
     VARIANTS,
     arithmetic_of,
-    multiprocessors,
     refuses,
+    resident,
     settings,
     splits,
     static_tile,
@@ -41,6 +41,7 @@ __all__ = [
     "available",
     "backward",
     "backward_both",
+    "backward_parts",
     "forward",
     "one_pass",
     "supports",
@@ -78,7 +79,7 @@ def _row_statistics(
     tile = tile_for("statistics", dim, arithmetic, rows.device)
     constants, options = settings(dim, rows.dtype, arithmetic, tile)
     blocks, tiles = triton.cdiv(m, tile.rows), triton.cdiv(len(columns), tile.columns)
-    parts = splits(blocks, tiles, multiprocessors(rows.device))
+    parts = splits(blocks, tiles, resident(tile, rows.device))
     lse, positive = scale.new_empty(parts, m), scale.new_empty(parts, m)
     sizes = _sizes(rows, columns, pairing)
     with torch.cuda.device_of(rows):
@@ -124,14 +125,27 @@ def backward(
     row: tuple[Tensor, Tensor] | None,
     column: tuple[Tensor, Tensor] | None,
 ) -> Tensor:
-    """Unscaled gradient of the rows; see the package.
+    """Unscaled gradient of the rows; see the package."""
+    u = backward_parts(rows, columns, scale, pairing, row, column)
+    return u[0] if len(u) == 1 else u.sum(0)
+
+
+def backward_parts(
+    rows: Tensor,
+    columns: Tensor | None,
+    scale: Tensor,
+    pairing: Pairing,
+    row: tuple[Tensor, Tensor] | None,
+    column: tuple[Tensor, Tensor] | None,
+) -> Tensor:
+    """Unscaled gradient of the rows, one part a share of the columns; see the package.
 
     For 16-bit inputs the weights G_ij are rounded to that dtype before they multiply the columns.
     """
     if not rows.numel() or (row is None and column is None):
-        return torch.zeros_like(rows, dtype=scale.dtype)
+        return scale.new_zeros(1, *rows.shape)
     if in_blocks(rows.shape[1]):
-        return _by_blocks(rows, columns, scale, pairing, row, column, False)[0]
+        return _by_blocks(rows, columns, scale, pairing, row, column, False)[0][None]
     y = rows if columns is None else columns
     m, dim = rows.shape
     arithmetic = arithmetic_of(rows.dtype)
@@ -139,7 +153,7 @@ def backward(
     constants, options = settings(dim, rows.dtype, arithmetic, tile)
     blocks, features = triton.cdiv(m, tile.rows), triton.cdiv(dim, tile.output)
     tiles = triton.cdiv(len(y), tile.columns)
-    parts = splits(blocks * features, tiles, multiprocessors(rows.device))
+    parts = splits(blocks * features, tiles, resident(tile, rows.device))
     sizes = _sizes(rows, y, pairing)
     statistics = *_contiguous(row), *_contiguous(column)
     u = scale.new_empty(parts, m, dim)
@@ -150,7 +164,7 @@ def backward(
             rows, y, scale, *statistics, *plan, u, *sizes,
             **constants, BLOCK_U=tile.output, **options,
         )  # fmt: skip
-    return u[0] if parts == 1 else u.sum(0)
+    return u
 
 
 def one_pass(problem: Problem) -> bool:
@@ -216,13 +230,18 @@ def _contiguous(side: tuple[Tensor, Tensor] | None) -> tuple[Tensor | None, Tens
 
 def _plan(statistics: tuple[Tensor | None, ...], m: int, n: int) -> tuple[Tensor | None, ...]:
     """Factors of rows and columns, and how to use them; see ``plan_kernel``."""
-    row_lse, _, column_lse, _ = statistics
+    row_lse, row_weight, column_lse, column_weight = statistics
     assert column_lse is not None
+    column_factor, plan = torch.empty_like(column_lse), column_lse.new_empty(4)
     row_factor = None if row_lse is None else torch.empty_like(row_lse)
-    plan = row_factor, torch.empty_like(column_lse), column_lse.new_empty(4)
+    if row_lse is column_lse and row_weight is column_weight:  # the symmetric form
+        row_lse = row_weight = None
+        row_factor = column_factor
+    sides = row_lse, row_weight, column_lse, column_weight
+    factors = None if row_lse is None else row_factor, column_factor
     blocks = triton.cdiv(max(m, n), _PLAN["BLOCK"])
-    plan_kernel[(blocks,)](*statistics, *plan, m, n, **_PLAN, **_PLAN_OPTIONS)
-    return plan
+    plan_kernel[(blocks,)](*sides, *factors, plan, m, n, **_PLAN, **_PLAN_OPTIONS)
+    return row_factor, column_factor, plan
 
 
 _PLANNED = "p_row_factor", "p_column_factor", "p_plan"

@@ -77,8 +77,8 @@ def _backward(
             shift if own >= 0 else -1,
             max(own, 0),
             itself and own >= 0,
-            normalize=False,
             columns_gradient=False,
+            scale_gradient=True,
         )
         gradient = gradient + d_rows if len(gradient) else d_rows
         d_scale = d_scale + d_s if d_scale.dim() == 0 else d_s

@@ -21,6 +21,7 @@ from sslfast.kernels.philox import triton as philox
 from sslfast.kernels.similarity_softmax import Pairing, problem
 from sslfast.kernels.similarity_softmax import reference as oracle
 from sslfast.kernels.similarity_softmax import triton as backend
+from sslfast.ops.similarity_softmax import similarity_softmax as op
 
 # The interpreter is numpy, which tells of every inf - inf.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")
@@ -172,6 +173,42 @@ def test_columns_shared_among_programs(
     x[3, 1] = math.nan
     lse, _, _ = backend.forward(x, y, torch.tensor(10.0), Pairing(0))
     assert lse.isnan().tolist() == [i == 3 for i in range(40)]
+
+
+@pytest.mark.parametrize(
+    ("parts", "dtype"), [(1, torch.float16), (3, torch.float32), (6, torch.float32)]
+)
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_the_op_with_norms_and_a_scale_that_learns(
+    symmetric: bool,
+    parts: int,
+    dtype: torch.dtype,
+    generator: torch.Generator,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Normalisation, matrix kernels and the end of the gradient, of rows of any length."""
+    set_tile(monkeypatch, 32, 16, 32, 32)
+    monkeypatch.setattr(backend, "splits", lambda *sizes: parts)
+    x, y = (3 * torch.randn(n, 20, generator=generator).to(dtype) for n in (30, 50))
+    structure = (15, 0) if symmetric else (7, 13)
+    g, h = torch.randn(2, 30, generator=generator).double()
+    k = torch.randn(30 if symmetric else 50, generator=generator).double()
+
+    def gradients(name: str, wide: torch.dtype, scale: Tensor) -> tuple[Tensor, ...]:
+        rows = x.to(wide).requires_grad_()
+        columns = None if symmetric else y.to(wide).requires_grad_()
+        scale.requires_grad_()
+        with registry.use_backend(name):
+            lse, positive, lse_columns = op(rows, columns, scale, *structure, True, True, True)
+            total = (g * lse).sum() + (h * positive).sum() + (k * lse_columns).sum()
+            wanted = [t for t in (rows, columns, scale) if t is not None]
+            return torch.autograd.grad(total, wanted)
+
+    found = gradients("triton", dtype, torch.tensor(5.0))
+    truth = gradients("reference", torch.float64, torch.tensor(5.0).double())
+    for value, exact in zip(found, truth, strict=True):
+        size = exact.norm() if exact.dim() else sum(t.norm() for t in truth)
+        assert (value.double() - exact).norm() <= (2e-6 if dtype == torch.float32 else 2e-3) * size
 
 
 def test_tile_table_as_it_is(generator: torch.Generator) -> None:

@@ -4,6 +4,7 @@ See ``interpreted_kernels.py``, which ``test_triton_interpreter.py`` runs the sa
 """
 
 import math
+
 import pytest
 import torch
 from interpreted_kernels import DTYPES, double, set_tile, unit_rows

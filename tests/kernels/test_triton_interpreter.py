@@ -25,10 +25,11 @@ HERE = Path(__file__).parent
         ["interpreted_kernels.py"],
         ["interpreted_blocks.py"],
         ["interpreted_losses.py"],
+        ["-k", "triton", "test_unit_rows.py"],
         ["-k", "triton", "test_patch_mask.py", "test_masked_mse.py"],
         ["-k", "triton", "test_ema.py", "test_optimisers.py"],
     ],
-    ids=["similarity_softmax", "blocks", "losses", "patches", "many_tensors"],
+    ids=["similarity_softmax", "blocks", "losses", "unit_rows", "patches", "many_tensors"],
 )
 def test_kernels_in_the_interpreter(tests: list[str]) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests]

@@ -3,15 +3,23 @@
 import itertools
 import json
 import logging
+import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 pytest.importorskip("triton")
 
+from triton.runtime.errors import OutOfResources
+
 from benchmarks import tune
+from benchmarks.compiled import Outcome
+from benchmarks.launches import Launch
 from sslfast.kernels import _tiles, _tuning
 from sslfast.kernels._tiles import Tile, splits
 
@@ -41,13 +49,18 @@ def test_tables_hold_without_a_file(folder: Path) -> None:
 
 def test_the_fastest_tile_is_kept_and_used(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     target = Tile(128, 64, 64, 64, 8, 3)
+    saved = []
 
-    def seconds(kind: str, arithmetic: str, dim: int, tile: Tile) -> float | None:
-        if kind == "contrast":
-            return None if tile.rows == 128 else 1.0
-        return 0.5 if (dim, tile) == (64, target) else 1.0 - 0.01 * tile.stages
+    def seconds(trial: tune.Trial) -> float | None:
+        if trial.kind == "contrast":
+            return None if trial.tile.rows >= 128 else 1.0
+        fast = (trial.dim, trial.tile) == (64, target)
+        return 0.5 if fast else 1.0 - 0.005 * trial.tile.stages
 
-    tables = tune.tune(seconds, 90, ("gradient", "contrast"), ("16-bit",), (64, 128, 512))
+    plan = tune.trials(90, ("gradient", "contrast"), ("16-bit",), (64, 128, 512))
+    tables = tune.tune(seconds, 90, plan, lambda tables: saved.append(dict(tables)))
+    assert len(saved) == len(plan)
+    assert saved[-1] == tables
     path = _tuning.write(GPU, tables)
     assert path.parent == folder
     with caplog.at_level(logging.INFO, logger="sslfast"):
@@ -65,16 +78,56 @@ def test_the_fastest_tile_is_kept_and_used(folder: Path, caplog: pytest.LogCaptu
     assert [str(path) in m for m in caplog.messages] == [True]  # said once
 
 
+def test_what_is_saved_before_the_end_is_of_use(folder: Path) -> None:
+    """A run that is cut off leaves the tables' own tiles where nothing was measured."""
+    plan = tune.short_trials(90)
+    for count in range(1, len(plan)):
+        with pytest.raises(InterruptedError):
+            tune.tune(cut_off(count), 90, plan, lambda tables: _tuning.write(GPU, tables))
+        fastest = {(t.kind, t.dim): t.tile for t in plan[:count]}  # the last of each
+        for kind, dim in tune.SHORT:
+            static = _tiles.static_tile(kind, dim, "16-bit", 90)
+            tile = _tuning.tile_for(kind, dim, "16-bit", CPU)
+            assert tile == fastest.get((kind, dim), static)
+
+
+def cut_off(count: int) -> tune.Seconds:
+    """Later tiles are faster; after ``count`` of them the run ends."""
+    left = iter(range(count, 0, -1))
+
+    def seconds(trial: tune.Trial) -> float | None:
+        n = next(left, None)
+        if n is None:
+            raise InterruptedError
+        return float(n)
+
+    return seconds
+
+
+def test_the_short_list_is_short_and_new() -> None:
+    for architecture in (80, 90, 100):
+        plan = tune.short_trials(architecture)
+        assert len(set(plan)) == len(plan) <= 14
+        for trial in plan:
+            static = _tiles.static_tile(trial.kind, trial.dim, "16-bit", architecture)
+            tiles = [t.tile for t in plan if (t.kind, t.dim) == (trial.kind, trial.dim)]
+            assert tiles[0] == static
+            assert len(tiles) > 1
+
+
 def test_candidates_can_be_kept(folder: Path) -> None:
     for kind, dim, arithmetic in itertools.product(
-        _tiles.KINDS, (16, 64, 100, 256, 1024), _tiles.ARITHMETICS
+        _tiles.KINDS, (16, 64, 100, 256, 512, 1024), _tiles.ARITHMETICS
     ):
         static = _tiles.static_tile(kind, dim, arithmetic, 90)
         found = list(tune.candidates(kind, dim, static))
         assert found[0] == static
-        assert len(set(found)) == len(found) > 3
+        assert len({tile._replace(programs=1) for tile in found}) == len(found) > 3
+        assert {tile.warps for tile in found} >= {4, 8}
         _tuning.write(GPU, {(kind, arithmetic): tuple((dim, tile) for tile in found)})
         assert len(_tuning.measured(GPU)[kind, arithmetic]) == len(found)
+    static = _tiles.static_tile("gradient", 128, "16-bit", 90)
+    assert Tile(64, 128, 128, 128, 4, 2) in tune.candidates("gradient", 128, static)
 
 
 @pytest.mark.parametrize(
@@ -84,11 +137,12 @@ def test_candidates_can_be_kept(folder: Path) -> None:
         ("gpu", "another", "its gpu is 'another'"),
         ("schema", 7, "its schema is 7"),
         ("tiles", [], "no tiles"),
-        ("tiles", {"gradient 4-bit": [[0, [128, 64, 64, 64, 8, 2]]]}, "gradient 4-bit"),
+        ("tiles", {"gradient 4-bit": [[0, [128, 64, 64, 64, 8, 2, 1]]]}, "gradient 4-bit"),
         ("tiles", {"gradient 16-bit": [[0, [128, 64, 64]]]}, "is no [D"),
+        ("tiles", {"gradient 16-bit": [[0, [128, 64, 64, 64, 8, 2, 0]]]}, "no tile of a gradient"),
         ("tiles", {"gradient 16-bit": []}, "no entries"),
-        ("tiles", {"gradient 16-bit": [[0, [128, 48, 64, 64, 8, 2]]]}, "no tile of a gradient"),
-        ("tiles", {"gradient 16-bit": [[0, [128, 64, 128, 64, 8, 2]]]}, "no tile of a gradient"),
+        ("tiles", {"gradient 16-bit": [[0, [128, 48, 64, 64, 8, 2, 1]]]}, "no tile of a gradient"),
+        ("tiles", {"gradient 16-bit": [[0, [128, 64, 128, 64, 8, 2, 1]]]}, "no tile of a gradient"),
     ],
 )
 def test_a_file_of_no_use_is_ignored_with_a_warning(
@@ -128,12 +182,97 @@ def test_a_trial_ends(folder: Path) -> None:
 
 
 def test_splits_fill_the_multiprocessors() -> None:
-    assert splits(64, 64, 132) == 2  # 8192 rows of 128
+    assert splits(64, 64, 132) == 2  # 8192 rows of 128, one program a multiprocessor
+    assert splits(64, 128, 264) == 4  # and two
     assert splits(2, 512, 132) == 64  # 256 queries against a queue of 65,536
-    for blocks in (132, 256, 1024, 10_000):
-        assert splits(blocks, blocks, 132) == 1
+    for resident in (132, 264):
+        for blocks in (resident, 2 * resident - 8, 1024, 10_000):
+            assert splits(blocks, blocks, resident) == 1
     assert splits(1, 1, 132) == splits(1, 0, 132) == splits(0, 5, 132) == splits(3, 9, 1) == 1
     for blocks, tiles in itertools.product((1, 3, 70, 140, 200), (1, 2, 7, 100)):
         parts = splits(blocks, tiles, 132)
         assert 1 <= parts <= max(tiles, 1)
         assert parts == 1 or parts * blocks <= 4 * 132
+
+
+def test_programs_that_share_a_multiprocessor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_tiles, "multiprocessors", lambda device: 132)
+    tile = _tiles.static_tile("statistics", 128, "16-bit", 90)
+    assert _tiles.resident(tile, CPU) == 264
+    assert _tiles.resident(tile._replace(programs=1), CPU) == 132
+
+
+@pytest.fixture
+def _hopper(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tune, "limits", lambda: (65536, 233472, 2048))
+
+
+@pytest.mark.usefixtures("_hopper")
+@pytest.mark.parametrize(
+    ("registers", "shared", "warps", "expected"),
+    [(121, 81920, 8, 2), (255, 99328, 8, 1), (255, 82944, 4, 2), (32, 0, 4, 16), (129, 0, 8, 1)],
+)
+def test_room_for_programs(registers: int, shared: int, warps: int, expected: int) -> None:
+    metadata = SimpleNamespace(num_warps=warps, shared=shared)
+    kernel = SimpleNamespace(run=None, n_regs=registers, metadata=metadata)
+    assert tune.programs(kernel) == expected
+
+
+def test_what_does_not_fit_is_left_out(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every trial is a launch of the kernel it is about, and its tile learns of its room."""
+    plan = [t for t in tune.short_trials(90) if t.dim == 128]
+    launched = tune.launches(plan, 90)
+    kernels = {"statistics": "forward_kernel", "gradient": "backward_kernel"}
+    for trial, some in launched:
+        launch = [launch for launch in some if "tl.dot(" in launch.kernel.src][-1]
+        assert launch.name.endswith(kernels[trial.kind])
+        assert launch.options["num_warps"] == trial.tile.warps
+
+    def room(kernel: Any) -> int:
+        if kernel.warps == 4:
+            raise OutOfResources(2, 1, "shared memory")
+        return 7
+
+    monkeypatch.setattr(
+        Launch, "compiled", lambda launch: SimpleNamespace(warps=launch.options["num_warps"])
+    )
+    monkeypatch.setattr(tune, "programs", room)
+    failed = [launch.name for launch in launched[3][1]]  # the table's own for statistics
+    found = list(tune.fitting(launched, 90, dict.fromkeys(failed, "no reason")))
+    assert found == [plan[0], replace(plan[4], tile=plan[4].tile._replace(programs=7))]
+    assert "out of resource" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("_hopper")
+def test_the_command_adds_to_what_was_measured_before(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All but the compiler and the clock."""
+    before = ((0, Tile(64, 32, 64, 64, 8, 2)),)
+    _tuning.write(GPU, {("contrast", "16-bit"): before})
+    monkeypatch.setattr(sys, "argv", ["tune", "--short", "--seconds", "0.1"])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(tune, "unavailable", lambda: None)
+    monkeypatch.setattr(tune, "capability", lambda device: 90)
+    monkeypatch.setattr(tune, "compile_all", lambda launches: Outcome(set(), len(launches), {}))
+    monkeypatch.setattr(
+        Launch,
+        "compiled",
+        lambda launch: SimpleNamespace(
+            run=None,
+            n_regs=255,
+            metadata=SimpleNamespace(num_warps=launch.options["num_warps"], shared=82944),
+        ),
+    )
+    monkeypatch.setattr(
+        tune, "measure", lambda trial, seconds: seconds / (2 if trial.tile.warps == 4 else 1)
+    )
+    tune.main()
+    assert str(_tuning.file_for(GPU)) in capsys.readouterr().out
+    tables = _tuning.measured(GPU)
+    assert tables["contrast", "16-bit"] == before
+    assert tables["gradient", "16-bit"][0] == (128, Tile(64, 128, 128, 128, 4, 2, programs=2))
+    static = _tiles.static_tile("statistics", 512, "16-bit", 90)
+    assert tables["statistics", "16-bit"][-1] == (0, static)

@@ -103,7 +103,9 @@ def test_all_logits_are_kept_where_there_is_room(m: int, n: int | None) -> None:
     scale, shift, length = torch.tensor(1.0), -1 if columns is not None else 0, n or m
     forward = torch.ops.sslfast.similarity_softmax.default
     keep = kernels.kept_size(rows, columns)
-    _, _, _, kept = forward(rows, columns, scale, shift, 0, n is None, False, n is not None, keep)
+    _, _, _, kept, *_ = forward(
+        rows, columns, scale, shift, 0, n is None, False, n is not None, keep
+    )
     assert kept[0] == 1
     kept[16:] = 3.0  # to base 2; they were 0
     ones = torch.zeros(m), torch.ones(m), torch.zeros(length)
@@ -160,7 +162,26 @@ def test_results_are_contiguous_whatever_the_inputs_are() -> None:
         side = None if columns is None else g
         torch.library.opcheck(
             torch.ops.sslfast.similarity_softmax_backward.default,
-            (g, g, side, x, columns, scale, lse, lse, *structure, False, columns is not None),
+            (g, g, side, x, columns, scale, lse, lse, *structure, columns is not None, True),
+            test_utils=("test_schema", "test_faketensor"),
+        )
+        torch.library.opcheck(
+            torch.ops.sslfast.similarity_softmax_backward.default,
+            (
+                g,
+                g,
+                None,
+                x,
+                columns,
+                scale,
+                lse,
+                lse,
+                *structure,
+                False,
+                False,
+                None,
+                *[g.float()] * 2,
+            ),
             test_utils=("test_schema", "test_faketensor"),
         )
 
@@ -201,6 +222,15 @@ def test_double_backward_says_what_to_do() -> None:
         first.sum().backward()
 
 
+def test_double_backward_of_the_log_sum_exps_alone() -> None:
+    """Nothing that comes from above needs a gradient, and unit rows have none."""
+    x, _, scale = inputs(None)
+    lse, _, _ = op(x, None, scale.detach(), 3, 0, True, True, False)
+    (first,) = torch.autograd.grad(lse.sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        first.sum().backward()
+
+
 def test_nothing_is_kept_without_gradients() -> None:
     a = torch.randn(4, 8)
     with torch.no_grad():
@@ -214,7 +244,11 @@ def test_only_what_needs_a_gradient_gets_one() -> None:
     lse, _, _ = op(x, y.detach(), s, -1, 0, False, True, False)
     lse.sum().backward()
     assert x.grad is not None
+    assert s.grad is not None
     assert y.grad is None
+    lse, _, _ = op(x.detach(), y, s.detach(), -1, 0, False, True, False)
+    lse.sum().backward()
+    assert y.grad is not None
 
 
 def test_zero_rows_behave_as_in_normalize() -> None:
@@ -235,5 +269,12 @@ def test_zero_rows_behave_as_in_normalize() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_zero_rows_are_finite(dtype: torch.dtype) -> None:
-    out = torch.zeros(4, 8, dtype=dtype)
-    assert ntxent(out, out).isfinite()
+    out, other = torch.zeros(4, 8, dtype=dtype), torch.randn(4, 8).to(dtype)
+    out[1] = 1
+    out.requires_grad_()
+    loss = ntxent(out, other)
+    assert loss.isfinite()
+    (65536 * loss).backward()
+    assert out.grad is not None
+    assert out.grad.isfinite().all()
+    assert (out.grad != 0).any(1).tolist() == [False, True, False, False]

@@ -17,6 +17,7 @@ from torch import Tensor
 from benchmarks.launches import Launch, distinct, recording
 from sslfast.kernels import adamw, lars, linear_cross_entropy, registry
 from sslfast.kernels.similarity_softmax import Pairing
+from sslfast.kernels.unit_rows import Positives
 
 F16, BF16, F32, F64 = torch.float16, torch.bfloat16, torch.float32, torch.float64
 LABELS = {F16: "fp16", BF16: "bf16", F32: "fp32", F64: "fp64"}
@@ -283,6 +284,27 @@ def patchify_visible() -> Iterator[Case]:
             yield f"tf32 D={dim}{' clips' if patch[0] > 1 else ''}", _in("tf32", call)
 
 
+def unit_rows() -> Iterator[Case]:
+    """Norms; gradients as NT-Xent and both sides of CLIP ask for them, of one part or many."""
+
+    def both(dtype: torch.dtype, dim: int, backend: Any) -> None:
+        z, norms = backend.normalise(empty(252, dim, dtype=dtype))
+        weight, scale = empty(252), empty()
+
+        def gradient(parts: int, norms: Tensor | None, sides: Any, share: float | None) -> None:
+            pairs = Positives(Pairing(252), z, *sides)
+            backend.gradient(empty(parts, 252, dim), z, norms, scale, pairs, share)
+
+        for parts in (1, 2, 3, 9) if dim == 128 else (1, 9):
+            gradient(parts, norms, (weight, weight), None)
+        gradient(1, norms, (weight, weight), 0.5)
+        gradient(1, None, (weight, None), 1.0)
+        gradient(1, None, (None, weight), None)
+
+    for dtype, dim in itertools.product(DTYPES, (123, 128, 256, 512)):
+        yield f"{LABELS[dtype]} D={dim}", partial(both, dtype, dim)
+
+
 CASES: dict[str, Callable[[], Iterator[Case]]] = {
     "adamw": adamw_,
     "ema": ema,
@@ -296,6 +318,7 @@ CASES: dict[str, Callable[[], Iterator[Case]]] = {
     "restore_with_tokens": restore_with_tokens,
     "sigmoid_contrast": sigmoid_contrast,
     "similarity_softmax": similarity_softmax,
+    "unit_rows": unit_rows,
 }
 
 

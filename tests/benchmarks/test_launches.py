@@ -35,7 +35,7 @@ def test_sizes_do_not_compile_again_but_features_and_addresses_do() -> None:
     assert hashes(forward(33, 128)) == first
     assert hashes(forward(4096, 64)) != first
     assert hashes(forward(4096, 128, offset=1)) != first
-    assert len(launches.distinct(forward(40_000, 128) + forward(50_001, 128))) == 1
+    assert len(launches.distinct(forward(140_000, 128) + forward(150_001, 128))) == 1
 
 
 def test_architectures_are_recorded_apart() -> None:
@@ -74,7 +74,7 @@ def _one(launch: launches.Launch) -> str:
 
 
 def test_what_raises_in_a_process_is_a_result() -> None:
-    (launch,) = forward(40_000, 128)
+    (launch,) = forward(140_000, 128)
     broken = launches.Launch("broken", launch.kernel, launch.source, {"num_warps": 3}, 90)
     found = {n.name: result for n, result in launches.in_parallel([launch, broken], _one, 2)}
     assert found[launch.name] == launch.name
@@ -118,7 +118,7 @@ def test_a_kernel_that_does_not_compile_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    (launch,) = forward(40_000, 128)
+    (launch,) = forward(140_000, 128)
     bad = launches.Launch(
         "bad", launch.kernel, launch.source, launch.options | {"num_warps": 5}, 90
     )

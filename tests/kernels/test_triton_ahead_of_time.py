@@ -17,6 +17,8 @@ import pytest
 
 pytest.importorskip("triton")
 
+from sslfast.kernels._tiles import static_tile
+
 # Shared memory of a block, KB. The table for sm_80 also serves GPUs that have less than the 163 of
 # an A100.
 SHARED = {80: 99, 90: 227, 100: 227}
@@ -25,6 +27,7 @@ SHARED = {80: 99, 90: 227, 100: 227}
 SOME = (
     r"softmax both (bf16|fp32) D=128: |contrast bf16 D=128: |entropy bf16 D=128 V=700: "
     r"|(gather|restore|mse|patchify)\w* bf16 D=768: |(philox|ema mixed|L=196|with teacher): "
+    r"|unit_rows bf16 D=128: "
 )
 QUICK = {
     80: SOME,
@@ -69,6 +72,21 @@ def check(kernels: list[dict[str, Any]]) -> None:
 @pytest.mark.parametrize("architecture", SHARED)
 def test_kernels_compile_well(architecture: int) -> None:
     check(compile_all(architecture, QUICK[architecture]))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("path", ["", os.environ.get("SSLFAST_TRITON_36")])
+def test_programs_of_the_tables_fit(path: str | None) -> None:
+    """As many programs a multiprocessor of Hopper as the tables say, by registers and memory."""
+    if path is None:
+        pytest.skip("SSLFAST_TRITON_36 names no folder")
+    for dim in (64, 128):
+        tile = static_tile("statistics", dim, "16-bit", 90)
+        assert tile.programs == 2
+        (k,) = compile_all(90, rf"softmax both bf16 D={dim}: forward_kernel", path)
+        assert tile.programs * 32 * tile.warps * k["registers"] <= 65536, k
+        assert tile.programs * (k["shared"] + 1024) <= 228 * 1024, k
 
 
 @pytest.mark.slow

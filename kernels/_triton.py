@@ -52,6 +52,22 @@ def aligned(tensor: Tensor) -> Tensor:
     return tensor if begins % 16 == 0 else tensor.clone()
 
 
+def operand(rows: Tensor) -> Tensor:
+    """[N, D] for the matrix kernels: every row begins at a multiple of 16 bytes.
+
+    Where D is no such multiple, zeros follow, which change no product; ``without_padding`` takes
+    their features off a gradient. A copy costs far less than the masks and the spilled registers of
+    rows that lie otherwise.
+    """
+    missing = -rows.shape[1] % (16 // rows.element_size())
+    return torch.nn.functional.pad(rows, (0, missing)) if missing else aligned(rows)
+
+
+def without_padding(gradient: Tensor, dim: int) -> Tensor:
+    """[..., D] of a gradient that may have the features of an ``operand``."""
+    return gradient if gradient.shape[-1] == dim else gradient[..., :dim].contiguous()
+
+
 @dataclass(frozen=True)
 class Compilation:
     """One specialisation of a kernel, for compiling it without a GPU.

@@ -40,7 +40,7 @@ from .._tiles import (
     splits,
     static_tile,
 )
-from .._triton import DEVICE, Compilation, signature, unavailable
+from .._triton import DEVICE, Compilation, operand, signature, unavailable
 from .._tuning import tile_for
 from ..similarity_softmax.triton import merged
 from . import Problem, Wants
@@ -70,6 +70,8 @@ def forward(
     if not n:
         return _empty(hidden, 0), _empty(hidden, 0)
     classes, given = _classes(targets)
+    hidden, weight = operand(hidden), operand(weight)
+    dim = hidden.shape[1]
     arithmetic = arithmetic_of(hidden.dtype)
     tile = tile_for("statistics", dim, arithmetic, hidden.device)
     constants, options = settings(dim, hidden.dtype, arithmetic, tile)

@@ -29,7 +29,15 @@ from .._tiles import (
     splits,
     static_tile,
 )
-from .._triton import DEVICE, Compilation, aligned, capability, signature, unavailable
+from .._triton import (
+    DEVICE,
+    Compilation,
+    capability,
+    operand,
+    signature,
+    unavailable,
+    without_padding,
+)
 from .._tuning import tile_for
 from ..similarity_softmax import Pairing
 from . import Problem, _triton_blocks
@@ -51,7 +59,7 @@ def supports(problem: Problem) -> str | None:
 
 def forward(rows: Tensor, columns: Tensor, scale: Tensor, bias: Tensor, pairing: Pairing) -> Tensor:
     """Losses of the rows; see the package."""
-    rows, columns = aligned(rows), aligned(columns)
+    rows, columns = operand(rows), operand(columns)
     if in_blocks(rows.shape[1]):
         pairs = _pairs(pairing)
         return _triton_blocks.run(rows, columns, scale, bias, pairs, None, False)[0]
@@ -72,15 +80,19 @@ def gradients(
     For 16-bit inputs the weights G_ij are rounded to that dtype before they multiply the other
     side's rows, but not before they add up to d_bias.
     """
-    rows, columns, row_weight = aligned(rows), aligned(columns), row_weight.contiguous()
-    if in_blocks(rows.shape[1]):
+    x, y, row_weight = operand(rows), operand(columns), row_weight.contiguous()
+    if in_blocks(x.shape[1]):
         pairs = _pairs(pairing)
-        return _triton_blocks.run(rows, columns, scale, bias, pairs, row_weight, columns_gradient)
-    loss, u, d_bias = _run(rows, columns, scale, bias, pairing, row_weight, None)
-    v = loss.new_empty(0)
-    if columns_gradient:
-        _, v, _ = _run(columns, rows, scale, bias, pairing.transposed(), None, row_weight)
-    return loss, u, v, d_bias
+        found = _triton_blocks.run(x, y, scale, bias, pairs, row_weight, columns_gradient)
+        loss, u, v, d_bias = found
+    else:
+        loss, u, d_bias = _run(x, y, scale, bias, pairing, row_weight, None)
+        v = loss.new_empty(0)
+        if columns_gradient:
+            _, v, _ = _run(y, x, scale, bias, pairing.transposed(), None, row_weight)
+    dim = rows.shape[1]
+    v = without_padding(v, dim) if columns_gradient else v
+    return loss, without_padding(u, dim), v, d_bias
 
 
 def _pairs(p: Pairing) -> tuple[int, ...]:

@@ -28,7 +28,7 @@ from .._tiles import (
     splits,
     static_tile,
 )
-from .._triton import DEVICE, Compilation, signature, unavailable
+from .._triton import DEVICE, Compilation, operand, signature, unavailable, without_padding
 from .._tuning import tile_for
 from . import Pairing, Problem, _triton_blocks, add_positives
 from ._triton_backward import backward_kernel, plan_kernel
@@ -106,6 +106,7 @@ def forward(
     rows: Tensor, columns: Tensor | None, scale: Tensor, pairing: Pairing, column_lse: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Log-sum-exps and positive logits; see the package."""
+    rows, columns = operand(rows), None if columns is None else operand(columns)
     if in_blocks(rows.shape[1]):
         sizes = _sizes(rows, rows if columns is None else columns, pairing)
         return _triton_blocks.statistics(rows, columns, scale, sizes, column_lse)
@@ -144,8 +145,11 @@ def backward_parts(
     """
     if not rows.numel() or (row is None and column is None):
         return scale.new_zeros(1, *rows.shape)
+    given = rows.shape[1]
+    rows, columns = operand(rows), None if columns is None else operand(columns)
     if in_blocks(rows.shape[1]):
-        return _by_blocks(rows, columns, scale, pairing, row, column, False)[0][None]
+        u, _ = _by_blocks(rows, columns, scale, pairing, row, column, False)
+        return without_padding(u[None], given)
     y = rows if columns is None else columns
     m, dim = rows.shape
     arithmetic = arithmetic_of(rows.dtype)
@@ -164,7 +168,7 @@ def backward_parts(
             rows, y, scale, *statistics, *plan, u, *sizes,
             **constants, BLOCK_U=tile.output, **options,
         )  # fmt: skip
-    return u
+    return without_padding(u, given)
 
 
 def one_pass(problem: Problem) -> bool:
@@ -185,8 +189,10 @@ def backward_both(
 
     Positives are added in float32.
     """
-    u, v = _by_blocks(rows, columns, scale, pairing, row, column, True)
+    x, y = operand(rows), operand(columns)
+    u, v = _by_blocks(x, y, scale, pairing, row, column, True)
     assert v is not None
+    u, v = (without_padding(g, rows.shape[1]) for g in (u, v))
     add_positives(u, columns, positive, pairing)
     add_positives(v, rows, positive.roll(pairing.shift), pairing.transposed())
     return u, v

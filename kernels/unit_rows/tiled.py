@@ -21,7 +21,7 @@ def normalise(x: Tensor) -> tuple[Tensor, Tensor]:
     """Unit rows and norms; see the package."""
     dtype = accumulation_dtype(x.dtype)
     norms = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=dtype).clamp_min_(EPS)
-    return (x / norms).to(x.dtype), norms.squeeze(1)
+    return torch.div(x, norms, out=x.new_empty(x.shape)), norms.squeeze(1)  # rounded as written
 
 
 def gradient(

@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sslfast.kernels.similarity_softmax import accumulation_dtype
+from sslfast.kernels.unit_rows import EPS
 
 from ._gradients import no_double_backward
-from .unit_rows import EPS
 
 
 def scaled_pairs(query: Tensor, key: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:

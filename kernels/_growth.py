@@ -12,8 +12,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._triton import Compilation, signature
-
 ROOM = tl.constexpr(14)  # a probability times 2^ROOM is at the top of the range of fp16
 UNDO_ROOM = tl.constexpr(2.0**-14)
 
@@ -51,9 +49,3 @@ def growth_of(weight: Tensor) -> Tensor:
     with torch.cuda.device_of(weight):
         growth_kernel[(1,)](weight, out, len(weight), **_CONSTANTS, **_OPTIONS)
     return out
-
-
-def growth_compilation() -> Compilation:
-    """For ``ahead_of_time``."""
-    types = signature(growth_kernel, _CONSTANTS)
-    return Compilation("growth", growth_kernel, types, _CONSTANTS, _OPTIONS)

@@ -28,21 +28,13 @@ class Tile(NamedTuple):
     programs: int = 1
 
 
+# Types of Triton for the operands of products.
 DTYPES = {
-    torch.float16: ("fp16", tl.float16),
+    torch.float16: tl.float16,
     # The interpreter multiplies bfloat16 as if its bits were integers.
-    torch.bfloat16: ("bf16", tl.float32 if INTERPRETED else tl.bfloat16),
-    torch.float32: ("fp32", tl.float32),
+    torch.bfloat16: tl.float32 if INTERPRETED else tl.bfloat16,
+    torch.float32: tl.float32,
 }
-
-# Label, dtype and arithmetic of everything that is compiled ahead of time.
-VARIANTS = (
-    ("bf16", torch.bfloat16, "16-bit"),
-    ("fp16", torch.float16, "16-bit"),
-    ("fp32", torch.float32, "ieee"),
-    ("tf32", torch.float32, "tf32"),
-)
-DIMS = (64, 128, 256, 512)
 
 Table = tuple[tuple[int, Tile], ...]
 
@@ -153,7 +145,7 @@ def settings(
         "BLOCK_M": tile.rows,
         "BLOCK_N": tile.columns,
         "BLOCK_D": tile.depth,
-        "OPERAND": DTYPES[dtype][1],
+        "OPERAND": DTYPES[dtype],
         "PRECISION": "tf32" if arithmetic == "tf32" else "ieee",
     }
     options = {"num_warps": tile.warps, "num_stages": tile.stages, "enable_fp_fusion": True}

@@ -1,9 +1,6 @@
-"""What the Triton backends share: where they run, and how their kernels are described for tests."""
+"""What the Triton backends share: where they run, and how their operands lie in memory."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 import torch
 import triton
@@ -66,33 +63,3 @@ def operand(rows: Tensor) -> Tensor:
 def without_padding(gradient: Tensor, dim: int) -> Tensor:
     """[..., D] of a gradient that may have the features of an ``operand``."""
     return gradient if gradient.shape[-1] == dim else gradient[..., :dim].contiguous()
-
-
-@dataclass(frozen=True)
-class Compilation:
-    """One specialisation of a kernel, for compiling it without a GPU.
-
-    Attributes:
-        name: For people.
-        kernel: The ``triton.jit`` function.
-        signature: Type of every argument, as in ``triton.compiler.ASTSource``.
-        constants: The constexpr arguments.
-        options: Compiler options, the same as at launch.
-        matrix: Whether it must use the matrix units.
-    """
-
-    name: str
-    kernel: Any
-    signature: Mapping[str, str]
-    constants: Mapping[str, Any]
-    options: Mapping[str, Any]
-    matrix: bool = False
-
-
-def signature(kernel: Any, constants: Mapping[str, Any], **types: str) -> dict[str, str]:
-    """Types of all arguments: ``types``, else float32 pointers (p_*) and 32-bit integers."""
-    given = dict.fromkeys(constants, "constexpr") | types
-    return {
-        name: given.get(name, "*fp32" if name.startswith("p_") else "i32")
-        for name in kernel.arg_names
-    }

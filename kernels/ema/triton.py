@@ -4,19 +4,19 @@ A program takes one chunk of a tensor: 12 bytes of traffic an element in float32
 student. The momentum is read on the device.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .._tensors import CHUNK, WORDS, Rows, device_table, types_of
-from .._triton import DEVICE, Compilation, signature, unavailable
+from .._tensors import CHUNK, WORDS, Rows, device_table
+from .._triton import DEVICE, unavailable
 from .._triton_rows import BLOCK, OPTIONS, arithmetic, follow, pairs, pointer
 from . import Problem, reference, tabled
 
-__all__ = ["DEVICE", "PRIORITY", "ahead_of_time", "available", "supports", "update"]
+__all__ = ["DEVICE", "PRIORITY", "available", "supports", "update"]
 
 PRIORITY = 20
 
@@ -100,20 +100,3 @@ def update(
                     there.rows, there.chunks, momentum, **constants, **OPTIONS
                 )
     reference.update(*other, momentum)
-
-
-def ahead_of_time(capability: int) -> Iterator[Compilation]:
-    """What this backend launches on a GPU of this compute capability."""
-    f32, bf16 = torch.float32, torch.bfloat16
-    kinds = {
-        "fp32": [types_of(f32, f32)],
-        "bf16 to fp32": [types_of(f32, bf16)],
-        "mixed": [types_of(f32, f32), types_of(f32, bf16), types_of(f32, torch.float16)],
-        "fp64": [types_of(torch.float64, torch.float64)],
-    }
-    for name, types in kinds.items():
-        constants = _constants(types, True)
-        signed = signature(
-            ema_kernel, constants, p_rows="*i64", p_chunks="*i64", p_momentum="*fp64"
-        )
-        yield Compilation(f"ema {name}", ema_kernel, signed, constants, OPTIONS)

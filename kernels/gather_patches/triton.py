@@ -5,17 +5,15 @@ of its sample's indices (8 K bytes from the L2 cache, beside D numbers written),
 order: no inverse index in memory, no atomics.
 """
 
-from collections.abc import Iterator
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .._triton import DEVICE, Compilation, signature, unavailable
+from .._triton import DEVICE, unavailable
 from . import Problem
 
-__all__ = ["DEVICE", "PRIORITY", "ahead_of_time", "available", "gather", "scatter", "supports"]
+__all__ = ["DEVICE", "PRIORITY", "available", "gather", "scatter", "supports"]
 
 PRIORITY = 20
 
@@ -104,17 +102,3 @@ def scatter(rows: Tensor, ids: Tensor, length: int) -> Tensor:
         with torch.cuda.device_of(rows):
             scatter_kernel[grid](rows, ids, tokens, length, keep, **constants, **_OPTIONS)
     return tokens
-
-
-def ahead_of_time(capability: int) -> Iterator[Compilation]:
-    """What this backend launches on a GPU of this compute capability."""
-    for label, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
-        tail = "" if label == "bf16" else f" {label} D=768"
-        pointers = {"p_tokens": f"*{label}", "p_rows": f"*{label}", "p_ids": "*i64"}
-        constants: dict[str, object] = {"D": 768, "BLOCK": _block(768)}
-        types = signature(gather_kernel, constants, **pointers)
-        name = f"gather patches {label} D=768"
-        yield Compilation(name, gather_kernel, types, constants, _OPTIONS)
-        constants = _scatter_constants(dtype, 768, 49)
-        types = signature(scatter_kernel, constants, **pointers)
-        yield Compilation(f"scatter patches{tail}", scatter_kernel, types, constants, _OPTIONS)

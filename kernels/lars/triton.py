@@ -4,19 +4,17 @@ A program takes one chunk of a tensor: 20 bytes of traffic an element in float32
 Numbers and trust ratios are read on the device.
 """
 
-from collections.abc import Iterator
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .._tensors import device_table, rows, types_of
-from .._triton import DEVICE, Compilation, signature, unavailable
+from .._tensors import device_table, rows
+from .._triton import DEVICE, unavailable
 from .._triton_rows import OPTIONS, arithmetic, follow, pointer, put, step_constants
 from . import FIELDS, Problem, Tensors
 
-__all__ = ["DEVICE", "PRIORITY", "ahead_of_time", "available", "step", "supports"]
+__all__ = ["DEVICE", "PRIORITY", "available", "step", "supports"]
 
 PRIORITY = 20
 
@@ -142,18 +140,3 @@ def step(tensors: Tensors, groups: Tensor, control: Tensor, trust: Tensor) -> No
             lars_kernel[(len(table.chunks),)](
                 table.rows, table.chunks, groups, control, trust, **constants, **OPTIONS
             )
-
-
-def ahead_of_time(capability: int) -> Iterator[Compilation]:
-    """What this backend launches on a GPU of this compute capability."""
-    f32, bf16 = torch.float32, torch.bfloat16
-    kinds = {
-        "fp32": [types_of(f32, None)],
-        "mixed with teacher": [types_of(f32, f32), types_of(bf16, f32)],
-    }
-    for name, types in kinds.items():
-        constants = step_constants(types, True, len(FIELDS))
-        addresses = {"p_rows": "*i64", "p_chunks": "*i64"}
-        doubles = {"p_groups": "*fp64", "p_control": "*fp64"}
-        signed = signature(lars_kernel, constants, **addresses, **doubles)
-        yield Compilation(f"lars {name}", lars_kernel, signed, constants, OPTIONS)

@@ -21,8 +21,6 @@ class). It has no weight a row, its chunks take no label smoothing, and its ``au
 up 16-bit gradients in 16 bits. benchmarks/losses.py times it as a peer.
 """
 
-from collections.abc import Iterator
-
 import torch
 import triton
 from torch import Tensor
@@ -30,23 +28,19 @@ from torch import Tensor
 from .._growth import growth_of
 from .._products import multiply, rows_of_a_block
 from .._tiles import (
-    DIMS,
-    DTYPES,
-    VARIANTS,
     arithmetic_of,
     multiprocessors,
     refuses,
     settings,
     splits,
-    static_tile,
 )
-from .._triton import DEVICE, Compilation, operand, signature, unavailable
+from .._triton import DEVICE, operand, unavailable
 from .._tuning import tile_for
 from ..similarity_softmax.triton import merged
 from . import Problem, Wants
 from ._triton_kernels import classifier_kernel, logits_kernel, weigh_kernel
 
-__all__ = ["DEVICE", "PRIORITY", "ahead_of_time", "available", "forward", "gradients", "supports"]
+__all__ = ["DEVICE", "PRIORITY", "available", "forward", "gradients", "supports"]
 
 PRIORITY = 20
 
@@ -169,22 +163,3 @@ def _weights(
 
 def _empty(like: Tensor, *shape: int) -> Tensor:
     return like.new_empty(shape, dtype=torch.float32)
-
-
-def ahead_of_time(capability: int, dims: tuple[int, ...] = DIMS) -> Iterator[Compilation]:
-    """What this backend launches on a GPU of this compute capability, for D in ``dims``."""
-    types = {"p_targets": "*i64", "smoothing": "fp32", "uniform": "fp32"}
-    for label, dtype, arithmetic in VARIANTS:
-        pointers = types | dict.fromkeys(("p_x", "p_w", "p_bias"), "*" + DTYPES[dtype][0])
-        for dim in dims:
-            tile = static_tile("statistics", dim, arithmetic, capability)
-            constants, options = settings(dim, dtype, arithmetic, tile)
-            name, matrix = f"classifier forward {label} D={dim}", arithmetic != "ieee"
-            signed = signature(classifier_kernel, constants, **pointers)
-            yield Compilation(name, classifier_kernel, signed, constants, options, matrix)
-    for label, dtype in (("bf16", torch.bfloat16), ("fp16", torch.float16)):
-        pointers = types | dict.fromkeys(("p_bias", "p_out"), "*" + DTYPES[dtype][0])
-        for kernel in (logits_kernel, weigh_kernel):
-            signed = signature(kernel, _ELEMENTWISE, **pointers)
-            name = f"{kernel.__name__} {label}"
-            yield Compilation(name, kernel, signed, _ELEMENTWISE, _ELEMENTWISE_OPTIONS)

@@ -4,7 +4,6 @@ Forward reads 2 P numbers of a hidden row and writes 4 bytes; backward reads 2 P
 with the target's gradient). Rows that are not hidden are not read.
 """
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -12,10 +11,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .._triton import DEVICE, Compilation, signature, unavailable
+from .._triton import DEVICE, unavailable
 from . import Problem
 
-__all__ = ["DEVICE", "PRIORITY", "ahead_of_time", "available", "backward", "forward", "supports"]
+__all__ = ["DEVICE", "PRIORITY", "available", "backward", "forward", "supports"]
 
 PRIORITY = 20
 MOST = 16384
@@ -129,18 +128,3 @@ def backward(
                 d_target if target_gradient else None, eps, **constants, **options,
             )  # fmt: skip
     return d_prediction, d_target
-
-
-def ahead_of_time(capability: int) -> Iterator[Compilation]:
-    """What this backend launches on a GPU of this compute capability, for ViT-B/16."""
-    names = ("p_prediction", "p_target", "p_d_prediction", "p_d_target")
-    for label in ("bf16", "fp32"):
-        tail = "" if label == "bf16" else f" {label} P=768"
-        data = dict.fromkeys(names, f"*{label}") | {"p_mask": "*i1", "eps": "fp32"}
-        constants, options = _settings(768, True)
-        types = signature(forward_kernel, constants, **data)
-        name = f"masked MSE {label} P=768"
-        yield Compilation(name, forward_kernel, types, constants, options)
-        constants = {**constants, "p_d_target": None}
-        types = signature(backward_kernel, constants, **data)
-        yield Compilation(f"masked MSE backwards{tail}", backward_kernel, types, constants, options)

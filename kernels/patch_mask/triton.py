@@ -5,7 +5,6 @@ bit, all in 32 bits, until a subset of K is told from the rest. ``random`` reads
 and writes 9 an element and 8 a kept one; nothing is read back, no key is stored.
 """
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -13,12 +12,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .._triton import DEVICE, Compilation, signature, unavailable
+from .._triton import DEVICE, unavailable
 from ..philox.triton import _signed, sample_words
 from . import KEY_BITS, Problem
 
 __all__ = [
-    "DEVICE", "PRIORITY", "ahead_of_time", "available", "compact", "random", "smallest", "supports",
+    "DEVICE", "PRIORITY", "available", "compact", "random", "smallest", "supports",
 ]  # fmt: skip
 
 PRIORITY = 20
@@ -173,28 +172,3 @@ def compact(mask: Tensor, keep: int) -> tuple[Tensor, Tensor]:
                 mask, ids_keep, ids_restore, length, keep, **constants, **options
             )
     return ids_keep, ids_restore
-
-
-_INDICES = {"p_ids_keep": "*i64", "p_ids_restore": "*i64"}
-
-
-def ahead_of_time(capability: int) -> Iterator[Compilation]:
-    """What this backend launches on a GPU of this compute capability."""
-    for length in (196, 1568, MOST):
-        constants, options = _settings(length)
-        # Vision's usual length is compiled in every run of the tests, the others in the long one.
-        tail = "" if length == 196 else f" L={length}"
-        types = signature(
-            random_kernel, constants, **_INDICES, p_sample_ids="*i64", p_step="*i64",
-            p_mask="*i1", seed="i64", stream="i64",
-        )  # fmt: skip
-        yield Compilation(f"random mask{tail}", random_kernel, types, constants, options)
-        types = signature(compact_kernel, constants, **_INDICES, p_mask="*i1")
-        name = f"indices of a mask L={length}"
-        yield Compilation(name, compact_kernel, types, constants, options)
-        constants = {"BITS": KEY_BITS, **constants}
-        types = signature(
-            smallest_kernel, constants, p_keys="*i64", p_counts="*i64", p_chosen="*i1"
-        )
-        name = f"smallest keys L={length}"
-        yield Compilation(name, smallest_kernel, types, constants, options)

@@ -4,7 +4,6 @@ forward reads the pixels of K of L patches (once for each BLOCK_N features), the
 K D numbers a sample: cut patches never reach memory. 2 B K D C t h w FLOP.
 """
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -13,10 +12,10 @@ import triton.language as tl
 from torch import Tensor
 
 from .._tiles import DTYPES, arithmetic_of, refuses
-from .._triton import DEVICE, Compilation, aligned, signature, unavailable
+from .._triton import DEVICE, aligned, unavailable
 from . import Patch, Problem
 
-__all__ = ["DEVICE", "PRIORITY", "ahead_of_time", "available", "cut", "forward", "supports"]
+__all__ = ["DEVICE", "PRIORITY", "available", "cut", "forward", "supports"]
 
 PRIORITY = 20
 
@@ -137,7 +136,7 @@ def _forward_settings(
         "D": dim,
         **_geometry(images_shape, patch),
         **tile,
-        "OPERAND": DTYPES[dtype][1],
+        "OPERAND": DTYPES[dtype],
         "PRECISION": "tf32" if arithmetic == "tf32" else "ieee",
     }
     return constants, {"num_warps": 8, "num_stages": 3, "enable_fp_fusion": True}
@@ -177,22 +176,3 @@ def forward(
                 **constants, **options,
             )  # fmt: skip
     return out
-
-
-def ahead_of_time(capability: int) -> Iterator[Compilation]:
-    """What this backend launches on a GPU of this compute capability, for ViT-B/16."""
-    shape, patch = (1, 3, 1, 224, 224), (1, 16, 16)
-    for label, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
-        tail = "" if label == "bf16" else f" {label} D=768"
-        names = ("p_images", "p_weight", "p_bias", "p_positions", "p_out", "p_rows")
-        data = dict.fromkeys(names, f"*{label}")
-        matrix = label == "bf16"
-        constants, options = _forward_settings(shape, patch, 768, dtype)
-        types = signature(forward_kernel, constants, **data, p_ids="*i64")
-        name = f"visible patches{tail}"
-        yield Compilation(name, forward_kernel, types, constants, options, matrix)
-        cut_constants = _cut_constants(shape, patch)
-        types = signature(cut_kernel, cut_constants, **data, p_ids="*i64")
-        yield Compilation(
-            f"cut visible patches {label} C=3", cut_kernel, types, cut_constants, _CUT_OPTIONS
-        )

@@ -4,17 +4,15 @@ Reads 8 bytes a sample and writes 8 bytes a word; nothing is read back. A block 
 ten rounds of two 32 x 32 bit products, about 100 integer operations.
 """
 
-from collections.abc import Iterator
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .._triton import DEVICE, Compilation, signature, unavailable
+from .._triton import DEVICE, unavailable
 from . import Problem
 
-__all__ = ["DEVICE", "PRIORITY", "ahead_of_time", "available", "random_bits", "supports"]
+__all__ = ["DEVICE", "PRIORITY", "available", "random_bits", "supports"]
 
 PRIORITY = 20
 
@@ -71,17 +69,3 @@ def random_bits(sample_ids: Tensor, step: Tensor, seed: int, stream: int, count:
         with torch.cuda.device_of(sample_ids):
             random_bits_kernel[grid](*arguments, **_CONSTANTS, **_OPTIONS)
     return out
-
-
-def ahead_of_time(capability: int) -> Iterator[Compilation]:
-    """What this backend launches on a GPU of this compute capability."""
-    types = signature(
-        random_bits_kernel,
-        _CONSTANTS,
-        p_sample_ids="*i64",
-        p_step="*i64",
-        p_out="*i64",
-        seed="i64",
-        stream="i64",
-    )
-    yield Compilation("philox", random_bits_kernel, types, _CONSTANTS, _OPTIONS)

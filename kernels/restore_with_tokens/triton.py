@@ -5,7 +5,6 @@ reads L D and writes K D, and D sums a sample that torch adds over the batch: a 
 atomics.
 """
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -13,11 +12,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .._triton import DEVICE, Compilation, signature, unavailable
+from .._triton import DEVICE, unavailable
 from ..similarity_softmax import accumulation_dtype
 from . import Problem
 
-__all__ = ["DEVICE", "PRIORITY", "ahead_of_time", "available", "backward", "forward", "supports"]
+__all__ = ["DEVICE", "PRIORITY", "available", "backward", "forward", "supports"]
 
 PRIORITY = 20
 
@@ -111,19 +110,3 @@ def backward(gradient: Tensor, ids_restore: Tensor, keep: int) -> tuple[Tensor, 
                 gradient, ids_restore, d_visible, d_token, length, keep, **constants, **_OPTIONS
             )
     return d_visible, d_token.sum(0)
-
-
-def ahead_of_time(capability: int) -> Iterator[Compilation]:
-    """What this backend launches on a GPU of this compute capability."""
-    for label, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
-        tail = "" if label == "bf16" else f" {label} D=512"
-        data = dict.fromkeys(("p_visible", "p_token", "p_positions", "p_out"), f"*{label}")
-        constants = _constants(dtype, 512, 1024)
-        types = signature(forward_kernel, constants, p_ids_restore="*i64", **data)
-        name = f"restore with tokens {label} D=512"
-        yield Compilation(name, forward_kernel, types, constants, _OPTIONS)
-        constants = _constants(dtype, 512, 256)
-        data = dict.fromkeys(("p_gradient", "p_d_visible"), f"*{label}")
-        types = signature(backward_kernel, constants, p_ids_restore="*i64", **data)
-        name = f"backward of restore with tokens{tail}"
-        yield Compilation(name, backward_kernel, types, constants, _OPTIONS)

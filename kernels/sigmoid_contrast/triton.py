@@ -9,32 +9,24 @@ each (``_tiles.splits``), with 4 S M (D + 2) bytes of partial results. Results a
 to run on a GPU.
 """
 
-from collections.abc import Iterator
-
 import torch
 import triton
 from torch import Tensor
 
-from .._growth import growth_compilation, growth_of
+from .._growth import growth_of
 from .._products import in_blocks
 from .._tiles import (
-    DIMS,
-    DTYPES,
-    VARIANTS,
     Tile,
     arithmetic_of,
     multiprocessors,
     refuses,
     settings,
     splits,
-    static_tile,
 )
 from .._triton import (
     DEVICE,
-    Compilation,
     capability,
     operand,
-    signature,
     unavailable,
     without_padding,
 )
@@ -43,7 +35,7 @@ from ..similarity_softmax import Pairing
 from . import Problem, _triton_blocks
 from ._triton_kernel import contrast_kernel
 
-__all__ = ["DEVICE", "PRIORITY", "ahead_of_time", "available", "forward", "gradients", "supports"]
+__all__ = ["DEVICE", "PRIORITY", "available", "forward", "gradients", "supports"]
 
 PRIORITY = 20
 
@@ -149,29 +141,3 @@ def _added(parts: Tensor | None, like: Tensor) -> Tensor:
     if parts is None:
         return like.new_empty(0)
     return parts[0] if len(parts) == 1 else parts.sum(0)
-
-
-_ABSENT: dict[str, tuple[str, ...]] = {
-    "forward": ("p_row_weight", "p_column_weight", "p_growth", "p_u", "p_d_bias"),
-    "rows": ("p_column_weight", "p_growth"),
-    "columns": ("p_row_weight", "p_loss", "p_d_bias"),
-}
-
-
-def ahead_of_time(capability: int, dims: tuple[int, ...] = DIMS) -> Iterator[Compilation]:
-    """What this backend launches on a GPU of this compute capability, for D in ``dims``."""
-    for label, dtype, arithmetic in VARIANTS:
-        pointers = dict.fromkeys(("p_x", "p_y"), "*" + DTYPES[dtype][0])
-        for dim in dims:
-            for part, absent in _ABSENT.items():
-                gradient = part != "forward"
-                absent += () if arithmetic == "16-bit" else ("p_growth",)
-                tile = static_tile(_KIND[gradient], dim, arithmetic, capability)
-                constants, options = settings(dim, dtype, arithmetic, tile)
-                constants |= {"BLOCK_U": _width(tile, gradient)} | dict.fromkeys(absent)
-                constants["SHARED"] = _shared(tile, arithmetic, capability)
-                types = signature(contrast_kernel, constants, **pointers)
-                name = f"sigmoid {part} {label} D={dim}"
-                matrix = arithmetic != "ieee"
-                yield Compilation(name, contrast_kernel, types, constants, options, matrix)
-    yield growth_compilation()

@@ -10,25 +10,19 @@ partial gradients backward, four tiles a resident program at most. Results are t
 run on a GPU.
 """
 
-from collections.abc import Iterator
-
 import torch
 import triton
 from torch import Tensor
 
 from .._products import in_blocks
 from .._tiles import (
-    DIMS,
-    DTYPES,
-    VARIANTS,
     arithmetic_of,
     refuses,
     resident,
     settings,
     splits,
-    static_tile,
 )
-from .._triton import DEVICE, Compilation, operand, signature, unavailable, without_padding
+from .._triton import DEVICE, operand, unavailable, without_padding
 from .._tuning import tile_for
 from . import Pairing, Problem, _triton_blocks, add_positives
 from ._triton_backward import backward_kernel, plan_kernel
@@ -37,7 +31,6 @@ from ._triton_forward import forward_kernel, merge_kernel
 __all__ = [
     "DEVICE",
     "PRIORITY",
-    "ahead_of_time",
     "available",
     "backward",
     "backward_both",
@@ -248,36 +241,3 @@ def _plan(statistics: tuple[Tensor | None, ...], m: int, n: int) -> tuple[Tensor
     blocks = triton.cdiv(max(m, n), _PLAN["BLOCK"])
     plan_kernel[(blocks,)](*sides, *factors, plan, m, n, **_PLAN, **_PLAN_OPTIONS)
     return row_factor, column_factor, plan
-
-
-_PLANNED = "p_row_factor", "p_column_factor", "p_plan"
-_ABSENT: dict[str, tuple[str, ...]] = {
-    "both": (),
-    "rows": ("p_column_lse", "p_column_weight", *_PLANNED),
-    "columns": ("p_row_lse", "p_row_weight", "p_row_factor"),
-}
-
-
-def ahead_of_time(capability: int, dims: tuple[int, ...] = DIMS) -> Iterator[Compilation]:
-    """What this backend launches on a GPU of this compute capability, for D in ``dims``."""
-    for label, dtype, arithmetic in VARIANTS:
-        pointers = dict.fromkeys(("p_x", "p_y"), "*" + DTYPES[dtype][0])
-        matrix = arithmetic != "ieee"
-        for dim in dims:
-            tile = static_tile("statistics", dim, arithmetic, capability)
-            constants, options = settings(dim, dtype, arithmetic, tile)
-            types = signature(forward_kernel, constants, **pointers)
-            name = f"forward {label} D={dim}"
-            yield Compilation(name, forward_kernel, types, constants, options, matrix)
-            tile = static_tile("gradient", dim, arithmetic, capability)
-            shared, options = settings(dim, dtype, arithmetic, tile)
-            for sides, absent in _ABSENT.items():
-                absent += () if arithmetic == "16-bit" else _PLANNED
-                constants = shared | {"BLOCK_U": tile.output} | dict.fromkeys(absent)
-                types = signature(backward_kernel, constants, **pointers)
-                name = f"backward of {sides} {label} D={dim}"
-                yield Compilation(name, backward_kernel, types, constants, options, matrix)
-    types = signature(plan_kernel, _PLAN)
-    yield Compilation("plan", plan_kernel, types, _PLAN, _PLAN_OPTIONS)
-    types = signature(merge_kernel, _MERGE)
-    yield Compilation("merge", merge_kernel, types, _MERGE, _MERGE_OPTIONS)

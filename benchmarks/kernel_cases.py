@@ -16,6 +16,7 @@ from torch import Tensor
 
 from benchmarks.launches import Launch, distinct, recording
 from sslfast.kernels import adamw, lars, linear_cross_entropy, registry
+from sslfast.kernels import similarity_softmax as softmax
 from sslfast.kernels.similarity_softmax import Pairing
 from sslfast.kernels.unit_rows import Positives
 
@@ -67,7 +68,7 @@ def _softmax(backend: Any, x: Tensor, y: Tensor | None, sides: str) -> None:
     lse, _, columns = backend.forward(x, y, scale, pairing, sides != "rows")
     row = None if sides == "columns" else (lse, torch.empty_like(lse))
     column = None if sides == "rows" else (columns, torch.empty_like(columns))
-    if y is not None and sides == "both" and hasattr(backend, "backward_both"):
+    if y is not None and softmax.in_one_pass(backend, softmax.problem(x, y, pairing)):
         backend.backward_both(x, y, scale, pairing, row, column, torch.empty_like(lse))
     backend.backward(x, y, scale, pairing, row, column)
 
@@ -81,12 +82,14 @@ def similarity_softmax() -> Iterator[Case]:
         for sides in ("both", "rows", "columns"):
             given = empty(252, dim, dtype=dtype), empty(507, dim, dtype=dtype), sides
             yield f"{sides} of two {label}", _in(precision, _softmax, *given)
-    for dtype, dim in itertools.product(DTYPES, (128, 256, 512)):
-        given = empty(252, dim, dtype=dtype, offset=1), None, "both"
-        yield f"both unaligned {LABELS[dtype]} D={dim}", _in("ieee", _softmax, *given)
     for m in (8192, 32768, 131072):  # the benchmarks' own, where columns are split or not
         given = empty(m, 128, dtype=BF16), None, "both"
         yield f"both bf16 D=128 M={m}", _in("ieee", _softmax, *given)
+    for label, dtype, dim, precision in _matrices((512, 768), tf32=(512,)):  # large tiles
+        for n in (None, 9000):
+            other = None if n is None else empty(n, dim, dtype=dtype)
+            given = empty(8192, dim, dtype=dtype), other, "both"
+            yield f"both{' of two' if n else ''} large {label}", _in(precision, _softmax, *given)
 
 
 def _contrast(backend: Any, x: Tensor, y: Tensor) -> None:
@@ -99,8 +102,10 @@ def sigmoid_contrast() -> Iterator[Case]:
     """Losses, and gradients of both sides."""
     dims = 100, 123, 128, 256, 300, 512, 768
     for label, dtype, dim, precision in _matrices(dims, tf32=(128, 512)):
-        given = empty(252, dim, dtype=dtype), empty(507, dim, dtype=dtype)
-        yield label, _in(precision, _contrast, *given)
+        for size, m, n in (("", 252, 507), ("large ", 8192, 9000)):
+            if dim >= 512 or not size:
+                given = empty(m, dim, dtype=dtype), empty(n, dim, dtype=dtype)
+                yield f"{size}{label}", _in(precision, _contrast, *given)
 
 
 def _classifier(backend: Any, x: Tensor, w: Tensor, bias: Tensor | None, targets: Tensor) -> None:

@@ -42,6 +42,11 @@ class Launch:
     options: dict[str, Any]
     architecture: int
 
+    @property
+    def constants(self) -> dict[str, Any]:
+        """The constexpr arguments, by name."""
+        return {self.kernel.arg_names[at]: c for (at, *_), c in self.source.constants.items()}
+
     def compiled(self) -> CompiledKernel:
         """From Triton's cache on disk, where it is put otherwise."""
         target = GPUTarget("cuda", self.architecture, 32)

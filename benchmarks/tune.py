@@ -29,6 +29,7 @@ from benchmarks import common
 from benchmarks.compiled import compile_all
 from benchmarks.launches import Launch, distinct, recording
 from sslfast.kernels import _tuning
+from sslfast.kernels._products import in_blocks
 from sslfast.kernels._tiles import ARITHMETICS, KINDS, Table, Tile, static_tile
 from sslfast.kernels._triton import capability, unavailable
 from sslfast.kernels.sigmoid_contrast import triton as contrast
@@ -46,8 +47,7 @@ SHORT: dict[tuple[str, int], tuple[Tile, ...]] = {
     ("statistics", 128): (Tile(256, 64, 128, 0, 8, 3),),
     ("statistics", 256): (Tile(128, 32, 256, 0, 8, 2),),
     ("gradient", 256): (Tile(128, 32, 256, 256, 8, 2),),
-    ("statistics", 512): (Tile(128, 32, 512, 0, 8, 2),),
-    ("gradient", 512): (Tile(128, 64, 64, 256, 8, 2),),
+    ("block", 512): (Tile(128, 128, 64, 0, 8, 3), Tile(128, 256, 64, 0, 8, 3)),
 }
 
 
@@ -78,7 +78,7 @@ def candidates(kind: str, dim: int, static: Tile) -> Iterator[Tile]:
         *((256, 64, 8), (64, 128, 4), (64, 64, 4)),  # fewer loads; two programs at once
     ):
         for stages in (2, 3):
-            if kind == "statistics":
+            if kind in ("statistics", "block"):
                 shapes = [(depth, 0) for depth in sorted(depths)]
             else:
                 outputs = sorted({min(enough, n) for n in (128, 256)})
@@ -91,6 +91,11 @@ def candidates(kind: str, dim: int, static: Tile) -> Iterator[Tile]:
                     yield tile
 
 
+def is_launched(kind: str, arithmetic: str, dim: int) -> bool:
+    """Whether there are such kernels: many features go by blocks, in float32 by cuBLAS's."""
+    return in_blocks(dim) and arithmetic == "16-bit" if kind == "block" else not in_blocks(dim)
+
+
 def trials(
     architecture: int, kinds: Sequence[str], arithmetics: Sequence[str], dims: Sequence[int]
 ) -> list[Trial]:
@@ -100,6 +105,7 @@ def trials(
         for kind in kinds
         for arithmetic in arithmetics
         for dim in dims
+        if is_launched(kind, arithmetic, dim)
         for tile in candidates(kind, dim, static_tile(kind, dim, arithmetic, architecture))
     ]
 
@@ -168,6 +174,10 @@ def runs(kind: str, arithmetic: str, dim: int, device: torch.device) -> common.R
     def run(turn: int) -> tuple[Tensor, ...] | Tensor:
         if kind == "statistics":
             return softmax.forward(x, y, scale, pairing)
+        if kind == "block":
+            softmax.forward(x, y, scale, pairing, True)
+            sides = (lse, weight), (lse, weight)
+            return softmax.backward_both(x, y, scale, pairing, *sides, weight)
         if kind == "gradient":
             return softmax.backward_parts(x, y, scale, pairing, (lse, weight), (lse, weight))
         return contrast.gradients(x, y, scale, -scale, pairing, weight, False)
@@ -229,7 +239,7 @@ def fitting(
     for trial, some in launched:
         if any(launch.name in failed for launch in some):
             continue
-        kernel = [launch for launch in some if "tl.dot(" in launch.kernel.src][-1].compiled()
+        kernel = [launch for launch in some if "OPERAND" in launch.constants][-1].compiled()
         try:
             room = programs(kernel)
         except OutOfResources as error:

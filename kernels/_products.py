@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ._tiles import Tile, arithmetic_of, multiprocessors, static_tile, total_memory
 from ._triton import INTERPRETED, capability
+from ._tuning import tile_for
 
 RESIDENT_DIM = 256  # features whose gradients a program holds for a block of rows
 
@@ -92,9 +93,8 @@ def logits_in_memory(x: Tensor, y: Tensor) -> Tensor | None:
 def block_tile(rows: int, columns: int, dim: int, like: Tensor) -> Tile:
     """The tile of a block of logits: a smaller one where the large ones are too few for the GPU."""
     arithmetic = arithmetic_of(like.dtype)
-    architecture = capability(like.device)
-    tile = static_tile("block", dim, arithmetic, architecture)
+    tile = tile_for("block", dim, arithmetic, like.device)
     enough = multiprocessors(like.device)
     if triton.cdiv(rows, tile.rows) * triton.cdiv(columns, tile.columns) < enough:
-        tile = static_tile("small block", dim, arithmetic, architecture)
+        tile = static_tile("small block", dim, arithmetic, capability(like.device))
     return tile

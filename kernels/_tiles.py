@@ -93,7 +93,7 @@ TILES |= {
     ("small block", 8, "tf32"): ((0, Tile(32, 128, 0, 0, 4, 1)),),
     ("small block", 8, "ieee"): ((0, Tile(32, 128, 0, 0, 4, 1)),),
 }
-KINDS = ("statistics", "gradient", "contrast")  # that are worth tuning
+KINDS = ("statistics", "gradient", "contrast", "block")  # that are worth tuning
 ARITHMETICS = ("16-bit", "tf32", "ieee")
 # The sigmoid's losses beside its gradient take registers of their own.
 TILES |= {("contrast", *key[1:]): table for key, table in TILES.items() if key[0] == "gradient"}

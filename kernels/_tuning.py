@@ -23,6 +23,7 @@ from ._triton import INTERPRETED, capability
 
 logger = logging.getLogger("sslfast")
 
+WITHOUT_OUTPUT = ("statistics", "block")  # kinds whose programs hold no gradient
 SCHEMA = 2
 Tables = Mapping[tuple[str, str], Table]  # by kind and arithmetic
 
@@ -93,8 +94,8 @@ def _entry(kind: str, entry: Any) -> tuple[int, Tile]:
     right = all(16 <= n <= 512 and n & (n - 1) == 0 for n in blocks)
     right &= tile.warps in (1, 2, 4, 8, 16) and 1 <= tile.stages <= 8 and 1 <= tile.programs <= 32
     # The columns that make the logits also make the gradient, wherever all features fit.
-    right &= kind == "statistics" or tile.output in (256, 128, 64, 32, 16)
-    if not right or (kind != "statistics" and tile.output < tile.depth):
+    right &= kind in WITHOUT_OUTPUT or tile.output in (256, 128, 64, 32, 16)
+    if not right or (kind not in WITHOUT_OUTPUT and tile.output < tile.depth):
         raise ValueError(f"{tile} is no tile of a {kind} kernel")
     return largest, tile
 

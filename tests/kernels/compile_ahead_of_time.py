@@ -28,11 +28,10 @@ INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ )?([A-Z0-9_.]+)
 
 def on_matrix_units(launch: Launch) -> bool:
     """Whether a kernel has products that are not in IEEE float32."""
-    names = launch.kernel.arg_names
-    constants = {names[at[0]]: value for at, value in launch.source.constants.items()}
-    if "tl.dot(" not in launch.kernel.src or "OPERAND" not in constants:
-        return False
-    return constants["OPERAND"] != tl.float32 or constants["PRECISION"] == "tf32"
+    constants = launch.constants
+    return "OPERAND" in constants and (
+        constants["OPERAND"] != tl.float32 or constants.get("PRECISION") == "tf32"
+    )
 
 
 def examine(launch: Launch) -> dict[str, Any]:

@@ -57,7 +57,7 @@ def test_the_fastest_tile_is_kept_and_used(folder: Path, caplog: pytest.LogCaptu
         fast = (trial.dim, trial.tile) == (64, target)
         return 0.5 if fast else 1.0 - 0.005 * trial.tile.stages
 
-    plan = tune.trials(90, ("gradient", "contrast"), ("16-bit",), (64, 128, 512))
+    plan = tune.trials(90, ("gradient", "contrast"), ("16-bit",), (64, 128, 256))
     tables = tune.tune(seconds, 90, plan, lambda tables: saved.append(dict(tables)))
     assert len(saved) == len(plan)
     assert saved[-1] == tables
@@ -68,8 +68,8 @@ def test_the_fastest_tile_is_kept_and_used(folder: Path, caplog: pytest.LogCaptu
         assert _tuning.tile_for("gradient", 17, "16-bit", CPU) == target._replace(
             depth=32, output=32
         )
-        for dim in (128, 300, 4000):  # a gain of 1 % may be noise
-            static = _tiles.static_tile("gradient", min(dim, 512), "16-bit", 90)
+        for dim in (128, 200, 256):  # a gain of 1 % may be noise
+            static = _tiles.static_tile("gradient", dim, "16-bit", 90)
             assert _tuning.tile_for("gradient", dim, "16-bit", CPU) == static
         assert _tuning.tile_for("contrast", 64, "16-bit", CPU).rows == 64
         assert _tuning.tile_for("statistics", 64, "16-bit", CPU) == _tiles.static_tile(
@@ -119,6 +119,8 @@ def test_candidates_can_be_kept(folder: Path) -> None:
     for kind, dim, arithmetic in itertools.product(
         _tiles.KINDS, (16, 64, 100, 256, 512, 1024), _tiles.ARITHMETICS
     ):
+        if not tune.is_launched(kind, arithmetic, dim):
+            continue
         static = _tiles.static_tile(kind, dim, arithmetic, 90)
         found = list(tune.candidates(kind, dim, static))
         assert found[0] == static
@@ -226,7 +228,7 @@ def test_what_does_not_fit_is_left_out(
     launched = tune.launches(plan, 90)
     kernels = {"statistics": "forward_kernel", "gradient": "backward_kernel"}
     for trial, some in launched:
-        launch = [launch for launch in some if "tl.dot(" in launch.kernel.src][-1]
+        launch = [launch for launch in some if "OPERAND" in launch.constants][-1]
         assert launch.name.endswith(kernels[trial.kind])
         assert launch.options["num_warps"] == trial.tile.warps
 
@@ -274,5 +276,5 @@ def test_the_command_adds_to_what_was_measured_before(
     tables = _tuning.measured(GPU)
     assert tables["contrast", "16-bit"] == before
     assert tables["gradient", "16-bit"][0] == (128, Tile(64, 128, 128, 128, 4, 2, programs=2))
-    static = _tiles.static_tile("statistics", 512, "16-bit", 90)
+    static = _tiles.static_tile("statistics", 256, "16-bit", 90)
     assert tables["statistics", "16-bit"][-1] == (0, static)

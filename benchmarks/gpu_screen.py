@@ -98,7 +98,7 @@ def _timings(journal: dict[str, Any]) -> Iterator[tuple[bool, str]]:
 
 def _line(name: str, row: dict[str, Any], peer: float, floor: float) -> str:
     seconds = row["seconds"]
-    cells = [f"{cut(name, 34):34}", f"{_time(seconds) if seconds else '-':>10}"]
+    cells = []
     if peer and seconds:
         cells.append(f"{peer / seconds:.2f}x the fastest other")
     if floor and seconds:
@@ -114,7 +114,7 @@ def _line(name: str, row: dict[str, Any], peer: float, floor: float) -> str:
             cells.append(form.format(extra[key]))
     if "mfu" in extra:
         cells.append(f"MFU {extra['mfu']:.1%}")
-    return cut(", ".join(cells[:2]) + ("  " + ", ".join(cells[2:]) if cells[2:] else ""))
+    return cut(f"{cut(name, 34):34}{_time(seconds) if seconds else '-':>10}  {', '.join(cells)}")
 
 
 def screen(journal: dict[str, Any]) -> list[str]:

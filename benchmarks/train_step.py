@@ -83,6 +83,9 @@ PRESETS = {
     "mae-first": FIRST("mae", "vit_base", 256, 224, 1),
     "tiny": Preset("simclr", "convnet_small", 8, 32, 2, turns=1, skipped=1, timed=2),
     "tiny-mae": Preset("mae", "vit_micro", 4, 32, 1, turns=1, skipped=1, timed=2),
+    "tiny-compiled": Preset(
+        "simclr", "convnet_small", 8, 32, 2, compile=True, turns=1, skipped=1, timed=2
+    ),
 }
 
 

@@ -145,7 +145,7 @@ def test_runs_have_their_parts_in_order(tmp_path: Path) -> None:
 
 def test_parts_that_were_asked_for(tmp_path: Path) -> None:
     (part,) = parts_of(tmp_path, "--only", "train_vit").values()
-    small = ["--preset", "vit", "--device", "cpu", "--quick", "--no-memory"]
+    small = ["--preset", "tiny-compiled", "--device", "cpu", "--quick", "--no-memory"]
     assert part.command[-len(small) :] == small
     found = parts_of(tmp_path, "--only", "ema", "tests")
     assert list(found) == ["ema", "tests"]

@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks import gpu_report
+from benchmarks import gpu_report, predictions
 from benchmarks.environment import ROOT
 
 RESULTS = ROOT / "benchmarks" / "results"
@@ -241,8 +241,16 @@ MAKERS = {
 }
 
 
+def measured(gpu: str) -> dict[tuple[str, str], float]:
+    """Seconds of everything that has been measured on a GPU, by problem and provider."""
+    rows = [row for file in RESULTS.glob(f"*-{gpu}*.json") for row in load(file.stem)["rows"]]
+    return {(row["problem"], row["provider"]): row["seconds"] for row in rows}
+
+
 def make_table(name: str) -> str:
     """The table of this name: of TABLES, or OP-MACHINE from a results file of that machine."""
+    if name == "predictions-h100":
+        return predictions.table(measured("h100"))
     if name in TABLES:
         make, results = TABLES[name]
         return make(load(results))
@@ -271,7 +279,7 @@ def plots() -> dict[Path, str]:
 
 def pages() -> list[Path]:
     """The pages that may hold tables."""
-    return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def stale() -> dict[Path, str]:

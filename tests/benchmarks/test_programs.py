@@ -14,13 +14,16 @@ from benchmarks import (
     cached,
     clip_batch,
     common,
+    ema,
     gpu_report,
     loss_memory,
     phases,
     plots,
+    predictions,
     profiling,
     report,
     sanitize,
+    similarity_softmax,
     train_step,
 )
 from benchmarks.record import Record
@@ -291,3 +294,21 @@ def test_points_lie_where_the_numbers_say() -> None:
     assert y0 - y1 == pytest.approx(y1 - y2, abs=0.2)
     assert "&lt;t&gt;" in text
     assert text.count("stroke-dasharray") == 2
+
+
+def test_predictions_are_of_what_is_measured() -> None:
+    """By the names that the benchmarks give; each stands once in the table, measured or not."""
+    found = predictions.predictions()
+    assert len({(p.problem, p.provider) for p in found}) == len(found)
+    assert all(1e-6 < p.seconds < 1 for p in found)
+    problems = {p.problem for p in found}
+    cuda = torch.device("cuda")
+    sizes = similarity_softmax.sizes(cuda, quick=False)
+    assert {str(size) for size in sizes} == {p for p in problems if p.startswith("NT-Xent")}
+    trained = {f"{preset}, cuda" for preset in train_step.PRESETS.values()}
+    assert {p.problem for p in found if p.provider.endswith("trainer")} <= trained
+    assert {str(size) for size in ema.sizes(cuda, quick=False)} <= problems
+    first = found[0]
+    table = predictions.table({(first.problem, first.provider): 1.25e-3})
+    assert table.count("not yet") == len(found) - 1
+    assert "| 1.25 ms |" in table

@@ -88,9 +88,9 @@ def memory_bound() -> Iterator[Prediction]:
 
 
 # Clocks of a tile in the loops of the Triton kernels, from the compiled code: (rows, columns,
-# clocks, programs at once on a multiprocessor). Forward at D = 128 the phases of two programs overlap: 512
-# clocks of products, 544 of exponentials, 554 of issue, 668 of L2; elsewhere phases follow one
-# another: 2,048 of products and 1,150 of exponentials backward.
+# clocks, programs at once on a multiprocessor). Forward at D = 128 the phases of two programs
+# overlap: 512 clocks of products, 544 of exponentials, 554 of issue, 668 of L2. Elsewhere phases
+# follow one another: 2,048 of products and 1,150 of exponentials backward.
 FORWARD = {128: (128, 64, 700, 2), 256: (128, 64, 1800, 1)}
 BACKWARD = {128: (128, 128, 3200, 1), 256: (128, 64, 2800, 1)}
 

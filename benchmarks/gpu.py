@@ -35,6 +35,7 @@ from benchmarks.gpu_screen import failed_tests, screen
 from benchmarks.parts import Part, Run
 
 BUILD_SECONDS = 90.0
+NVML = "PYTORCH_NVML_BASED_CUDA_CHECK"  # of torch
 PEERS = ("memeff", "inf_cl", "siglip_kernel", "cut_cross_entropy", "lightly", "open_clip")
 TESTS = {  # files, by the benchmarks whose kernels they test
     "tests/gpu/test_kernels.py": ("similarity_softmax", "losses", "loss_memory", "clip_batch"),
@@ -161,7 +162,8 @@ def kernels_part(options: argparse.Namespace, name: str) -> Part:
         ]
     elif not options.kernels:
         command += ["--only", "philox"]  # a rehearsal must not take ten minutes
-    return Part("kernels", command, KERNELS_SECONDS[name])
+    # CUDA must first be used in the processes that are forked: asked for by NVML only.
+    return Part("kernels", command, KERNELS_SECONDS[name], environment={NVML: "1"})
 
 
 def tests_part(names: Sequence[str], chosen: Sequence[str], seconds: float) -> Part:

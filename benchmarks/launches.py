@@ -107,6 +107,7 @@ def recording(
         stack.enter_context(mock.patch.object(JITFunction, "_do_compile", note))
         stack.enter_context(mock.patch.object(driver, "_active", _Driver(architecture)))
         for name, answer in {
+            "is_available": True,  # to ask a real GPU would spoil CUDA in processes forked later
             "current_device": _device(architecture),
             "get_device_capability": divmod(architecture, 10),
             "get_device_properties": properties,

@@ -10,6 +10,10 @@ from typing import Any
 from benchmarks.plots import line_plot
 
 FLOOR = "floor: torch.mm"
+# Parts of a run that belong in one table.
+NAMES = {"contrast": "losses"} | dict.fromkeys(
+    ("trainer", "train_vit", "train_mae", "train_resnet"), "train_step"
+)
 GENERIC = {"nvidia", "geforce", "tesla", "graphics", "device"}
 
 
@@ -33,8 +37,7 @@ def take(run: dict[str, Any], folder: Path) -> list[Path]:
     files: dict[Path, dict[str, Any]] = {}
     for part, results in run["results"].items():
         if results["rows"]:
-            # Trainings are parts of their own, and one table.
-            name = "train_step" if part.startswith("train_") else part
+            name = NAMES.get(part, part)
             path = folder / f"{name}-{slug(gpu)}.json"
             if path in files:
                 files[path]["rows"] += results["rows"]

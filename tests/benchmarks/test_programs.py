@@ -15,6 +15,7 @@ from benchmarks import (
     clip_batch,
     common,
     ema,
+    gpu,
     gpu_report,
     loss_memory,
     phases,
@@ -267,6 +268,7 @@ def test_a_run_becomes_results_tables_and_plots(
         "similarity_softmax": part, "ema": empty, "train_vit": trained,
         "train_mae": {**trained, "rows": [a_row("mae", "bare loop", 1.0)]},
     }  # fmt: skip
+    assert {"trainer", "contrast"} <= set(gpu_report.NAMES) <= set(gpu.BENCHMARKS)
     files = gpu_report.take({"environment": ENVIRONMENT, "results": results}, tmp_path)
     assert [f.name for f in files] == ["similarity_softmax-h200.json", "train_step-h200.json"]
     monkeypatch.setattr(report, "RESULTS", tmp_path)

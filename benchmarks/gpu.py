@@ -40,7 +40,7 @@ PEERS = ("memeff", "inf_cl", "siglip_kernel", "cut_cross_entropy", "lightly", "o
 TESTS = {  # files, by the benchmarks whose kernels they test
     "tests/gpu/test_kernels.py": ("similarity_softmax", "losses", "loss_memory", "clip_batch"),
     "tests/gpu/test_losses.py": ("losses", "loss_memory"),
-    "tests/gpu/test_unit_rows.py": ("similarity_softmax", "losses"),
+    "tests/gpu/test_norms.py": ("similarity_softmax", "losses"),
     "tests/gpu/test_tensors.py": ("optim", "ema"),
     "tests/gpu/test_patches.py": ("masking", "train_mae"),
     "tests/gpu/test_dali_pipelines.py": ("dali",),

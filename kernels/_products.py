@@ -71,12 +71,12 @@ def multiply(a: Tensor, b: Tensor, out: Tensor, add: bool = False) -> Tensor:
     return out.add_(torch.mm(a, b, out_dtype=torch.float32))
 
 
-def block_memory(like: Tensor, rows: int, columns: int) -> Tensor:
-    """[rows, columns] of the dtype of ``like``; rows lie a multiple of 64 elements apart.
+def block_memory(like: Tensor, rows: int, columns: int, dtype: torch.dtype | None = None) -> Tensor:
+    """[rows, columns] on the device of ``like``; rows lie a multiple of 64 elements apart.
 
     So cuBLAS and Triton move full vectors. The Triton kernels' ``block_memory`` knows it.
     """
-    return like.new_empty(rows, triton.cdiv(columns, 64) * 64)[:, :columns]
+    return like.new_empty(rows, triton.cdiv(columns, 64) * 64, dtype=dtype)[:, :columns]
 
 
 def logits_in_memory(x: Tensor, y: Tensor) -> Tensor | None:

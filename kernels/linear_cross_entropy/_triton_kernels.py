@@ -74,12 +74,21 @@ def classifier_kernel(
 
 
 @triton.jit
-def logits_of(p_logits, p_bias, j, m):
-    """Logits at classes j of one row, to base 2, -inf outside."""
-    b_t = tl.load(p_logits + j, mask=m, other=-INFINITY)
+def row_step(N):
+    """How far apart the rows of ``block_memory`` lie (kernels/_products.py)."""
+    return tl.cdiv(N, 64) * 64
+
+
+@triton.jit
+def logits_of(p_logits, p_bias, j, N):
+    """Logits at classes j of one row, to base 2, -inf for those that are none.
+
+    What lies behind a row is read, so that vectors are full, and not used.
+    """
+    b_t = tl.load(p_logits + j, mask=j < row_step(N), other=0)
     if p_bias is not None:
-        b_t += tl.load(p_bias + j, mask=m, other=0).to(tl.float32)
-    return b_t * LOG2E
+        b_t += tl.load(p_bias + j, mask=j < N, other=0).to(tl.float32)
+    return tl.where(j < N, b_t * LOG2E, -INFINITY)
 
 
 @triton.jit(do_not_specialize=["M"])
@@ -89,14 +98,14 @@ def logits_kernel(
     """Partial log-sum-exp over the other classes and target's logit [S, M] of one row."""
     i, i_part, parts = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
     i_target = tl.load(p_targets + i).to(tl.int32)
-    p_logits += tl.cast(i, tl.int64) * N
+    p_logits += tl.cast(i, tl.int64) * row_step(N)
     highest = tl.full((), LOWEST, tl.float32)
     total = tl.zeros((), tl.float32)
     target = tl.zeros((), tl.float32)
     begin, end = share(tl.cdiv(N, BLOCK), i_part, parts)
     for n in tl.range(begin, end):
         j = n * BLOCK + tl.arange(0, BLOCK)
-        b_t = logits_of(p_logits, p_bias, j, j < N)
+        b_t = logits_of(p_logits, p_bias, j, N)
         target += tl.sum(tl.where(j == i_target, b_t, 0), 0)
         b_t = tl.where(j == i_target, -INFINITY, b_t)
         # The maximum drops a NaN, the sum keeps it.
@@ -124,8 +133,8 @@ def weigh_kernel(
     other = 1 / (1 + tl.exp2(target - lse))  # 1 - p, not as a difference: p may be close to 1
 
     j = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    offset = tl.cast(i, tl.int64) * N
-    b_t = logits_of(p_logits + offset, p_bias, j, j < N)
+    offset = tl.cast(i, tl.int64) * row_step(N)
+    b_t = logits_of(p_logits + offset, p_bias, j, N)
     b_g = tl.exp2(b_t - whole) - uniform
     b_g = tl.where(j == i_target, smoothing - uniform - other, b_g) * weight
-    tl.store(p_out + offset + j, b_g.to(p_out.dtype.element_ty), mask=j < N)
+    tl.store(p_out + offset + j, b_g.to(p_out.dtype.element_ty), mask=j < row_step(N))

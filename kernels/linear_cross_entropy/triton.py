@@ -26,7 +26,7 @@ import triton
 from torch import Tensor
 
 from .._growth import growth_of
-from .._products import multiply, rows_of_a_block
+from .._products import block_memory, multiply, rows_of_a_block
 from .._tiles import (
     arithmetic_of,
     multiprocessors,
@@ -143,8 +143,8 @@ def _weights(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """G of a block in the operands' dtype, times its growth; log-sum-exps and targets' logits."""
     n, v = len(x), len(weight)
-    logits = multiply(x, weight.T, _empty(x, n, v))
-    g = logits if x.dtype == torch.float32 else logits.new_empty(n, v, dtype=x.dtype)
+    logits = multiply(x, weight.T, block_memory(x, n, v, torch.float32))
+    g = logits if x.dtype == torch.float32 else block_memory(x, n, v)
     chunks = triton.cdiv(v, _ELEMENTWISE["BLOCK"])
     parts = splits(n, chunks, _RESIDENT * multiprocessors(x.device))
     lse, target_logit = _empty(x, parts, n), _empty(x, parts, n)

@@ -28,6 +28,9 @@ def times(gradient: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
     tensor, and has no value. The product is rounded as it is written: on a GPU there is no copy of
     it in the gradient's dtype, which for a vocabulary's weights would take a gigabyte.
     """
+    if torch.is_grad_enabled() and gradient.requires_grad:
+        # With create_graph=True, where torch would refuse out= before this package can say why.
+        return (gradient * factor).to(dtype)
     if type(factor) is Tensor and factor.device.type == "cpu" and factor.item() == 1:
         return gradient.to(dtype)
     return torch.mul(gradient, factor, out=torch.empty_like(gradient, dtype=dtype))

@@ -43,6 +43,7 @@ class_sums.register_autograd(_backward, setup_context=_setup_context)
 
 def classes_of(labels: Tensor) -> tuple[Tensor, Tensor]:
     """Of every row, a number of its class in [0, M), and how many rows that has: int64 [M] each."""
+    labels = labels.contiguous()  # or searchsorted warns
     known = labels.sort().values
     first = torch.searchsorted(known, labels)
     return first, torch.searchsorted(known, labels, right=True) - first

@@ -11,11 +11,12 @@ For N rows, K negatives and D features, two sets of kernels can do it:
 - similarity_softmax: log-sum-exps, then a gradient for each side, from logits computed anew:
   6 N K D FLOP, and 4 more for d_negatives. No logits in memory.
 
-The rule: the second on a GPU while a program can hold a whole gradient row (D <= FUSED_DIM), else
-the first. Predicted for 16-bit rows on an H100: the first's memory traffic takes 5.8 ps a logit,
-the second's additional products 0.45 ps at D = 128 and 0.8 at 256, twice that with d_negatives.
-Beyond, it would compute every logit again for each further 256 features, and lose. On a CPU the
-logits of the first never leave the cache.
+The rule: the second for 16-bit rows on a GPU while a program can hold a whole gradient row
+(D <= FUSED_DIM), else the first, whose products in float32 are cuBLAS's. Predicted for 16-bit rows
+on an H100: the first's memory traffic takes 5.8 ps a logit, the second's additional products 0.45
+ps at D = 128 and 0.8 at 256, twice that with d_negatives. Beyond, it would compute every logit
+again for each further 256 features, and lose. On a CPU the logits of the first never leave the
+cache.
 """
 
 from typing import Any
@@ -36,7 +37,7 @@ Parts = tuple[Tensor, Tensor, Tensor, Tensor]
 
 def runs_fused(rows: Tensor) -> bool:
     """Whether the kernels of similarity_softmax serve these rows [N, D] best: see the top."""
-    return rows.is_cuda and rows.shape[1] <= FUSED_DIM
+    return rows.is_cuda and rows.dtype.itemsize == 2 and rows.shape[1] <= FUSED_DIM
 
 
 def _fused(x: Tensor, y: Tensor, positive: Tensor, row_weight: Tensor, both: bool) -> Parts:

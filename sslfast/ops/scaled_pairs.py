@@ -75,7 +75,7 @@ def _scaled_pairs_backward(
 
     With u and v the unit vectors, g and p what comes from above for rows and logits, h = g + p v:
     d_query = s / |query| (h - u <u, h>), d_key = s p / |key| (u - v <u, v>), d_s = sum <u, h>.
-    A vector shorter than EPS is only scaled.
+    The gradient of a vector no longer than EPS is 0.
     """
     with torch.autocast(query.device.type, enabled=False):
         unit = query / q.unsqueeze(1)
@@ -84,11 +84,12 @@ def _scaled_pairs_backward(
         if key_gradient:
             back = (cosine / k).masked_fill(k <= EPS, 0)
             d_unit = torch.addcmul(unit, back.unsqueeze(1), key, value=-1)
-            share = scale * d_positive / k
+            share = (scale * d_positive / k).masked_fill(k <= EPS, 0)
             d_key = torch.mul(d_unit, share.unsqueeze(1), out=key.new_empty(key.shape))
         h = torch.addcmul(d_rows, (d_positive / k).unsqueeze(1), key)
         h.addcmul_(along.masked_fill(q <= EPS, 0).unsqueeze(1), unit, value=-1)
-        d_query = torch.mul(h, (scale / q).unsqueeze(1), out=query.new_empty(query.shape))
+        share = (scale / q).masked_fill(q <= EPS, 0)
+        d_query = torch.mul(h, share.unsqueeze(1), out=query.new_empty(query.shape))
         return d_query, d_key, along.sum()
 
 

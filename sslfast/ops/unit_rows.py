@@ -49,11 +49,12 @@ def _(x: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.library.custom_op("sslfast::unit_rows_backward", mutates_args=())
 def _unit_rows_backward(gradient: Tensor, x: Tensor, norms: Tensor) -> Tensor:
-    """(g - u <u, g>) / ||x|| with u = x / ||x||; a vector shorter than EPS is only scaled."""
+    """(g - u <u, g>) / ||x|| with u = x / ||x||; 0 for a vector no longer than EPS."""
     with torch.autocast(x.device.type, enabled=False):
         along = (x.float() * gradient).sum(-1, keepdim=True)
-        along = (along / norms.square()).masked_fill_(norms <= EPS, 0)
+        along /= norms.square()
         d_x = torch.addcmul(gradient, along, x, value=-1)  # in float32, as along is
+        d_x.masked_fill_(norms <= EPS, 0)
         return torch.div(d_x, norms, out=x.new_empty(x.shape))
 
 

@@ -22,11 +22,8 @@ NAMES = list(every_loss.steps(2, 2, "cpu", torch.float32))
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
-def test_the_same_bits_twice(
-    name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_same_bits_twice(name: str, dtype: torch.dtype) -> None:
     """Without a wait for the GPU, and without an algorithm that torch knows to vary."""
-    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # torch asks for it
     made = every_loss.steps(3000, 128, "cuda", dtype)[name]
     first = every_loss.step(made)
     loss, inputs = made()
@@ -49,7 +46,7 @@ def test_info_nce_is_fused(dtype: torch.dtype, n: int, k: int, d: int) -> None:
     rows, negatives = (F.normalize(torch.randn(m, d, device="cuda"), dim=1) for m in (n, k))
     x, y = (10 * rows).to(dtype), negatives.to(dtype)
     positive, weight = torch.randn(n, device="cuda") + 8, torch.rand(n, device="cuda") / n
-    assert op.runs_fused(x)
+    assert op.runs_fused(x) == (dtype != torch.float32)
     with sslfast.use_backend("reference"):
         wide = x.double(), y.double(), positive.double(), weight.double()
         truth = op._by_blocks(*wide, True)

@@ -71,11 +71,12 @@ def test_compile_fullgraph() -> None:
         torch.testing.assert_close(ours, truth, rtol=1e-4, atol=1e-6)
 
 
-def test_no_second_derivative() -> None:
+@pytest.mark.parametrize("factor", [1.0, 0.5])
+def test_no_second_derivative(factor: float) -> None:
     tensors, weight = inputs(4, 5, 3, torch.float64), torch.rand(4, dtype=torch.float64)
     total, d_rows, _, _ = weighted_info_nce(*tensors, weight, True)
-    (gradient,) = torch.autograd.grad(total, tensors[0], create_graph=True)
-    torch.testing.assert_close(gradient.detach(), d_rows.detach())
+    (gradient,) = torch.autograd.grad(factor * total, tensors[0], create_graph=True)
+    torch.testing.assert_close(gradient.detach(), factor * d_rows.detach())
     with pytest.raises(RuntimeError, match="this loss has no second derivative"):
         gradient.square().sum().backward()
 
@@ -106,10 +107,16 @@ def test_fused_and_by_blocks_agree(
 
 
 def test_the_rule() -> None:
-    """Fused on a GPU while a gradient row fits one program."""
-    for device, dim, fused in (("cuda", 256, True), ("cuda", 257, False), ("cpu", 64, False)):
+    """Fused on a GPU while a gradient row of 16-bit numbers fits one program."""
+    half = torch.bfloat16
+    for device, dim, dtype, fused in (
+        ("cuda", 256, half, True),
+        ("cuda", 257, half, False),
+        ("cuda", 256, torch.float32, False),
+        ("cpu", 64, half, False),
+    ):
         with FakeTensorMode():
-            assert op.runs_fused(torch.empty(3, dim, device=device)) == fused
+            assert op.runs_fused(torch.empty(3, dim, device=device, dtype=dtype)) == fused
 
 
 def test_a_queue_may_change_before_the_backward_pass() -> None:

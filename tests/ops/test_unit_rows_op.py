@@ -40,7 +40,7 @@ def test_what_is_not_contiguous_and_zeros() -> None:
     unit, _ = _unit_rows(zeros)
     (gradient,) = torch.autograd.grad(unit, zeros, torch.ones_like(unit))
     assert torch.equal(unit, torch.zeros_like(unit))
-    assert gradient.isinf().all()  # 1e12, as F.normalize has it: beyond fp16
+    assert torch.equal(gradient, zeros)  # F.normalize's is 1e12, beyond fp16
 
 
 @pytest.mark.parametrize("dtype", HALVES)

@@ -196,12 +196,12 @@ def benchmark_part(name: str, options: argparse.Namespace) -> Part:
     return Part(name, command, plan.limit, name not in NO_RECORD, environment, plan.attempt)
 
 
-def chosen_parts(options: argparse.Namespace) -> list[Part]:
+def chosen_parts(options: argparse.Namespace, run: Run) -> list[Part]:
     """What follows the build."""
     if options.sanitize:
-        return sanitize_parts()
-    run = "first" if options.first else "main" if options.main else "only"
-    names = options.only or list(RUNS[run][1])
+        return sanitize_parts(run)
+    name_of_run = "first" if options.first else "main" if options.main else "only"
+    names = options.only or list(RUNS[name_of_run][1])
     # Tests of what was asked for; in a main run after a first one, those that failed.
     wanted = {*options.only} - {"kernels", "tests"}
     files = [file for file, of in TESTS.items() if not wanted or wanted & {*of}]
@@ -209,19 +209,25 @@ def chosen_parts(options: argparse.Namespace) -> list[Part]:
     parts = []
     for name in names:
         if name == "kernels":
-            parts.append(kernels_part(options, run))
+            parts.append(kernels_part(options, name_of_run))
         elif name == "tests":
-            if run != "main" or failed or not options.after:
-                parts.append(tests_part(files, failed, TESTS_SECONDS[run]))
+            if name_of_run != "main" or failed or not options.after:
+                parts.append(tests_part(files, failed, TESTS_SECONDS[name_of_run]))
         elif name != "tune" or options.device == "cuda":
             parts.append(benchmark_part(name, options))
     return parts
 
 
-def sanitize_parts() -> list[Part]:
+def sanitize_parts(run: Run) -> list[Part]:
     """The CUDA kernels, built with their own checks, under compute-sanitizer."""
     where = "/usr/local/cuda/bin/compute-sanitizer"
-    tool = shutil.which("compute-sanitizer") or shutil.which(where) or "compute-sanitizer"
+    tool = shutil.which("compute-sanitizer") or shutil.which(where)
+    if tool is None:
+        words = (
+            "compute-sanitizer was not found: it comes with the CUDA toolkit, put it in the PATH"
+        )
+        run.note("sanitize", 127, words)
+        return []
     program = python("-m", "benchmarks.sanitize")
     # Every tensor has an allocation of its own, so that an access beyond it is seen.
     watched = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
@@ -282,7 +288,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     bring_peers(run, options.peers)
     if not options.skip_build:
         bring_extension(run, options, tree)
-    for part in chosen_parts(options):
+    for part in chosen_parts(options, run):
         run.do(part)
     lines = screen(json.loads(run.file.read_text()))
     print("\n" + "\n".join(lines))

@@ -50,6 +50,7 @@ def with_precision(precision: str, backend: str, *problem: Any) -> None:
 def losses(dtype: torch.dtype) -> None:
     """The losses with kernels of their own."""
     x, y = (torch.randn(70, 100, device=DEVICE).to(dtype).requires_grad_() for _ in range(2))
+    functional.ntxent(x, y, 0.1).backward()
     functional.siglip(x, y, 10.0, -10.0).backward()
     functional.linear_cross_entropy(x, y, torch.arange(70, device=DEVICE)).backward()
 

@@ -126,7 +126,7 @@ def test_every_part_exists() -> None:
 
 def parts_of(folder: Path, *given: str) -> dict[str, Part]:
     options = gpu.arguments().parse_args(["--out", str(folder), "--device", "cpu", *given])
-    return {part.name: part for part in gpu.chosen_parts(options)}
+    return {part.name: part for part in gpu.chosen_parts(options, a_run(folder))}
 
 
 def test_runs_have_their_parts_in_order(tmp_path: Path) -> None:

@@ -102,6 +102,7 @@ RUNS = {
         ("kernels", "tests", "losses", "optim", "ema", "masking", "train_vit", "profile", "tune"),
     ),
 }
+ALONE = 540.0  # seconds, the budget of parts that were asked for by name
 KERNELS_SECONDS = {"first": 75.0, "main": 60.0, "only": 120.0}
 TESTS_SECONDS = {"first": 100.0, "main": 40.0, "only": 150.0}
 
@@ -196,11 +197,16 @@ def benchmark_part(name: str, options: argparse.Namespace) -> Part:
     return Part(name, command, plan.limit, name not in NO_RECORD, environment, plan.attempt)
 
 
+def run_named(options: argparse.Namespace) -> str:
+    """Which limits hold: those of a run of RUNS, or of parts alone."""
+    return "first" if options.first else "main" if options.main else "only"
+
+
 def chosen_parts(options: argparse.Namespace, run: Run) -> list[Part]:
     """What follows the build."""
     if options.sanitize:
         return sanitize_parts(run)
-    name_of_run = "first" if options.first else "main" if options.main else "only"
+    name_of_run = run_named(options)
     names = options.only or list(RUNS[name_of_run][1])
     # Tests of what was asked for; in a main run after a first one, those that failed.
     wanted = {*options.only} - {"kernels", "tests"}
@@ -277,8 +283,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         link(tree)  # where all commands run
     sys.path.insert(0, str(tree))  # nothing need be installed
     facts = {"environment": environment(torch.device(options.device)), "command": sys.argv}
-    run_name = "first" if options.first else "main" if options.main else None
-    budget = options.seconds or (RUNS[run_name][0] if run_name else 540.0)
+    budget = options.seconds or RUNS.get(run_named(options), (ALONE,))[0]
     run = Run(options.out / "gpu.json", work / "parts", facts, budget, tree)
     wheels = work / "wheels"
     if options.wheels:

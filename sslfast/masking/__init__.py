@@ -2,8 +2,8 @@
 
 Every sampler draws from Philox with counter (element, sample id, step, stream) and the seed as key,
 in integer arithmetic: what a sample gets depends on nothing else, and is the same bits on every
-device, backend, batch split and rank. Nothing is read back from the device, with the one exception
-that ``multiblock_mask(compat=True)`` names.
+device, backend, batch split and rank (but for ``span_mask(same_number=True)``). Nothing is read
+back from the device, with the one exception that ``multiblock_mask(compat=True)`` names.
 
 All take the keywords
 

@@ -25,27 +25,28 @@ ASPECTS = 256  # aspect ratios, evenly spaced in the logarithm
 
 
 @torch.compiler.assume_constant_result  # a compiled graph holds the table
-def _sizes(most: int, min_aspect: float, device: torch.device) -> Tensor:
-    """(height, width) int64 [most + 1, ASPECTS, 2] of blocks by area and number of the aspect."""
-    return _table(most, min_aspect, device)
+def _thresholds(side: int, min_aspect: float, device: torch.device) -> Tensor:
+    """Areas from which a block has 1, 2 ... side + 1 rows, and columns.
+
+    int64 [ASPECTS, 2, side + 1]: sqrt(area * aspect) rounds to n or more from (n - 1/2)^2 / aspect.
+    """
+    return _table(side, min_aspect, device)
 
 
 @lru_cache(maxsize=64)
-def _table(most: int, min_aspect: float, device: torch.device) -> Tensor:
+def _table(side: int, min_aspect: float, device: torch.device) -> Tensor:
     span = -2 * math.log(min_aspect)
     aspects = [math.exp(math.log(min_aspect) + (j + 0.5) / ASPECTS * span) for j in range(ASPECTS)]
-    table = [
-        [(round(math.sqrt(area * a)), round(math.sqrt(area / a))) for a in aspects]
-        for area in range(most + 1)
-    ]
-    return torch.tensor(table, device=device)
+    ratios = torch.tensor([(a, 1 / a) for a in aspects], dtype=torch.float64)
+    halves = torch.arange(side + 1, dtype=torch.float64) + 0.5
+    return (halves.square() / ratios[..., None]).ceil().clamp(max=2**62).long().to(device)
 
 
 def _hide_blocks(
     words: Tensor, counts: Tensor, grid: tuple[int, int], min_patches: int, min_aspect: float
 ) -> Tensor:
     """Mask bool [B, L] with counts[b] hidden patches; words [B, 4 ROUNDS + L]."""
-    sizes = _sizes(max(grid[0] * grid[1], min_patches), min_aspect, words.device)
+    thresholds = _thresholds(max(grid), min_aspect, words.device)
     draws, fill = words[:, : 4 * ROUNDS].unflatten(1, (ROUNDS, 4)), words[:, 4 * ROUNDS :]
     hidden = torch.zeros(len(words), *grid, dtype=torch.bool, device=words.device)
     for draw in draws.unbind(1):
@@ -53,7 +54,8 @@ def _hide_blocks(
         missing = counts - hidden.sum((1, 2))
         low, high = missing.clamp(0, min_patches), missing.clamp_min(min_patches)
         area = low + below(area_word, high - low + 1)
-        height, width = sizes[area, below(aspect_word, ASPECTS)].unbind(-1)
+        begun = area[:, None, None] >= thresholds[below(aspect_word, ASPECTS)]
+        height, width = begun.sum(2).unbind(1)
         room = grid[0] - height, grid[1] - width
         top, left = (below(w, r + 1) for w, r in zip((top_word, left_word), room, strict=True))
         rows, columns = interval(top, height, grid[0]), interval(left, width, grid[1])
@@ -136,9 +138,10 @@ def _image_counts(
 ) -> Tensor:
     """Hidden patches int64 [B] of each image, from two words [B, 2] of it."""
     whether, how_many = words.unbind(1)
-    low, high = (fixed_point(r, 24) for r in ratios)
+    # Rounded up: a fifth of 5 patches is 1, not 0.99.
+    low, high = (math.ceil(r * (1 << 30)) for r in ratios)
     ratio = low + below(how_many, high - low + 1)
-    return torch.where(whether < fixed_point(probability, 32), (ratio * length) >> 24, 0)
+    return torch.where(whether < fixed_point(probability, 32), (ratio * length) >> 30, 0)
 
 
 def image_ratio_mask(
@@ -148,7 +151,7 @@ def image_ratio_mask(
     *,
     probability: float = 0.5,
     blocks: bool = True,
-    min_patches: int = 16,
+    min_patches: int | None = None,
     min_aspect: float = 0.3,
     seed: int,
     step: int | Tensor = 0,
@@ -167,7 +170,8 @@ def image_ratio_mask(
         ratios: smallest and largest share of hidden patches.
         probability: that anything of an image is hidden.
         blocks: hide as ``block_mask`` does, or every patch independently.
-        min_patches: smallest area of a block, while that many are missing.
+        min_patches: smallest area of a block, while that many are missing; None: as published, the
+            square of a third of the grid's shorter side, rounded down (16 of 14 x 14).
         min_aspect: smallest ratio of height to width of a block.
         seed: see ``sslfast.masking``, as for all that follow.
         step: see ``sslfast.masking``.
@@ -184,6 +188,8 @@ def image_ratio_mask(
     """
     rows, columns = check_grid(grid)
     length = rows * columns
+    if min_patches is None:
+        min_patches = max((min(rows, columns) // 3) ** 2, 1)
     _check_blocks(min_patches, min_aspect)
     if not 0 <= ratios[0] <= ratios[1] <= 1:
         raise ValueError(f"ratios must be (smallest, largest) within [0, 1], got {ratios}")

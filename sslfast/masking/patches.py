@@ -8,14 +8,19 @@ from sslfast.ops import random_patch_mask
 from ._common import RANDOM, PatchMask, source
 
 
-def _check_keep(keep: int, patches: int, mask_ratio: float, what: str) -> int:
+def _check_ratio(mask_ratio: float) -> None:
+    if not 0 <= mask_ratio <= 1:  # so neither is NaN
+        raise ValueError(f"mask_ratio must lie in (0, 1), got {mask_ratio}")
+
+
+def _check_keep(keep: int, patches: int, given: str, what: str) -> int:
     if patches < 1:
         raise ValueError(f"{what} must be at least 1, got {patches}")
     if not 0 < keep < patches:
         left = "no" if keep <= 0 else "every"
         raise ValueError(
-            f"mask_ratio={mask_ratio} leaves {left} patch of {patches} visible: choose a ratio "
-            "that hides some and keeps some"
+            f"{given} leaves {left} patch of {patches} visible: choose one that hides some and "
+            "keeps some"
         )
     return keep
 
@@ -25,6 +30,7 @@ def random_mask(
     num_patches: int,
     mask_ratio: float = 0.75,
     *,
+    num_masked: int | None = None,
     seed: int,
     step: int | Tensor = 0,
     sample_ids: Tensor | None = None,
@@ -40,6 +46,7 @@ def random_mask(
         batch: B.
         num_patches: L.
         mask_ratio: share of hidden patches; K = int(L * (1 - mask_ratio)) stay, as in MAE's code.
+        num_masked: how many are hidden, in the place of a ratio.
         seed: see ``sslfast.masking``, as for all that follow.
         step: see ``sslfast.masking``.
         sample_ids: see ``sslfast.masking``.
@@ -50,18 +57,14 @@ def random_mask(
         PatchMask(ids_keep [B, K], ids_restore [B, L], mask [B, L]).
 
     Raises:
-        ValueError: a ratio that leaves no patch visible, or none hidden, as every ratio does of one
-            patch.
+        ValueError: a ratio or a number that leaves no patch visible, or none hidden, as every
+            ratio does of one patch.
     """
-    keep = int(num_patches * (1 - mask_ratio))
-    if num_patches > 1 and 0 < mask_ratio < 1 and not keep:
-        # As a decimal number the ratio may leave exactly one: 10 * (1 - 0.9) is 0.99...98.
-        raise ValueError(
-            f"mask_ratio={mask_ratio} leaves no patch of {num_patches} visible: K = int(L * (1 - "
-            f"mask_ratio)) = int({num_patches * (1 - mask_ratio):.17g}) is rounded down to 0. To "
-            f"keep one patch, choose a ratio such as {1 - 1.5 / num_patches:.6g}"
-        )
-    keep = _check_keep(keep, num_patches, mask_ratio, "num_patches")
+    if num_masked is None:
+        keep = _keep_of(num_patches, mask_ratio)
+    else:
+        keep = num_patches - num_masked
+        _check_keep(keep, num_patches, f"num_masked={num_masked}", "num_patches")
     words = source(
         RANDOM, batch, seed=seed, step=step, sample_ids=sample_ids, stream=stream, device=device
     )
@@ -70,6 +73,24 @@ def random_mask(
             words.sample_ids, words.step, words.seed, words.stream, num_patches, keep
         )
     )
+
+
+def _keep_of(num_patches: int, mask_ratio: float) -> int:
+    """Visible patches of MAE's code.
+
+    Raises:
+        ValueError: none or all.
+    """
+    _check_ratio(mask_ratio)
+    keep = int(num_patches * (1 - mask_ratio))
+    if num_patches > 1 and 0 < mask_ratio < 1 and not keep:
+        # As a decimal number the ratio may leave exactly one: 10 * (1 - 0.9) is 0.99...98.
+        raise ValueError(
+            f"mask_ratio={mask_ratio} leaves no patch of {num_patches} visible: K = int(L * (1 - "
+            f"mask_ratio)) = int({num_patches * (1 - mask_ratio):.17g}) is rounded down to 0. To "
+            f"keep one patch, choose a ratio such as {1 - 1.5 / num_patches:.6g}"
+        )
+    return _check_keep(keep, num_patches, f"mask_ratio={mask_ratio}", "num_patches")
 
 
 def tube_mask(
@@ -108,9 +129,13 @@ def tube_mask(
     """
     if frames < 1:
         raise ValueError(f"frames must be at least 1, got {frames}")
+    _check_ratio(mask_ratio)
     hidden = int(patches_per_frame * mask_ratio)
     keep = _check_keep(
-        patches_per_frame - hidden, patches_per_frame, mask_ratio, "patches_per_frame"
+        patches_per_frame - hidden,
+        patches_per_frame,
+        f"mask_ratio={mask_ratio}",
+        "patches_per_frame",
     )
     words = source(
         RANDOM, batch, seed=seed, step=step, sample_ids=sample_ids, stream=stream, device=device

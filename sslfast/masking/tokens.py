@@ -99,7 +99,8 @@ def token_mask(
     for token in reserved:
         never = never | (tokens == token)
     candidates = length - never.sum(1)
-    chosen = (candidates * fixed_point(mask_ratio, 32) + (1 << 31)) >> 32
+    # One product of float64, rounded as Python does (half to even): the same on every device.
+    chosen = (candidates.double() * mask_ratio).round().long()
     mask = smallest_keys(
         keys + (never.long() << 32), torch.minimum(chosen.clamp_min(1), candidates)
     )

@@ -1,6 +1,7 @@
 """What the methods that hide patches of an image or a video share."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -46,13 +47,15 @@ def patch_numbers(encoder: VisionTransformer) -> int:
     return encoder.patch_embed.proj.in_channels * math.prod(encoder.patch_size)
 
 
-def hidden_number(mask_ratio: float, length: int) -> int:
+def hidden_number(mask_ratio: float, length: int, rounded: Callable[[float], int] = round) -> int:
     """How many of ``length`` patches are hidden.
 
     Raises:
-        ValueError: none or all.
+        ValueError: none or all, or a ratio outside [0, 1].
     """
-    number = round(mask_ratio * length)
+    if not 0 <= mask_ratio <= 1:  # so neither is NaN
+        raise ValueError(f"mask_ratio must lie in (0, 1), got {mask_ratio}")
+    number = rounded(mask_ratio * length)
     if not 0 < number < length:
         raise ValueError(
             f"mask_ratio={mask_ratio} hides {number} of {length} patches: choose a ratio that "

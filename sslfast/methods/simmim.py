@@ -1,5 +1,7 @@
 """SimMIM: the encoder sees mask tokens for hidden patches, and a linear head predicts these."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -8,6 +10,7 @@ from sslfast.masking import random_mask
 from sslfast.methods.base import Context, Method, Reference
 from sslfast.methods.masked import (
     encode_masked,
+    hidden_number,
     image_grid,
     only_view,
     patch_numbers,
@@ -25,7 +28,7 @@ class SimMIM(Method):
 
     Args:
         encoder: a VisionTransformer; it runs on all patches.
-        mask_ratio: share of hidden squares.
+        mask_ratio: share of hidden squares, rounded up.
         mask_patches: side of a hidden square, in patches; the paper hides 32 of 224 pixels at once,
             2 patches of 16.
 
@@ -55,8 +58,9 @@ class SimMIM(Method):
                 f"mask_patches={mask_patches} does not divide the grid of {rows} x {columns} "
                 "patches: choose one that does"
             )
-        random_mask(0, rows * columns // mask_patches**2, mask_ratio, seed=0)  # checks the ratio
         self.mask_ratio, self.mask_patches = mask_ratio, mask_patches
+        squares = rows * columns // mask_patches**2
+        self.num_masked = hidden_number(mask_ratio, squares, math.ceil)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, encoder.num_features))
         nn.init.trunc_normal_(self.mask_token, std=0.02)
         self.head = nn.Linear(encoder.num_features, patch_numbers(encoder))
@@ -85,7 +89,7 @@ class SimMIM(Method):
         side, ids = self.mask_patches, batch.sample_ids
         rows, columns = (n // side for n in image_grid(self.encoder))
         squares = random_mask(
-            len(ids), rows * columns, self.mask_ratio,
+            len(ids), rows * columns, num_masked=self.num_masked,
             seed=ctx.seed, step=ctx.drawn_step, sample_ids=ids,
         )  # fmt: skip
         mask = squares.mask.view(-1, rows, columns)

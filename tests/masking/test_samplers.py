@@ -165,9 +165,12 @@ def test_random_mask(data: st.DataObject) -> None:
     ratio = data.draw(st.floats(0.01, 0.99))
     keep = int(length * (1 - ratio))
     if 0 < keep < length:
-        check_indices(random_mask(3, length, ratio, seed=data.draw(st.integers())), keep)
+        seed = data.draw(st.integers())
+        kept = random_mask(3, length, ratio, seed=seed)
+        check_indices(kept, keep)
+        assert same(random_mask(3, length, num_masked=length - keep, seed=seed), kept)
     else:
-        with pytest.raises(ValueError, match="choose a ratio"):
+        with pytest.raises(ValueError, match=r"mask_ratio=.*choose"):
             random_mask(3, length, ratio, seed=0)
 
 
@@ -238,9 +241,71 @@ def test_span_mask() -> None:
         assert all(len(run) >= 10 for run in runs)
     starts = [span_mask(4000, 50, 0.05, 50, seed=3).any(1).float().mean().item()]
     assert starts == [1.0]  # floor(2.5 + u) is 2 or 3, and one place fits
-    share = span_mask(4000, 20, 0.02, 1, seed=3).sum(1).float().mean().item()
+    share = span_mask(4000, 20, 0.02, 1, min_spans=0, seed=3).sum(1).float().mean().item()
     assert abs(share - 0.4) < 0.03  # floor(0.4 + u): probabilistic rounding
+    # At least two spans, where there are places for them.
+    fewest = span_mask(3, 20, 0.02, 1, lengths=torch.tensor([20, 1, 0]), seed=3).sum(1)
+    assert fewest.tolist() == [2, 1, 0]
     assert 0.48 < span_mask(50, 1500, seed=4).float().mean() < 0.51  # about 49 %, the paper says
+
+
+def test_spans_of_the_same_number_in_every_sample() -> None:
+    """fairseq's require_same_masks: some of the longer ones' steps are shown."""
+    lengths = torch.tensor([300, 200, 9, 120])
+    draw = lambda **keys: span_mask(4, 300, lengths=lengths, seed=2, **keys)  # noqa: E731
+    apart, alike = draw(), draw(same_number=True)
+    assert not (alike & ~apart).any()
+    fewest = apart.sum(1)[[0, 1, 3]].min()
+    assert alike.sum(1).tolist() == [fewest, fewest, 0, fewest]
+    shown = (apart & ~alike)[0].nonzero().flatten()  # not the last or the first of them
+    hidden = apart[0].nonzero().flatten()
+    assert abs(shown.double().mean() - hidden.double().mean()) < 60
+    for backend in ("reference", "tiled"):
+        with sslfast.use_backend(backend):
+            assert torch.equal(draw(same_number=True), alike)
+    assert span_mask(0, 30, same_number=True, seed=0).shape == (0, 30)
+
+
+@pytest.mark.parametrize("ratio", [0.15, 0.5, 0.7])
+def test_tokens_are_counted_as_bert_does(ratio: float) -> None:
+    """round(n * ratio), halves to even: 2 of 10 at 15 %."""
+    length = 100
+    special = torch.arange(length) >= torch.arange(1, length + 1)[:, None]
+    tokens = torch.full((length, length), 9)
+    found = token_mask(tokens, 50, 3, ratio, special=special, seed=1).mask.sum(1)
+    assert found.tolist() == [max(round(n * ratio), 1) for n in range(1, length + 1)]
+
+
+def test_blocks_of_ibot_are_a_third_of_the_grid_and_more() -> None:
+    """The published ``low = (min(H, W) // 3) ** 2``: 16 of 14 x 14, 4 of 7 x 9, 1 of 2 x 2."""
+    for grid, least in (((14, 14), 16), ((7, 9), 4), ((2, 2), 1)):
+        given = image_ratio_mask(64, grid, min_patches=least, seed=3)
+        assert torch.equal(image_ratio_mask(64, grid, seed=3), given)
+
+
+def test_a_share_that_is_a_whole_number_of_patches_is_that_number() -> None:
+    for ratio, length, number in ((0.2, 5, 1), (0.1, 10, 1), (0.3, 10, 3), (0.6, 100, 60)):
+        for in_blocks in (False, True):
+            hidden = image_ratio_mask(
+                2, (1, length), (ratio, ratio), probability=1, blocks=in_blocks, seed=0
+            )
+            assert hidden.sum(1).tolist() == [number, number]
+
+
+def test_sizes_of_blocks_are_rounded_square_roots() -> None:
+    table = blocks._table(20, 0.3, torch.device("cpu"))
+    area = torch.arange(500)
+    aspects = [0.3 ** (1 - 2 * (j + 0.5) / blocks.ASPECTS) for j in (0, 37, 128, 255)]
+    for j, aspect in zip((0, 37, 128, 255), aspects, strict=True):
+        for axis, factor in enumerate((aspect, 1 / aspect)):
+            expected = (area.double() * factor).sqrt().round().clamp(max=21).long()
+            assert torch.equal((area[:, None] >= table[j, axis]).sum(1), expected)
+
+
+def test_a_large_grid_has_a_small_table() -> None:
+    kept = block_mask(2, (96, 128), 5000, seed=1)
+    check_indices(kept, 96 * 128 - 5000)
+    assert blocks._table(128, 0.3, torch.device("cpu")).numel() == 2 * blocks.ASPECTS * 129
 
 
 def test_token_mask() -> None:
@@ -278,6 +343,11 @@ BAD = [
     (lambda: random_mask(2, 9, seed=0, sample_ids=torch.arange(3)), r"shape \[2\]"),
     (lambda: random_mask(2, 9, seed=0, step=torch.zeros(2).long()), "step must be one integer"),
     (lambda: random_mask(2, 10, 0.9, seed=0), r"int\(0.9999.*rounded down.*such as 0.85"),
+    (lambda: random_mask(2, 9, float("nan"), seed=0), r"mask_ratio must lie in \(0, 1\), got nan"),
+    (lambda: tube_mask(2, 2, 9, float("nan"), seed=0), r"mask_ratio must lie in \(0, 1\), got nan"),
+    (lambda: random_mask(2, 9, num_masked=9, seed=0), "num_masked=9 leaves no patch of 9"),
+    (lambda: random_mask(2, 9, num_masked=0, seed=0), "num_masked=0 leaves every patch of 9"),
+    (lambda: span_mask(2, 90, min_spans=-1, seed=0), "min_spans must not be negative"),
     (lambda: tube_mask(2, 3, 1, seed=0), "leaves every patch of 1 visible"),
     (lambda: block_mask(2, (1, 1), 1, seed=0), "num_masked=1 of 1"),
     (lambda: tube_mask(2, 0, 9, seed=0), "frames must be at least 1"),

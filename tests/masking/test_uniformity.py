@@ -65,7 +65,7 @@ def test_tubes_are_uniform() -> None:
 
 def test_span_starts_are_uniform() -> None:
     """One span of 5 in 24 steps: 20 places, equally likely."""
-    mask = span_mask(20_000, 24, 1 / 24, 5, seed=5)
+    mask = span_mask(20_000, 24, 1 / 24, 5, min_spans=1, seed=5)
     assert (mask.sum(1) == 5).all()
     starts = mask.long().argmax(1).bincount(minlength=20)
     assert len(starts) == 20

@@ -84,6 +84,16 @@ def test_simmim_is_the_absolute_error_of_hidden_squares() -> None:
     torch.testing.assert_close(loss, expected, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize(("ratio", "squares"), [(0.8, 20), (0.6, 15), (0.3, 8)])
+def test_simmim_hides_the_published_number_of_squares(ratio: float, squares: int) -> None:
+    """ceil(ratio * squares) of 25, where 1 - (1 - ratio) would be one more."""
+    encoder = models.vit_micro(img_size=20, patch_size=2, embed_dim=8, depth=1, num_heads=1)
+    method = methods.create("simmim", encoder, mask_ratio=ratio)
+    mask, shown = method.mask(batch_of([3, 4]), Context(7, 0, 10))
+    assert mask.sum(1).tolist() == [4 * squares] * 2
+    assert shown == 100 - 4 * squares
+
+
 def test_beit_is_the_cross_entropy_of_hidden_tokens() -> None:
     method = small("beit")
     batch, ctx = batch_of([3, 9, 11]), Context(7, 0, 10, seed=2)
@@ -286,11 +296,15 @@ def test_wrong_settings_are_explained() -> None:
         small("beit", tokenizer=None)
     with pytest.raises(ValueError, match=r"patches of \(8, 8\) pixels .* cuts \(4, 4\) and 3: fit"):
         small("beit", tokenizer=toy_tokenizer(patch_size=8))
-    for name in ("mae", "simmim"):
-        with pytest.raises(ValueError, match=r"mask_ratio=0.99 leaves no patch of \d+ visible"):
-            small(name, mask_ratio=0.99)
-        with pytest.raises(ValueError, match=r"mask_ratio=0.0 leaves every patch of \d+ visible"):
-            small(name, mask_ratio=0.0)
+    with pytest.raises(ValueError, match=r"mask_ratio=0.99 leaves no patch of \d+ visible"):
+        small("mae", mask_ratio=0.99)
+    with pytest.raises(ValueError, match=r"mask_ratio=0.0 leaves every patch of \d+ visible"):
+        small("mae", mask_ratio=0.0)
+    with pytest.raises(ValueError, match=r"mask_ratio=0.99 hides 16 of 16 patches: choose"):
+        small("simmim", mask_ratio=0.99)
+    for name in ("mae", "simmim", "beit"):
+        with pytest.raises(ValueError, match=r"mask_ratio must lie in \(0, 1\), got nan"):
+            small(name, mask_ratio=math.nan)
     for name in NAMES:
         with pytest.raises(ValueError, match="build the encoder without num_frames"):
             methods.create(name, models.create("vit_micro", num_frames=4, depth=1), **needed(name))

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from sslfast.data.batch import Batch
 from sslfast.functional import gather_patches, linear_cross_entropy
 from sslfast.masking import PatchMask, block_mask
+from sslfast.methods import masked
 from sslfast.methods.base import Context, Method, Reference
-from sslfast.methods.masked import encode_masked, hidden_number, only_view, reconstruction
 from sslfast.methods.registry import register
 from sslfast.models import VisionTransformer
 from sslfast.ops import compact_mask
@@ -37,8 +37,9 @@ class BEiT(Method):
     encoders = VisionTransformer
     reference = Reference(
         "Bao et al. 2022, arXiv:2106.08254",
-        {  # betas 0.9 and 0.98, gradients clipped at 3, layer scale 0.1, stochastic depth 0.1
+        {  # betas 0.9 and 0.98, gradients clipped at 3; relative positions, which are not here
             **{"model": "vit_base", "batch_size": 2048, "epochs": 800, "optimizer": "AdamW"},
+            "model_args": {"init_values": 0.1, "drop_path_rate": 0.1, "weight_init": "beit"},
             **{"lr": 1.5e-3, "weight_decay": 0.05, "warmup_epochs": 10, "vocab_size": 8192},
         },
     )
@@ -54,10 +55,9 @@ class BEiT(Method):
         super().__init__(encoder)
         self.tokenizer = as_tokenizer(tokenizer)
         self.tokenizer.check_fits(encoder)
-        rows, columns = encoder.grid_size
-        self.grid, length = (rows, columns), rows * columns
-        self.num_masked = hidden_number(mask_ratio, length)
-        self.min_patches = max(16 * length // 196, 1)  # the paper's smallest block, in its share
+        self.grid = rows, columns = masked.image_grid(encoder)
+        self.num_masked = masked.hidden_number(mask_ratio, rows * columns)
+        self.min_patches = max(16 * rows * columns // 196, 1)  # the paper's, in its share
         self.mask_token = nn.Parameter(torch.zeros(1, 1, encoder.num_features))
         nn.init.trunc_normal_(self.mask_token, std=0.02)
         self.head = nn.Linear(encoder.num_features, self.tokenizer.spec.vocab_size)
@@ -70,8 +70,8 @@ class BEiT(Method):
 
     def encode(self, batch: Batch, ctx: Context) -> tuple[Tensor, Tensor]:
         """Encoded hidden patches [B, K, D] and their tokens, int64 [B, K]."""
-        images, mask = only_view(batch), self.mask(batch, ctx)
-        encoded = encode_masked(self.encoder, images, self.mask_token, *mask[:2])
+        images, mask = masked.only_view(batch), self.mask(batch, ctx)
+        encoded = masked.encode_masked(self.encoder, images, self.mask_token, *mask[:2])
         hidden, _ = compact_mask(~mask.mask, self.num_masked)
         return gather_patches(encoded, hidden), self.tokenizer(images).gather(1, hidden)
 
@@ -90,9 +90,9 @@ class BEiT(Method):
 
     def pictures(self, batch: Batch, ctx: Context) -> dict[str, Tensor]:
         """Original, masked, hidden patches by likeliest tokens, and all patches by true tokens."""
-        images, mask = only_view(batch), self.mask(batch, ctx)
-        encoded = encode_masked(self.encoder, images, self.mask_token, *mask[:2])
+        images, mask = masked.only_view(batch), self.mask(batch, ctx)
+        encoded = masked.encode_masked(self.encoder, images, self.mask_token, *mask[:2])
         original = self.tokenizer.patches(images)
         predicted = self.tokenizer.decode(self.head(encoded).argmax(-1), original)
-        rows = reconstruction(original, predicted, mask.mask, self.encoder)
+        rows = masked.reconstruction(original, predicted, mask.mask, self.encoder)
         return {**rows, "true tokens": self.tokenizer.restore(images)}

@@ -1,15 +1,14 @@
 """I-JEPA: predict an EMA teacher's features of target blocks from a context block."""
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from sslfast.data.batch import Batch
 from sslfast.ema import EMATeacher
 from sslfast.functional import gather_patches
 from sslfast.masking import MultiBlockMask, multiblock_mask
+from sslfast.methods import masked
 from sslfast.methods.base import Context, Method, Reference
-from sslfast.methods.masked import image_grid, only_view, visible_only
 from sslfast.methods.registry import register
 from sslfast.models import Predictor, VisionTransformer
 
@@ -18,12 +17,11 @@ from sslfast.models import Predictor, VisionTransformer
 class IJEPA(Method):
     """I-JEPA (arXiv:2301.08243): smooth L1 between predicted and true features of target blocks.
 
-    The features are layer-normed patch tokens of the teacher, which sees the whole image.
-
     Args:
         encoder: a VisionTransformer whose features are the mean of the patches' tokens.
-        predictor_dim: the predictor's width; None: 384, or half of an encoder no wider than that.
-        predictor_depth: the predictor's blocks.
+        predictor_dim: its width; None: 384, or half of an encoder that is no wider than that.
+        predictor_depth: its blocks.
+        predictor_heads: of each block, in the paper the encoder's; None: as many as are 32 wide.
         momentum: of the teacher at the start; it rises linearly to 1.
 
     Raises:
@@ -35,8 +33,9 @@ class IJEPA(Method):
     reference = Reference(
         "Assran et al. 2023, arXiv:2301.08243",
         {  # the published code lets the weight decay rise to 0.4
-            **{"model": "vit_huge", "batch_size": 2048, "epochs": 300, "optimizer": "AdamW"},
-            **{"lr": 1e-3, "weight_decay": 0.04, "warmup_epochs": 40, "predictor_depth": 12},
+            **{"model": "vit_huge", "model_args": {**masked.PATCHES_ONLY, "fix_init": True}},
+            **{"batch_size": 2048, "epochs": 300, "warmup_epochs": 40, "optimizer": "AdamW"},
+            **{"lr": 1e-3, "weight_decay": 0.04, "predictor_heads": 16, "predictor_depth": 12},
         },
     )
     encoder: VisionTransformer
@@ -47,19 +46,18 @@ class IJEPA(Method):
         *,
         predictor_dim: int | None = None,
         predictor_depth: int = 6,
+        predictor_heads: int | None = None,
         momentum: float = 0.996,
     ) -> None:
         super().__init__(encoder)
-        if encoder.global_pool == "token":
-            raise ValueError('I-JEPA trains no class token: build the model with global_pool="avg"')
-        image_grid(encoder, least=4)  # of fewer, targets may cover every context
+        masked.check_patches(encoder, "I-JEPA", least=4)  # of fewer, targets may cover all
         self.momentum, self.teacher = momentum, EMATeacher(encoder, momentum)
-        dim = predictor_dim or Predictor.default_dim(encoder.num_features, 384)
-        self.predictor = Predictor(encoder.num_features, dim, predictor_depth, encoder.grid_size)
+        shape = predictor_dim, predictor_depth, encoder.grid_size, predictor_heads
+        self.predictor = Predictor(encoder.num_features, *shape)
 
     def encode(self, batch: Batch, ctx: Context) -> tuple[Tensor, Tensor]:
-        """Predicted and true features of the target blocks, [B, T, N, D]."""
-        images, blocks = only_view(batch), self.mask(batch, ctx)
+        """Predicted and true (the teacher's, layer-normed) tokens of targets, [B, T, N, D]."""
+        images, blocks = masked.only_view(batch), self.mask(batch, ctx)
         first = self.encoder.num_prefix_tokens
         self.teacher.eval()  # without stochastic depth
         with torch.no_grad():
@@ -67,18 +65,18 @@ class IJEPA(Method):
             target = gather_patches(whole, blocks.targets.flatten(1))
         context = self.encoder.forward_features(images, blocks.context)[:, first:]
         prediction = self.predictor(context, *blocks)
-        target = F.layer_norm(target, target.shape[-1:]).view_as(prediction)
+        target = nn.functional.layer_norm(target, target.shape[-1:]).view_as(prediction)
         return prediction.to(target.dtype), target
 
     def loss(self, outputs: tuple[Tensor, Tensor], ctx: Context) -> dict[str, Tensor]:
         """Smooth L1, and the spread of the teacher's features over patches (0: collapsed)."""
         spread = outputs[1].flatten(0, 2).std(0).mean()
-        return {"loss": F.smooth_l1_loss(*outputs), "target_std": spread}
+        return {"loss": nn.functional.smooth_l1_loss(*outputs), "target_std": spread}
 
     @torch.compiler.disable  # sizes are drawn on the host
     def mask(self, batch: Batch, ctx: Context) -> MultiBlockMask:
         """Context and targets of each sample in this step: the same on any number of ranks."""
-        ids, grid = batch.sample_ids, image_grid(self.encoder)
+        ids, grid = batch.sample_ids, masked.image_grid(self.encoder)
         return multiblock_mask(len(ids), grid, seed=ctx.seed, step=ctx.step, sample_ids=ids)
 
     def schedules(self, progress: float) -> dict[str, float]:
@@ -95,5 +93,6 @@ class IJEPA(Method):
 
     def pictures(self, batch: Batch, ctx: Context) -> dict[str, Tensor]:
         """Original, the context, and the patches that are to be predicted from it."""
-        images, (context, targets) = only_view(batch), self.mask(batch, ctx)
-        return visible_only(images, self.encoder, context=context, targets=targets.flatten(1))
+        blocks = self.mask(batch, ctx)
+        shown = {"context": blocks.context, "targets": blocks.targets.flatten(1)}
+        return masked.visible_only(masked.only_view(batch), self.encoder, **shown)

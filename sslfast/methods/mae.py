@@ -9,7 +9,7 @@ from sslfast.data.batch import Batch
 from sslfast.functional import masked_mse
 from sslfast.masking import PatchMask, random_mask
 from sslfast.methods.base import Context, Method, Reference
-from sslfast.methods.masked import only_view, patch_numbers, reconstruction
+from sslfast.methods.masked import denormalised, only_view, patch_numbers, reconstruction
 from sslfast.methods.registry import register
 from sslfast.models import Decoder, VisionTransformer
 from sslfast.models.patches import patchify
@@ -23,9 +23,9 @@ class MAE(Method):
         encoder: a VisionTransformer; it runs on the visible patches only.
         mask_ratio: share of hidden patches.
         norm_pix: predict pixels normalised over each patch.
-        decoder_dim: width of the decoder; None: the paper's 512, or half of an encoder that is no
-            wider than that.
+        decoder_dim: its width; None: the paper's 512, or half of an encoder no wider than that.
         decoder_depth: its blocks.
+        decoder_heads: of each block; None: as many as are 32 wide, as in the paper.
 
     Raises:
         ValueError: a ratio that hides no patch or all, an encoder of videos.
@@ -36,9 +36,10 @@ class MAE(Method):
     reference = Reference(
         "He et al. 2022, arXiv:2111.06377",
         {  # lr: 1.5e-4 * batch_size / 256
-            **{"model": "vit_large", "batch_size": 4096, "epochs": 800},
+            **{"model": "vit_large", "model_args": {"pos_embed": "sincos", "weight_init": "mae"}},
+            **{"batch_size": 4096, "epochs": 800, "warmup_epochs": 40, "mask_ratio": 0.75},
             **{"optimizer": "AdamW, betas 0.9 and 0.95", "lr": 2.4e-3, "weight_decay": 0.05},
-            **{"warmup_epochs": 40, "mask_ratio": 0.75},
+            **{"decoder_dim": 512, "decoder_depth": 8, "decoder_heads": 16},
         },
     )
     encoder: VisionTransformer
@@ -52,26 +53,28 @@ class MAE(Method):
         norm_pix: bool = True,
         decoder_dim: int | None = None,
         decoder_depth: int = 8,
+        decoder_heads: int | None = None,
     ) -> None:
         super().__init__(encoder)
         self.mask_ratio, self.norm_pix = mask_ratio, norm_pix
         self.mask(Batch((), torch.arange(0)), Context(0, 0, 1))  # checks the ratio
         self.decoder = Decoder(
-            encoder.num_features,
-            decoder_dim or Decoder.default_dim(encoder.num_features, 512),
-            patch_numbers(encoder),
-            decoder_depth,
-            encoder.grid_size,
-            encoder.num_prefix_tokens,
-        )
+            encoder.num_features, decoder_dim, patch_numbers(encoder), decoder_depth,
+            encoder.grid_size, encoder.num_prefix_tokens, decoder_heads,
+        )  # fmt: skip
 
     def encode(self, batch: Batch, ctx: Context) -> tuple[Tensor, Tensor, Tensor]:
         """Predictions and true patches [B, L, P], and what was hidden, bool [B, L]."""
         images = only_view(batch)
-        target = patchify(images, self.encoder.patch_size)
+        target = self.pixels(patchify(images, self.encoder.patch_size))
         ids_keep, ids_restore, mask = self.mask(batch, ctx)
         prediction = self.decoder(self.encoder.forward_features(images, ids_keep), ids_restore)
         return prediction.to(target.dtype), target, mask
+
+    def pixels(self, patches: Tensor, back: bool = False) -> Tensor:
+        """What is predicted of normalised patches [B, L, P], or the way back: themselves."""
+        del back
+        return patches
 
     def loss(self, outputs: tuple[Tensor, Tensor, Tensor], ctx: Context) -> dict[str, Tensor]:
         """The error over hidden patches, in units of a patch's variance with ``norm_pix``."""
@@ -91,8 +94,6 @@ class MAE(Method):
         """Original, masked and reconstructed; with ``norm_pix`` in the true patch's statistics."""
         prediction, target, mask = self.encode(batch, ctx)
         if self.norm_pix:
-            rows = target.unflatten(2, (self.norm_parts, -1))
-            spread = (rows.var(-1, keepdim=True) + 1e-6).sqrt()
-            prediction = prediction.unflatten(2, rows.shape[2:]) * spread
-            prediction = (prediction + rows.mean(-1, keepdim=True)).flatten(2)
-        return reconstruction(target, prediction, mask, self.encoder)
+            prediction = denormalised(prediction, target, self.norm_parts)
+        original, predicted = (self.pixels(x, back=True) for x in (target, prediction))
+        return reconstruction(original, predicted, mask, self.encoder)

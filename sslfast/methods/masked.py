@@ -11,6 +11,22 @@ from sslfast.functional import restore_with_tokens
 from sslfast.models import VisionTransformer
 from sslfast.models.patches import patchify, unpatchify
 
+# The published encoders of I-JEPA and VideoMAE: model_args.
+PATCHES_ONLY = {
+    **{"class_token": False, "global_pool": "avg", "fc_norm": False, "pos_embed": "sincos"}
+}
+
+
+def check_patches(encoder: VisionTransformer, method: str, least: int) -> None:
+    """Refuse an encoder for a method of patches alone.
+
+    Raises:
+        ValueError: features of a class token, which stays untrained; fewer than ``least`` patches.
+    """
+    image_grid(encoder, least)
+    if encoder.global_pool == "token":
+        raise ValueError(f'{method} trains no class token: build the model with global_pool="avg"')
+
 
 def only_view(batch: Batch) -> Tensor:
     """The images [B, C, H, W], or videos [B, C, T, H, W], of a batch with one view.
@@ -97,6 +113,21 @@ def visible_only(images: Tensor, encoder: VisionTransformer, **seen: Tensor) -> 
         patches = original.masked_fill(hidden.scatter(1, ids, False)[..., None], 0.0)
         pictures[name] = unpatchify(patches, encoder.patch_size, encoder.grid_size)
     return pictures
+
+
+def denormalised(prediction: Tensor, target: Tensor, parts: int) -> Tensor:
+    """Predictions [B, L, P] of normalised patches, in the true patches' mean and spread.
+
+    Args:
+        prediction: in units of the true patches' deviations.
+        target: true patches.
+        parts: of a patch, each normalised by itself.
+    """
+    rows = target.unflatten(2, (parts, -1))
+    spread = (rows.var(-1, keepdim=True) + 1e-6).sqrt()
+    return (prediction.unflatten(2, rows.shape[2:]) * spread + rows.mean(-1, keepdim=True)).flatten(
+        2
+    )
 
 
 def reconstruction(

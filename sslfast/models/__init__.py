@@ -5,8 +5,8 @@ from sslfast.models.decoders import Decoder, Predictor
 from sslfast.models.heads import ProjectionHead
 from sslfast.models.registry import create, names
 from sslfast.models.resnet import resnet18, resnet50
-from sslfast.models.vit import (
-    VisionTransformer,
+from sslfast.models.vit import VisionTransformer
+from sslfast.models.vit_sizes import (
     vit,
     vit_base,
     vit_huge,

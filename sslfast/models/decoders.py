@@ -1,11 +1,14 @@
 """What sits behind an encoder of visible patches: MAE's decoder and I-JEPA's predictor."""
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
 from sslfast.functional import restore_with_tokens
+from sslfast.models.initialise import init_linear, init_xavier, rescale_by_depth
 from sslfast.models.positions import Grid, sincos_positions
-from sslfast.models.transformer import EPS, Block, init_linear
+from sslfast.models.transformer import EPS, Block
 
 HEAD = 32  # width of a head, as in MAE's decoder and in I-JEPA's predictor beside ViT-B
 
@@ -14,23 +17,28 @@ class _Narrow(nn.Module):
     """A transformer of another width than the encoder's, with fixed positions and a mask token."""
 
     positions: Tensor
+    usual_dim: ClassVar[int]  # the paper's width, for wider encoders
 
-    def __init__(self, in_dim: int, dim: int, out_dim: int, depth: int, grid: Grid) -> None:
+    def __init__(
+        self,
+        in_dim: int,
+        dim: int | None,
+        out_dim: int,
+        depth: int,
+        grid: Grid,
+        heads: int | None = None,
+    ) -> None:
         super().__init__()
+        if dim is None:
+            dim = self.usual_dim if in_dim > self.usual_dim else in_dim // 2
         self.embed = nn.Linear(in_dim, dim)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, dim))
         self.register_buffer("positions", sincos_positions(dim, grid), persistent=False)
-        heads = max(dim // HEAD, 1)
+        heads = max(dim // HEAD, 1) if heads is None else heads
         self.blocks = nn.Sequential(*(Block(dim, heads) for _ in range(depth)))
         self.norm = nn.LayerNorm(dim, eps=EPS)
         self.head = nn.Linear(dim, out_dim)
-        init_linear(self)
         nn.init.trunc_normal_(self.mask_token, std=0.02)
-
-    @staticmethod
-    def default_dim(encoder_dim: int, most: int) -> int:
-        """``most``, the paper's width, or half of an encoder that is no wider than that."""
-        return most if encoder_dim > most else encoder_dim // 2
 
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that take no weight decay though they are matrices."""
@@ -40,26 +48,34 @@ class _Narrow(nn.Module):
 class Decoder(_Narrow):
     """MAE's decoder (He et al. 2022, arXiv:2111.06377, section 3): pixels from visible patches.
 
+    Its weights begin as published: uniform after Glorot and Bengio, biases 0.
+
     Args:
         in_dim: width of the encoder.
-        dim: width of the decoder, a multiple of 4 and of its heads' 32.
+        dim: width of the decoder, a multiple of 4 and of ``heads``; None: the paper's 512, or half
+            of an encoder that is no wider than that.
         out_dim: numbers predicted for a patch.
         depth: blocks.
         grid: patches along each axis of the image.
         prefix: class and register tokens before the patches.
+        heads: of each block; None: as many as are 32 wide.
     """
+
+    usual_dim = 512
 
     def __init__(
         self,
         in_dim: int,
-        dim: int,
+        dim: int | None,
         out_dim: int,
         depth: int,
         grid: Grid,
         prefix: int = 0,
+        heads: int | None = None,
     ) -> None:
-        super().__init__(in_dim, dim, out_dim, depth, grid)
+        super().__init__(in_dim, dim, out_dim, depth, grid, heads)
         self.prefix = prefix
+        init_xavier(self)
 
     def forward(self, tokens: Tensor, ids_restore: Tensor) -> Tensor:
         """Predict every patch.
@@ -82,15 +98,25 @@ class Decoder(_Narrow):
 class Predictor(_Narrow):
     """I-JEPA's predictor (Assran et al. 2023, arXiv:2301.08243, section 3).
 
+    Its weights begin as published: the deeper a block, the less it adds.
+
     Args:
         in_dim: width of the encoder, and of what is predicted.
-        dim: width of the predictor, a multiple of 4 and of its heads' 32.
+        dim: width of the predictor, a multiple of 4 and of ``heads``; None: the paper's 384, or
+            half of an encoder that is no wider than that.
         depth: blocks.
         grid: patches along each axis of the image.
+        heads: of each block, as published as many as the encoder has; None: as many as are 32 wide.
     """
 
-    def __init__(self, in_dim: int, dim: int, depth: int, grid: Grid) -> None:
-        super().__init__(in_dim, dim, in_dim, depth, grid)
+    usual_dim = 384
+
+    def __init__(
+        self, in_dim: int, dim: int | None, depth: int, grid: Grid, heads: int | None = None
+    ) -> None:
+        super().__init__(in_dim, dim, in_dim, depth, grid, heads)
+        init_linear(self)
+        rescale_by_depth(self.blocks)
 
     def forward(self, context: Tensor, ids_context: Tensor, ids_target: Tensor) -> Tensor:
         """Predict target blocks, each by itself from the whole context.

@@ -1,5 +1,6 @@
 """Masked methods against their papers' formulas written out, and what they promise."""
 
+import inspect
 import math
 from typing import Any
 
@@ -11,9 +12,11 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from sslfast import methods, models
+from sslfast.data import recipe
 from sslfast.data.batch import Batch
 from sslfast.masking import PatchMask, block_mask, multiblock_mask, random_mask
 from sslfast.methods.base import Context, Method
+from sslfast.models import Decoder, Predictor
 from sslfast.models.patches import patchify, unpatchify
 
 NAMES = ("beit", "ijepa", "mae", "simmim")
@@ -170,6 +173,55 @@ def test_the_teacher_of_ijepa_follows_with_a_rising_momentum() -> None:
     torch.testing.assert_close(after, before + 0.25)
     method.after_step(Context(0, 0, 1))  # a loop without schedules: the start
     torch.testing.assert_close(after, before + 0.25 + 0.1 * 0.75)
+
+
+def test_heads_are_an_option_and_32_wide_without() -> None:
+    for name, option in (("mae", "decoder_heads"), ("ijepa", "predictor_heads")):
+        wide = small(name, **{option.replace("heads", "dim"): 64})
+        narrow = small(name, **{option.replace("heads", "dim"): 64, option: 8})
+        part = option.split("_")[0]
+        narrow.load_state_dict(wide.state_dict())  # the same weights, other heads
+        for method, heads in ((wide, 2), (narrow, 8)):
+            blocks = getattr(method, part).blocks
+            assert {block.attn.num_heads for block in blocks} == {heads}
+        batch, ctx = batch_of([3, 9]), Context(7, 0, 10, seed=2)
+        assert wide(batch, ctx)["loss"] != narrow(batch, ctx)["loss"]
+        with pytest.raises(ValueError, match="a width of 64 cannot be split over 7 heads"):
+            small(name, **{option.replace("heads", "dim"): 64, option: 7})
+
+
+def test_decoder_and_predictor_begin_as_published() -> None:
+    torch.manual_seed(0)
+    for layer in Decoder(128, 128, 12, 2, (4, 4)).modules():
+        if isinstance(layer, torch.nn.Linear):
+            bound = (6 / sum(layer.weight.shape)) ** 0.5  # Glorot and Bengio's
+            assert 0.98 * bound < layer.weight.abs().max() <= bound
+            assert not layer.bias.any()
+    predictor = Predictor(128, 128, 3, (4, 4)).requires_grad_(False)
+    for n, block in enumerate(predictor.blocks, start=1):
+        for weight in (block.attn.proj.weight, block.mlp.fc2.weight):
+            assert math.isclose(weight.std(), 0.02 / (2 * n) ** 0.5, rel_tol=0.06)
+        assert math.isclose(block.mlp.fc1.weight.std(), 0.02, rel_tol=0.06)
+
+
+@pytest.mark.parametrize("name", [*NAMES, "videomae"])
+def test_the_papers_settings_build(name: str) -> None:
+    """What `reference` says is what model, method and recipe take."""
+    published = dict(methods.get(name).reference.hyperparameters)
+    taken = inspect.signature(methods.get(name)).parameters
+    chosen = {key: value for key, value in published.items() if key in taken}
+    with torch.device("meta"):
+        arguments = {**published.get("model_args", {}), "depth": 1}
+        encoder = models.create(published["model"], **arguments)
+        heads = {key: value for key, value in chosen.items() if key.endswith(("heads", "dim"))}
+        width = chosen.get("decoder_dim", 384)
+        if heads:
+            number = heads[next(key for key in heads if key.endswith("heads"))]
+            widths = {"mae": 32, "videomae": 64, "ijepa": 24}
+            assert width // number == widths[name]
+            Decoder(encoder.num_features, width, 3, 1, encoder.grid_size, heads=number)
+    assert {"lr", "weight_decay", "batch_size", "epochs"} <= set(published)
+    recipe(methods.get(name).recipe, **published.get("recipe_args", {}))
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -71,6 +71,10 @@ def test_the_loss_is_the_error_of_hidden_cubes(norm_pix: bool) -> None:
     if norm_pix:  # the published code: each channel of a cube, unbiased variance
         spread = (target.var(-1, keepdim=True) + 1e-6).sqrt()
         target = (target - target.mean(-1, keepdim=True)) / spread
+    else:  # pixels from 0 to 1: the published code undoes ImageNet's mean and deviation
+        mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+        mean, std = (torch.tensor(x).double().view(3, 1) for x in (mean, std))
+        target = target * std + mean
     expected = (prediction - target.flatten(2)).square().mean(-1)[mask.mask].mean()
     torch.testing.assert_close(loss, expected, rtol=1e-6, atol=1e-6)
 
@@ -137,10 +141,31 @@ def test_pictures_are_videos_and_a_perfect_decoder_reconstructs_them() -> None:
     torch.testing.assert_close(again["reconstructed"], videos)
 
 
+def test_pixels_from_0_to_1_come_back_as_views() -> None:
+    constants = {"mean": (0.1, 0.2, 0.3), "std": (1.0, 2.0, 4.0)}
+    method = small(norm_pix=False, **constants).eval()
+    batch, ctx = batch_of([3, 9]), Context(7, 0, 10, seed=2)
+    with torch.no_grad():
+        pictures = method.pictures(batch, ctx)
+        torch.testing.assert_close(pictures["original"], batch.views[0])
+        _, target, mask = method.encode(batch, ctx)
+        method.decoder.forward = lambda tokens, ids_restore: target
+        again = method.pictures(batch, ctx)
+    first = (batch.views[0][0, :, 0, 0, 0] * torch.tensor(constants["std"])).double()
+    torch.testing.assert_close(
+        target[0, 0, ::32], first + torch.tensor(constants["mean"]).double(), rtol=1e-6, atol=1e-6
+    )
+    torch.testing.assert_close(again["reconstructed"], batch.views[0])
+    assert not cubes_by_hand(pictures["masked"])[mask].any()
+    with pytest.raises(ValueError, match="need the 3 numbers of the recipe, got"):
+        small(norm_pix=False, mean=(0.5,))
+
+
 def test_the_published_decoder_and_settings() -> None:
     encoder = models.create("vit_micro", **SHAPE, num_frames=4)
     method = methods.create("videomae", encoder)
     assert len(method.decoder.blocks) == 4
+    assert small(decoder_heads=4).decoder.blocks[0].attn.num_heads == 4
     assert method.decoder.embed.out_features == 16  # half of the encoder's
     assert method.decoder.head.out_features == P
     assert method.mask_ratio == 0.9

@@ -1,6 +1,8 @@
 """Vision Transformers: timm's names and numerics, visible patches, videos, other image sizes."""
 
-from functools import cache
+import inspect
+from functools import cache, partial
+from unittest import mock
 
 import pytest
 import torch
@@ -30,6 +32,68 @@ def shaken(model):
     return model.double().eval()
 
 
+def entry_points():
+    """Keywords of timm's ViTs by name, sizes aside, and without those that differ in sizes only."""
+    made = {}
+
+    def record(name, pretrained=False, **keywords):
+        sizes = ("img_size", "patch_size", "embed_dim", "depth", "num_heads")
+        shape = {key: value for key, value in keywords.items() if key not in sizes}
+        made.setdefault(str(sorted(shape.items(), key=str)), (name, shape))
+
+    with mock.patch.object(timm(), "_create_vision_transformer", record):
+        every = [f for f in vars(timm()).values() if inspect.isfunction(f)]
+        every = [f for f in every if "VisionTransformer" in str(f.__annotations__.get("return"))]
+        for function in every:
+            function()
+    return dict(made.values()), len(every)
+
+
+def by_name(keywords):
+    """timm's keywords as a file of settings can hold them: layers by name."""
+    layer, mlp = keywords.get("norm_layer"), keywords.get("mlp_layer")
+    named = {key: value for key, value in keywords.items() if not callable(value)}
+    if isinstance(layer, partial):
+        named["norm_eps"] = layer.keywords["eps"]
+    if "RmsNorm" in str(layer):
+        named["norm_layer"] = "rmsnorm"
+    if mlp:
+        named["mlp_layer"] = "swiglu" if mlp is timm().SwiGLU else "swiglu_packed"
+    if "embed_norm_layer" in keywords:
+        named["embed_norm_layer"] = "rmsnorm"
+    return named
+
+
+def assert_same(ours, theirs, images):
+    """Both ways strictly, the same tokens, features and logits."""
+    theirs.load_state_dict(ours.state_dict(), strict=True)
+    ours.load_state_dict(theirs.state_dict(), strict=True)
+    with torch.no_grad():
+        tokens = theirs.forward_features(images)
+        found = ours.forward_features(images)
+        torch.testing.assert_close(found, tokens, rtol=1e-9, atol=1e-9)
+        for early in (True, False):
+            features = ours.forward_head(found, early), theirs.forward_head(tokens, early)
+            torch.testing.assert_close(*features, rtol=1e-9, atol=1e-9)
+
+
+def test_every_vit_of_timm_loads_and_gives_the_same_output():
+    """DINOv2, CLIP, SigLIP, MAE, I-JEPA, AIMv2 and all others, by name where names are enough."""
+    configurations, number = entry_points()
+    assert number > 150
+    foreign = set()
+    for name, keywords in configurations.items():
+        given = by_name(keywords)
+        if "block_fn" in keywords or "attn_layer" in keywords:  # timm's own layers, as they are
+            foreign.add(name)
+            layers = {"block_fn": timm().Block, "mlp_layer": timm().Mlp}
+            given = {**layers, "attn_layer": timm().Attention, **keywords}
+        ours = shaken(small(**given, num_classes=3, depth=1))
+        theirs = timm().VisionTransformer(**{**SMALL, **keywords, "num_classes": 3, "depth": 1})
+        assert_same(ours, theirs.double().eval(), torch.randn(2, 3, 32, 32).double())
+    assert len(foreign) == 7 < len(configurations) // 5, foreign
+
+
 CONFIGURATIONS = {
     "class token": {"num_classes": 5},
     "mean token": {"global_pool": "avg", "class_token": False, "num_classes": 5},
@@ -39,6 +103,11 @@ CONFIGURATIONS = {
     },
     "registers without positions": {"reg_tokens": 2, "no_embed_class": True, "qkv_bias": False},
     "no biases, oblong": {"proj_bias": False, "img_size": (16, 24), "patch_size": (8, 4)},
+    "largest token, prefix too": {
+        **{"global_pool": "max", "reg_tokens": 2, "pool_include_prefix": True, "fc_norm": False},
+    },
+    "half largest, half mean": {"global_pool": "avgmax", "class_token": False},
+    "all tokens": {"global_pool": "", "num_classes": 2, "act_layer": "relu"},
     "grey, no norm, no positions": {"in_chans": 1, "final_norm": False, "pos_embed": "none"},
 }
 
@@ -48,13 +117,103 @@ def test_weights_load_in_timm_and_give_the_same_output(name):
     keywords = CONFIGURATIONS[name]
     ours = shaken(small(**keywords))
     theirs = timm().VisionTransformer(**{**SMALL, "num_classes": 0, **keywords}).double().eval()
-    theirs.load_state_dict(ours.state_dict(), strict=True)
     images = torch.randn(3, keywords.get("in_chans", 3), *ours.img_size).double()
+    assert_same(ours, theirs, images)
+
+
+def test_clip_siglip_and_dinov2_by_hand():
+    """The same configurations, spelled as the page says: a wrong default would be in both."""
+    clip = small(pre_norm=True, act_layer="quick_gelu", norm_eps=1e-5)
+    assert clip.patch_embed.proj.bias is None
+    assert clip.norm_pre.eps == clip.norm.eps == clip.blocks[0].norm1.eps == 1e-5
+    x = torch.randn(3)
+    torch.testing.assert_close(clip.blocks[0].mlp.act(x), x * torch.sigmoid(1.702 * x))
+    giant = small(mlp_layer="swiglu_packed", mlp_ratio=2.66667 * 2, init_values=1e-5)
+    mlp, x = giant.blocks[0].mlp, torch.randn(2, 5, 32)
+    gate, linear = (x @ mlp.fc1.weight.T + mlp.fc1.bias).chunk(2, -1)
+    expected = mlp.fc2(torch.nn.functional.silu(gate) * linear)
+    torch.testing.assert_close(mlp(x), expected)
+    siglip = shaken(small(global_pool="map", class_token=False, act_layer="gelu_tanh"))
+    tokens = torch.randn(2, 5, 32).double()
+    pooled = siglip.pool(tokens)
+    assert pooled.shape == (2, 32)
+    torch.testing.assert_close(siglip.pool(tokens.flip(1)), pooled)  # a set of tokens
+
+
+@pytest.mark.parametrize("norm", [True, False])
+@pytest.mark.parametrize("indices", [None, 2, [0, -1], (1,)])
+def test_intermediates_are_timms(indices, norm):
+    keywords = {"depth": 3, "reg_tokens": 1, "dynamic_img_size": True}
+    ours = shaken(small(**keywords))
+    theirs = timm().VisionTransformer(**{**SMALL, **keywords, "num_classes": 0}).double().eval()
+    theirs.load_state_dict(ours.state_dict())
+    images = torch.randn(2, 3, 32, 40).double()
+    early = {"stop_early": True, "return_prefix_tokens": True, "output_fmt": "NLC"}
     with torch.no_grad():
-        torch.testing.assert_close(
-            ours.forward_features(images), theirs.forward_features(images), rtol=1e-9, atol=1e-9
+        for given in ({"norm": norm}, {"norm": norm, **early}):
+            found, expected = (
+                m.forward_intermediates(images, indices, **given) for m in (ours, theirs)
+            )
+            torch.testing.assert_close(found, expected)
+        layers = {"reshape": norm, "norm": norm}
+        found, expected = (
+            m.get_intermediate_layers(images, indices or 1, **layers) for m in (ours, theirs)
         )
-        torch.testing.assert_close(ours(images), theirs(images), rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(found, expected)
+    for wrong in (0, 4, [3], [-4], []):
+        with pytest.raises(ValueError, match="the model has 3 blocks: there are none of"):
+            ours.forward_intermediates(images, wrong)
+
+
+def test_intermediates_of_videos_are_grids():
+    model = small(num_frames=4)
+    last, (only,) = model.forward_intermediates(torch.randn(2, 3, 4, 32, 32), 1, norm=True)
+    assert only.shape == (2, 32, 2, 4, 4)
+    torch.testing.assert_close(only.flatten(2).transpose(1, 2), last[:, 1:])
+
+
+def test_reset_classifier():
+    model = small(global_pool="map").double().eval()
+    images = torch.randn(2, 3, 32, 32).double()
+    with pytest.raises(ValueError, match="global_pool must be one of"):
+        model.reset_classifier(3, "sum")
+    model.reset_classifier(3)
+    assert model(images).shape == (2, 3)
+    assert not model.head.training
+    tokens = model.forward_features(images)
+    model.reset_classifier(0, "avg")
+    torch.testing.assert_close(model(images), tokens[:, 1:].mean(1))
+    assert not any("attn_pool" in key for key in model.state_dict())
+    with pytest.raises(ValueError, match='build the model with global_pool="map"'):
+        model.reset_classifier(3, "map")
+    with pytest.raises(ValueError, match="needs a class token"):
+        small(class_token=False, global_pool="avg").reset_classifier(3, "token")
+
+
+def test_weights_begin_as_published():
+    wide = {"embed_dim": 128, "mlp_ratio": 2}
+
+    def deviation(weight, expected):
+        assert float(weight.detach().std()) == pytest.approx(expected, rel=0.06)
+
+    model = small(**wide)
+    deviation(model.blocks[1].attn.proj.weight, 0.02)
+    assert model.cls_token.abs().max() < 1e-4
+    mae = small(**wide, weight_init="mae", reg_tokens=1)
+    for layer in (mae.blocks[0].attn.qkv, mae.blocks[1].mlp.fc2):
+        bound = (6 / sum(layer.weight.shape)) ** 0.5
+        assert 0.98 * bound < layer.weight.abs().max() <= bound
+        assert not layer.bias.any()
+    proj = mae.patch_embed.proj.weight.flatten(1)
+    deviation(proj, (2 / sum(proj.shape)) ** 0.5)
+    assert 0.01 < mae.cls_token.std() < 0.03
+    for keywords in ({"weight_init": "beit"}, {"fix_init": True}):
+        deep = small(**wide, **keywords)
+        for n, block in enumerate(deep.blocks, start=1):
+            for weight in (block.attn.proj.weight, block.mlp.fc2.weight):
+                deviation(weight, 0.02 / (2 * n) ** 0.5)
+            deviation(block.mlp.fc1.weight, 0.02)
+        assert (deep.cls_token.std() > 1e-3) == ("weight_init" in keywords)
 
 
 def test_other_image_sizes_are_timms():
@@ -92,7 +251,14 @@ def test_sizes_are_timms(name, timm_name, parameters):
     assert sum(p.numel() for p in ours.parameters()) == parameters
 
 
-@pytest.mark.parametrize("keywords", [{}, {"class_token": False, "global_pool": "avg"}])
+@pytest.mark.parametrize(
+    "keywords",
+    [
+        {},
+        {"class_token": False, "global_pool": "avg"},
+        {"embed_norm_layer": "rmsnorm", "pre_norm": True},
+    ],
+)
 def test_all_patches_in_any_order_are_the_whole_image(keywords):
     model = shaken(small(**keywords))
     images = torch.randn(2, 3, 32, 32).double()
@@ -259,7 +425,13 @@ def test_positions_of_another_image_size_are_fitted_as_timm_does(keywords):
         ({"img_size": 4}, "no whole number"),
         ({"num_heads": 5}, "cannot be split over 5 heads"),
         ({"class_token": False}, 'use global_pool="avg"'),
-        ({"global_pool": "map"}, "global_pool must be one of token, avg, got 'map'"),
+        ({"global_pool": "prr"}, "global_pool must be one of token, avg, .* got 'prr'"),
+        ({"weight_init": "jax"}, "weight_init must be one of"),
+        ({"act_layer": "gelutanh"}, "act_layer must be one of .* Did you mean 'gelu_tanh'"),
+        ({"norm_layer": "batch"}, "norm_layer must be one of layernorm, rmsnorm"),
+        ({"mlp_layer": "glu"}, "mlp_layer must be one of mlp, swiglu"),
+        ({"attn_layer": "diff"}, "attn_layer must be one of"),
+        ({"mlp_layer": "swiglu_packed", "mlp_ratio": 1.1}, "even hidden width, got 35"),
         ({"pos_embed": "rope"}, "pos_embed must be one of"),
         ({"num_frames": 3}, "no whole number"),
     ],

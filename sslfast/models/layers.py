@@ -1,0 +1,215 @@
+"""The small layers of Vision Transformers, by timm's names and with its state_dict names."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sslfast._suggest import did_you_mean
+
+EPS = 1e-6  # of every layer norm, as in timm
+Layer = Callable[..., nn.Module]
+
+
+class QuickGELU(nn.Module):
+    """x sigmoid(1.702 x), the activation of OpenAI's CLIP."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Any shape."""
+        return x * torch.sigmoid(1.702 * x)
+
+
+class Mlp(nn.Module):
+    """Linear, activation, linear, with dropout after both.
+
+    Args:
+        in_features: D.
+        hidden_features: width of the first linear layer.
+        act_layer: makes the activation; None: a GELU, in the gated ones a SiLU.
+        norm_layer: makes a norm before the second linear layer; None: none.
+        bias: of both linear layers.
+        drop: dropout.
+    """
+
+    activation: ClassVar[type[nn.Module]] = nn.GELU
+
+    def __init__(
+        self,
+        in_features: int,
+        hidden_features: int,
+        act_layer: Layer | None = None,
+        norm_layer: Layer | None = None,
+        bias: bool = True,
+        drop: float = 0.0,
+    ) -> None:
+        super().__init__()
+        hidden = self.first(in_features, hidden_features, bias)
+        self.act = (act_layer or self.activation)()
+        self.drop1 = nn.Dropout(drop)
+        self.norm = norm_layer(hidden) if norm_layer else nn.Identity()
+        self.fc2 = nn.Linear(hidden, in_features, bias=bias)
+        self.drop2 = nn.Dropout(drop)
+
+    def first(self, dim: int, width: int, bias: bool) -> int:
+        """Make the first linear layers, and say how wide the second one's input is."""
+        self.fc1 = nn.Linear(dim, width, bias=bias)
+        return width
+
+    def hidden(self, x: Tensor) -> Tensor:
+        """[B, N, D] -> [B, N, hidden]."""
+        return self.act(self.fc1(x))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, N, D] -> [B, N, D]."""
+        return self.drop2(self.fc2(self.norm(self.drop1(self.hidden(x)))))
+
+
+class SwiGLU(Mlp):
+    """A gate beside the first linear layer: act(gate(x)) * linear(x), then linear (AIMv2).
+
+    Shazeer 2020, arXiv:2002.05202. The arguments are those of Mlp.
+    """
+
+    activation = nn.SiLU
+
+    def first(self, dim: int, width: int, bias: bool) -> int:
+        """Gate and linear layer apart, each of the whole width."""
+        self.fc1_g = nn.Linear(dim, width, bias=bias)
+        self.fc1_x = nn.Linear(dim, width, bias=bias)
+        return width
+
+    def hidden(self, x: Tensor) -> Tensor:
+        """[B, N, D] -> [B, N, hidden]."""
+        return self.act(self.fc1_g(x)) * self.fc1_x(x)
+
+
+class PackedSwiGLU(Mlp):
+    """SwiGLU with gate and linear layer in one, half of the width each (DINOv2's giant).
+
+    The arguments are those of Mlp.
+
+    Raises:
+        ValueError: an odd hidden_features.
+    """
+
+    activation = nn.SiLU
+
+    def first(self, dim: int, width: int, bias: bool) -> int:
+        """Both in one layer."""
+        if width % 2:
+            raise ValueError(
+                f"a packed SwiGLU needs an even hidden width, got {width}: change mlp_ratio or "
+                "embed_dim"
+            )
+        self.fc1 = nn.Linear(dim, width, bias=bias)
+        return width // 2
+
+    def hidden(self, x: Tensor) -> Tensor:
+        """[B, N, D] -> [B, N, hidden]."""
+        gate, linear = self.fc1(x).chunk(2, -1)
+        return self.act(gate) * linear
+
+
+ACTIVATIONS: dict[str, Layer] = {
+    "gelu": nn.GELU,
+    "gelu_tanh": partial(nn.GELU, approximate="tanh"),
+    "quick_gelu": QuickGELU,
+    "relu": nn.ReLU,
+    "silu": nn.SiLU,
+}
+NORMS: dict[str, Layer] = {"layernorm": nn.LayerNorm, "rmsnorm": nn.RMSNorm}
+MLPS: dict[str, Layer] = {"mlp": Mlp, "swiglu": SwiGLU, "swiglu_packed": PackedSwiGLU}
+
+
+def named(keyword: str, layer: str | Layer, known: dict[str, Layer]) -> Layer:
+    """The layer of a name; anything but a string is taken as it is.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    if not isinstance(layer, str):
+        return layer
+    if layer not in known:
+        raise ValueError(
+            f"{keyword} must be one of {', '.join(known)}, or a class, got {layer!r}."
+            f"{did_you_mean(layer, list(known))}"
+        )
+    return known[layer]
+
+
+def norm_of(keyword: str, layer: str | Layer, eps: float) -> Layer:
+    """What makes a norm of a width: by name with ``eps``, or as given."""
+    found = named(keyword, layer, NORMS)
+    return partial(found, eps=eps) if isinstance(layer, str) else found
+
+
+class LayerScale(nn.Module):
+    """A learned factor for each channel (Touvron et al. 2021, arXiv:2103.17239, section 2)."""
+
+    def __init__(self, dim: int, init_value: float) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full((dim,), init_value))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., D] -> [..., D]."""
+        return x * self.gamma
+
+
+class DropPath(nn.Module):
+    """Leave a residual branch out of some samples, and scale it in the others.
+
+    Stochastic depth (Huang et al. 2016, arXiv:1603.09382).
+
+    Args:
+        rate: probability that a sample goes without the branch, while training.
+    """
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, ...] -> [B, ...]."""
+        if not self.training or self.rate == 0:
+            return x
+        shape = (len(x), *(1,) * (x.dim() - 1))
+        keep = torch.rand(shape, device=x.device) >= self.rate
+        return x * (keep / (1 - self.rate)).to(x.dtype)
+
+
+class LatentPool(nn.Module):
+    """Attention of one learned query over the tokens, then an MLP: SigLIP's pooling.
+
+    Zhai et al. 2022, arXiv:2106.04560, section 4.1; timm's ``AttentionPoolLatent``.
+
+    Args:
+        dim: D.
+        num_heads: heads.
+        mlp_ratio: hidden width of the MLP over D.
+        norm_layer: makes the norm before the MLP.
+        act_layer: makes the activation of the MLP.
+    """
+
+    def __init__(
+        self, dim: int, num_heads: int, mlp_ratio: float, norm_layer: Layer, act_layer: Layer
+    ) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.latent = nn.Parameter(torch.zeros(1, 1, dim))
+        self.q = nn.Linear(dim, dim)
+        self.kv = nn.Linear(dim, 2 * dim)
+        self.proj = nn.Linear(dim, dim)
+        self.norm = norm_layer(dim)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), act_layer)
+        nn.init.trunc_normal_(self.latent, std=dim**-0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, N, D] -> [B, D]."""
+        q = self.q(self.latent.expand(len(x), -1, -1)).unflatten(2, (self.num_heads, -1))
+        kv = self.kv(x).unflatten(2, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        pooled = F.scaled_dot_product_attention(q.transpose(1, 2), *kv.unbind(0))
+        pooled = self.proj(pooled.transpose(1, 2).flatten(2))
+        return (pooled + self.mlp(self.norm(pooled)))[:, 0]

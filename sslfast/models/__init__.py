@@ -4,7 +4,18 @@ from sslfast.models.convnet import convnet_small
 from sslfast.models.decoders import Decoder, Predictor
 from sslfast.models.heads import ProjectionHead
 from sslfast.models.registry import create, names
-from sslfast.models.resnet import resnet18, resnet50
+from sslfast.models.resnet import (
+    resnet18,
+    resnet34,
+    resnet50,
+    resnet101,
+    resnet152,
+    resnext50_32x4d,
+    resnext101_32x8d,
+    resnext101_64x4d,
+    wide_resnet50_2,
+    wide_resnet101_2,
+)
 from sslfast.models.vit import VisionTransformer
 from sslfast.models.vit_sizes import (
     vit,
@@ -25,7 +36,13 @@ __all__ = [
     "create",
     "names",
     "resnet18",
+    "resnet34",
     "resnet50",
+    "resnet101",
+    "resnet152",
+    "resnext50_32x4d",
+    "resnext101_32x8d",
+    "resnext101_64x4d",
     "vit",
     "vit_base",
     "vit_huge",
@@ -33,4 +50,6 @@ __all__ = [
     "vit_micro",
     "vit_small",
     "vit_tiny",
+    "wide_resnet50_2",
+    "wide_resnet101_2",
 ]

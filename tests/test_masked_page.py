@@ -1,5 +1,6 @@
 """docs/masked.md: its snippets run, in order and in one namespace, and it names every method."""
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -39,3 +40,13 @@ def test_every_masked_method_and_size_is_named() -> None:
     masked = [n for n in methods.names() if methods.get(n).encoders is models.VisionTransformer]
     for name in (*masked, *(n for n in models.names() if n.startswith("vit_"))):
         assert f"`{name}`" in PAGE, name
+
+
+def test_the_papers_settings_are_those_of_the_references() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| `(\w+)` \| `(\{.*?\})` \|(.*)\|$", PAGE, re.MULTILINE)
+    assert {name for name, *_ in rows} == {"mae", "beit", "ijepa", "videomae"}
+    for name, model, model_args, method_args in rows:
+        published = methods.get(name).reference.hyperparameters
+        assert (model, json.loads(model_args)) == (published["model"], published["model_args"])
+        shown = json.loads(method_args.strip(" `") or "{}")
+        assert shown == {k: v for k, v in published.items() if re.match("(de|pre)", k)}

@@ -43,12 +43,7 @@ class VideoMAE(MAE):
         "Tong et al. 2022, arXiv:2203.12602",
         {  # lr: 1.5e-4 * batch_size / 256; model and data as published for Kinetics-400
             **{"model": "vit_base", "batch_size": 1024, "epochs": 800},
-            "model_args": {
-                **PATCHES_ONLY,
-                "num_frames": 16,
-                "tubelet_size": 2,
-                "weight_init": "mae",
-            },
+            "model_args": {**PATCHES_ONLY, "num_frames": 16, "weight_init": "mae"},
             **{"optimizer": "AdamW, betas 0.9 and 0.95", "lr": 6e-4, "weight_decay": 0.05},
             **{"warmup_epochs": 40, "mask_ratio": 0.9, "decoder_dim": 384, "decoder_depth": 4},
             **{"decoder_heads": 6, "recipe_args": {"num_frames": 16, "sampling_rate": 4}},

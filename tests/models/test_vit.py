@@ -1,7 +1,10 @@
 """Vision Transformers: timm's names and numerics, visible patches, videos, other image sizes."""
 
 import inspect
+import json
+import re
 from functools import cache, partial
+from pathlib import Path
 from unittest import mock
 
 import pytest
@@ -47,6 +50,26 @@ def entry_points():
         for function in every:
             function()
     return dict(made.values()), len(every)
+
+
+def test_the_page_names_the_keywords_of_released_weights():
+    page = (Path(__file__).resolve().parents[2] / "docs" / "masked.md").read_text()
+    rows = re.findall(r"^\| .+ \| `(\w+)` \| `(vit\w*)` \| `(\{.*\})` \|$", page, re.MULTILINE)
+    assert len(rows) == 9
+    with mock.patch.object(
+        timm(), "_create_vision_transformer", lambda *_, pretrained, **given: given
+    ):
+        for name, model, given in rows:
+            needed = {"img_size": 224, "num_classes": 0, **by_name(getattr(timm(), name)())}
+            sizes = inspect.signature(getattr(models, model)).parameters
+            ours = {key: value.default for key, value in sizes.items()} | json.loads(given)
+            missing = {key: value for key, value in needed.items() if ours[key] != value}
+            assert set(missing) <= {"img_size"}, (name, missing)  # known to timm's settings only
+            usual = inspect.signature(models.vit).parameters
+            extra = {
+                k for k in json.loads(given) if k not in needed and ours[k] != usual[k].default
+            }
+            assert not extra, (name, extra)
 
 
 def by_name(keywords):

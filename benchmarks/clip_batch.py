@@ -21,7 +21,8 @@ from benchmarks import common
 from benchmarks.record import OURS, Record
 from sslfast import models
 from sslfast.losses import ClipLoss, cached
-from sslfast.models.transformer import EPS, Block
+from sslfast.models.layers import EPS
+from sslfast.models.transformer import Block
 
 REAL_CHUNKS = 2  # that are encoded in a trial
 FINENESS = 0.03  # of the batch found

@@ -73,7 +73,6 @@ class MAE(Method):
 
     def pixels(self, patches: Tensor, back: bool = False) -> Tensor:
         """What is predicted of normalised patches [B, L, P], or the way back: themselves."""
-        del back
         return patches
 
     def loss(self, outputs: tuple[Tensor, Tensor, Tensor], ctx: Context) -> dict[str, Tensor]:

@@ -5,7 +5,6 @@ from functools import partial
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sslfast._suggest import did_you_mean
@@ -151,7 +150,7 @@ class LayerScale(nn.Module):
 
     def __init__(self, dim: int, init_value: float) -> None:
         super().__init__()
-        self.gamma = nn.Parameter(torch.full((dim,), init_value))
+        self.gamma = nn.Parameter(torch.full((dim,), float(init_value)))
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., D] -> [..., D]."""
@@ -178,38 +177,3 @@ class DropPath(nn.Module):
         shape = (len(x), *(1,) * (x.dim() - 1))
         keep = torch.rand(shape, device=x.device) >= self.rate
         return x * (keep / (1 - self.rate)).to(x.dtype)
-
-
-class LatentPool(nn.Module):
-    """Attention of one learned query over the tokens, then an MLP: SigLIP's pooling.
-
-    Zhai et al. 2022, arXiv:2106.04560, section 4.1; timm's ``AttentionPoolLatent``.
-
-    Args:
-        dim: D.
-        num_heads: heads.
-        mlp_ratio: hidden width of the MLP over D.
-        norm_layer: makes the norm before the MLP.
-        act_layer: makes the activation of the MLP.
-    """
-
-    def __init__(
-        self, dim: int, num_heads: int, mlp_ratio: float, norm_layer: Layer, act_layer: Layer
-    ) -> None:
-        super().__init__()
-        self.num_heads = num_heads
-        self.latent = nn.Parameter(torch.zeros(1, 1, dim))
-        self.q = nn.Linear(dim, dim)
-        self.kv = nn.Linear(dim, 2 * dim)
-        self.proj = nn.Linear(dim, dim)
-        self.norm = norm_layer(dim)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio), act_layer)
-        nn.init.trunc_normal_(self.latent, std=dim**-0.5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, N, D] -> [B, D]."""
-        q = self.q(self.latent.expand(len(x), -1, -1)).unflatten(2, (self.num_heads, -1))
-        kv = self.kv(x).unflatten(2, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        pooled = F.scaled_dot_product_attention(q.transpose(1, 2), *kv.unbind(0))
-        pooled = self.proj(pooled.transpose(1, 2).flatten(2))
-        return (pooled + self.mlp(self.norm(pooled)))[:, 0]

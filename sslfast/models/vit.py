@@ -11,19 +11,11 @@ from torch import Tensor, nn
 from sslfast.models.embedding import Size
 from sslfast.models.initialise import init_vit
 from sslfast.models.intermediates import Intermediates
-from sslfast.models.layers import (
-    ACTIVATIONS,
-    EPS,
-    MLPS,
-    LatentPool,
-    Layer,
-    named,
-    norm_of,
-)
+from sslfast.models.layers import ACTIVATIONS, EPS, MLPS, Layer, named, norm_of
+from sslfast.models.pooling import LatentPool, Pool, pool_tokens
 from sslfast.models.positions import Grid
 from sslfast.models.transformer import Block
 
-Pool = Literal["token", "avg", "avgmax", "max", "map", ""]
 Start = Literal["", "mae", "beit"]
 
 
@@ -257,18 +249,11 @@ class VisionTransformer(Intermediates):
             tokens: from ``forward_features``.
             pool_type: pool so, where the model has no "map"; None: as the model was built.
         """
-        kind = self.global_pool if pool_type is None else pool_type
         patches = tokens if self.pool_include_prefix else tokens[:, self.num_prefix_tokens :]
         if self.attn_pool is not None:
             return self.attn_pool(patches)
-        if kind == "":
-            return tokens
-        if kind == "token":
-            return tokens[:, 0]
-        if kind == "avg":
-            return patches.mean(1)
-        most = patches.amax(1)
-        return most if kind == "max" else 0.5 * (most + patches.mean(1))
+        kind = self.global_pool if pool_type is None else pool_type
+        return pool_tokens(kind, tokens, patches)
 
     def forward_head(self, tokens: Tensor, pre_logits: bool = False) -> Tensor:
         """Encoded tokens [B, P + K, D] -> features [B, D], or logits [B, num_classes].

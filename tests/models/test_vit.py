@@ -151,7 +151,8 @@ def test_clip_siglip_and_dinov2_by_hand():
     assert clip.norm_pre.eps == clip.norm.eps == clip.blocks[0].norm1.eps == 1e-5
     x = torch.randn(3)
     torch.testing.assert_close(clip.blocks[0].mlp.act(x), x * torch.sigmoid(1.702 * x))
-    giant = small(mlp_layer="swiglu_packed", mlp_ratio=2.66667 * 2, init_values=1e-5)
+    giant = small(mlp_layer="swiglu_packed", mlp_ratio=2.66667 * 2, init_values=1)
+    assert giant.blocks[0].ls1.gamma.eq(1).all()
     mlp, x = giant.blocks[0].mlp, torch.randn(2, 5, 32)
     gate, linear = (x @ mlp.fc1.weight.T + mlp.fc1.bias).chunk(2, -1)
     expected = mlp.fc2(torch.nn.functional.silu(gate) * linear)

@@ -39,7 +39,7 @@ class RunFolder:
         self.path = Path(path)
         self.config = self.path / "config.yaml"
         self.metrics = self.path / "metrics.jsonl"
-        self.checkpoints = self.path / "checkpoints"
+        self.checkpoints = self.path / checkpoint.FOLDER_NAME
         self.encoder = self.path / FILE_NAME
 
     @contextmanager
@@ -124,7 +124,7 @@ class RunFolder:
         return state
 
     def _explicit(self, path: Path) -> dict[str, Any]:
-        state = checkpoint.load_newest(path / "checkpoints") if path.is_dir() else None
+        state = checkpoint.load_newest(path / checkpoint.FOLDER_NAME) if path.is_dir() else None
         if state is None:
             state = checkpoint.load(path)
         later = checkpoint.listed(self.checkpoints)

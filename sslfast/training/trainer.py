@@ -77,13 +77,14 @@ def train(config: TrainConfig) -> Path:
             method.after_load()
             if extra and ranks.is_main:
                 logger.warning("init: %s has more than the model: %s", config.init, extra)
-        trained = fit(config, method, loader, run, ranks, saved)
-        if saved and not trained:
+        step = fit(config, method, loader, run, ranks, saved)
+        if saved and step == saved["step"]:
             method.load_state_dict(saved["model"])
             logger.info("%s holds a finished run: there is nothing left to do", run.path)
-        if ranks.is_main and (trained or not run.encoder.exists()):
-            save_encoder(run.encoder, method.encoder, describe(config, method))
-            logger.info("the encoder is in %s", run.encoder)
+        if ranks.is_main:
+            # Also after a run that was killed between its last checkpoint and this line.
+            if save_encoder(run.encoder, method.encoder, describe(config, method, step)):
+                logger.info("the encoder is in %s", run.encoder)
         ranks.barrier()
     return run.path
 
@@ -95,7 +96,7 @@ def fit(
     run: RunFolder,
     ranks: Ranks,
     saved: dict[str, Any] | None = None,
-) -> bool:
+) -> int:
     """Train ``method`` to the end of the run: the loop.
 
     Args:
@@ -107,7 +108,7 @@ def fit(
         saved: a checkpoint to go on from.
 
     Returns:
-        Whether any step was left to do; if not, nothing is touched.
+        The step at the end: that of ``saved`` if none was left to do; then nothing is touched.
     """
     device, single = ranks.device, ranks.world_size == 1
     steps_per_epoch = loader.steps_per_epoch / config.accumulate
@@ -117,7 +118,7 @@ def fit(
 
     step = saved["step"] if saved is not None else 0
     if step >= total_steps:
-        return False
+        return step
 
     optimizer = build_optimizer(config, method)
     scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
@@ -207,7 +208,7 @@ def fit(
             meter.forget_samples()
             if stop_signal and step < total_steps:
                 raise TrainingStopped(stop_signal, step, run.path)
-    return True
+    return step
 
 
 def build_method(config: TrainConfig, device: torch.device, run: RunFolder | None = None) -> Method:
@@ -277,8 +278,8 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
     return replace(batch, views=map_tensors(batch.views, place))
 
 
-def describe(config: TrainConfig, method: Method) -> dict[str, Any]:
-    """What the encoder's file says of it: how to rebuild it, and what views it expects."""
+def describe(config: TrainConfig, method: Method, step: int) -> dict[str, Any]:
+    """What the encoder's file says of it: its model, the views it expects, where it comes from."""
     view = build_recipe(config, method).views[0]
     return {
         "model": config.model,
@@ -290,6 +291,8 @@ def describe(config: TrainConfig, method: Method) -> dict[str, Any]:
         "mean": view.mean,
         "std": view.std,
         "sslfast": __version__,
+        "step": step,
+        "checkpoint": checkpoint.fingerprint(method.state_dict()),
     }
 
 

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -75,9 +76,40 @@ def test_a_finished_run_says_so(
         train(settings, tmp_path / "run")
     assert "nothing left to do" in caplog.text
     assert (run.encoder.read_bytes(), run.metrics.read_bytes()) == before
-    run.encoder.unlink()  # as if killed between the last checkpoint and the end
+    assert "the encoder is in" not in caplog.text
+    # As if killed between the last checkpoint and the end, and as the disk may leave a file.
+    run.encoder.unlink()
     train(settings, tmp_path / "run")
     assert run.encoder.read_bytes() == before[0]
+    run.encoder.write_bytes(before[0][:-1])
+    train(settings, tmp_path / "run")
+    assert run.encoder.read_bytes() == before[0]
+
+
+def test_an_encoder_behind_its_checkpoints_is_named_and_caught_up(
+    settings: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = train(settings, tmp_path / "run", steps=2)
+    sslfast.load_encoder(run.path)
+    assert "newest checkpoint" not in caplog.text
+    old = run.encoder.read_bytes()
+    longer = train(settings, tmp_path / "run", steps=3)
+    new = longer.encoder.read_bytes()
+    run.encoder.write_bytes(old)  # as if killed before the encoder was written
+    sslfast.load_encoder(run.path)
+    assert "it is of step 2, and the newest checkpoint of step 3. To bring it up" in caplog.text
+    caplog.clear()
+    train(settings, tmp_path / "other", steps=1, init=str(run.path))
+    assert "it is of step 2, and the newest checkpoint of step 3" in caplog.text
+    train(settings, tmp_path / "run", steps=3)
+    assert run.encoder.read_bytes() == new
+
+    # Of the same step, but of another run.
+    shutil.copytree(train(settings, tmp_path / "third", steps=3, seed=1).path, tmp_path / "fourth")
+    shutil.copy(run.encoder, tmp_path / "fourth")
+    caplog.clear()
+    sslfast.load_encoder(tmp_path / "fourth")
+    assert "it has other weights than the checkpoint of its step" in caplog.text
 
 
 def test_init_starts_from_another_run(settings: dict[str, Any], tmp_path: Path) -> None:

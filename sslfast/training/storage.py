@@ -71,9 +71,7 @@ class _Writer:
         """Nothing is buffered."""
 
 
-def write_atomically(
-    path: Path, write: Callable[[Any], None], *, checksum: bool = False
-) -> None:
+def write_atomically(path: Path, write: Callable[[Any], None], *, checksum: bool = False) -> None:
     """Write a file so that ``path`` holds either all of it or what it held before.
 
     The bytes go to a temporary file beside it, reach the disk, and then take its name: neither a

@@ -81,10 +81,11 @@ def train(config: TrainConfig) -> Path:
         if saved and step == saved["step"]:
             method.load_state_dict(saved["model"])
             logger.info("%s holds a finished run: there is nothing left to do", run.path)
-        if ranks.is_main:
-            # Also after a run that was killed between its last checkpoint and this line.
-            if save_encoder(run.encoder, method.encoder, describe(config, method, step)):
-                logger.info("the encoder is in %s", run.encoder)
+        # Also of a finished run: it may have been killed between its last checkpoint and this.
+        if ranks.is_main and save_encoder(
+            run.encoder, method.encoder, describe(config, method, step)
+        ):
+            logger.info("the encoder is in %s", run.encoder)
         ranks.barrier()
     return run.path
 

@@ -82,7 +82,9 @@ def test_no_flipped_bit_goes_unnoticed(tmp_path: Path) -> None:
         if where in word:  # without the word there is no checksum to compare, and nothing amiss
             assert checkpoint.load(path)["weights"].tolist() == values
         else:
-            with pytest.raises(CheckpointError, match=r"step_00000001.pt cannot be read: .*differs"):
+            with pytest.raises(
+                CheckpointError, match=r"step_00000001.pt cannot be read: .*differs"
+            ):
                 checkpoint.load(path)
 
 
@@ -125,7 +127,11 @@ def test_a_checkpoint_that_may_not_be_read_gives_way(
 
 
 def test_a_fingerprint_is_of_names_shapes_and_values() -> None:
-    weights = {"a": torch.rand(2, 3), "b": torch.tensor(3), "c": torch.rand(4, dtype=torch.bfloat16)}
+    weights = {
+        "a": torch.rand(2, 3),
+        "b": torch.tensor(3),
+        "c": torch.rand(4, dtype=torch.bfloat16),
+    }
     own = checkpoint.fingerprint(weights)
     assert checkpoint.fingerprint({**weights, "a": weights["a"].T.contiguous().T}) == own
     changed = [

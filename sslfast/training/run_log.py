@@ -97,7 +97,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     if damaged:
         listed = ", ".join(map(str, damaged[:10])) + ", ..." * (len(damaged) > 10)
         logger.warning(
-            "%s: %d of its lines cannot be read (a kill cuts off the last one) and are left out: %s",
+            "%s: %d of its lines cannot be read (a kill cuts off the last) and are left out: %s",
             path,
             len(damaged),
             listed,

@@ -39,6 +39,8 @@ def explain_full_disk(path: Path) -> Iterator[None]:
         ) from None
 
 
+_TEMPORARY = ".sslfast-tmp"
+
 # The last line of a file that is written with a checksum: of all bytes before this line.
 _CHECKSUM = "\nsslfast crc32 {:08x}\n"
 _CHECKSUM_SIZE = len(_CHECKSUM.format(0))
@@ -75,7 +77,8 @@ def write_atomically(path: Path, write: Callable[[Any], None], *, checksum: bool
     """Write a file so that ``path`` holds either all of it or what it held before.
 
     The bytes go to a temporary file beside it, reach the disk, and then take its name: neither a
-    kill nor a power cut leaves half a file.
+    kill nor a power cut leaves half a file. What a kill leaves of the temporary one goes when the
+    file is written again, or by ``remove_leftovers``.
 
     Args:
         path: the file; its folder exists.
@@ -86,7 +89,7 @@ def write_atomically(path: Path, write: Callable[[Any], None], *, checksum: bool
     Raises:
         StorageError: the disk is full.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = path.with_name(f".{path.name}{_TEMPORARY}")
     try:
         with explain_full_disk(path):
             with open(temporary, "wb", buffering=0) as file:
@@ -101,6 +104,15 @@ def write_atomically(path: Path, write: Callable[[Any], None], *, checksum: bool
             _sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed processes left of files that they were writing in a folder.
+
+    Nobody else may be writing there.
+    """
+    for path in folder.glob(f".*{_TEMPORARY}"):
+        path.unlink()
 
 
 def has_good_checksum(path: Path) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from toys import ToyLoader, entries, toy_config, toy_fit, toy_method
 
-from sslfast.training import checkpoint
+from sslfast.training import checkpoint, storage
 from sslfast.training.checkpoint import CheckpointError
 from sslfast.training.config import ConfigError, TrainConfig
 from sslfast.training.run_folder import RunFolder, RunFolderError
@@ -62,6 +62,30 @@ def resume(out: Path, **changes: Any) -> dict[str, Any] | None:
 def test_an_empty_folder_starts_anew(tmp_path: Path) -> None:
     assert resume(tmp_path / "run") is None
     assert resume(tmp_path / "run", resume="never") is None
+
+
+KILLED = """
+import os, runpy, sys
+from pathlib import Path
+write = runpy.run_path(sys.argv[1])["write_atomically"]
+write(Path(sys.argv[2]), lambda file: os.kill(os.getpid(), 9))
+"""
+
+
+@pytest.mark.parametrize("file", ["config.yaml", "checkpoints/step_00000004.pt", "files/tokenizer"])
+def test_what_a_kill_leaves_half_written_is_removed(tmp_path: Path, file: str) -> None:
+    path = tmp_path / file
+    path.parent.mkdir(exist_ok=True)
+    killed = subprocess.run([sys.executable, "-c", KILLED, storage.__file__, str(path)])
+    assert killed.returncode == -9
+    if path.parent != tmp_path:  # whose first file is config.yaml
+        (tmp_path / "config.yaml").touch()
+        (path.parent / ".mine.tmp").touch()
+    [half] = path.parent.glob(".*-tmp")
+    assert resume(tmp_path) is None
+    assert not half.exists()
+    if path.parent != tmp_path:
+        assert [other.name for other in path.parent.iterdir()] == [".mine.tmp"]
 
 
 def test_foreign_files_are_not_overwritten(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from sslfast.training.pipeline import build_loader, build_recipe, check_image_si
 from sslfast.training.run_folder import RunFolder
 from sslfast.training.run_log import RunLog
 from sslfast.training.schedule import warmup_cosine
-from sslfast.training.signals import TrainingStopped, catch_signals
+from sslfast.training.signals import StopPoll, TrainingStopped, catch_signals
 from sslfast.training.state import TrainState
 from sslfast.training.storage import explain_full_disk
 
@@ -53,7 +53,8 @@ def train(config: TrainConfig) -> Path:
         CheckpointError: the run's checkpoints cannot be used.
         NonFiniteError: the loss became NaN or infinite.
         StorageError: the disk is full.
-        TrainingStopped: SIGINT or SIGTERM arrived.
+        TrainingStopped: SIGINT, SIGTERM, SIGHUP, SIGUSR1 or SIGUSR2 arrived.
+        RankError: ranks differ, or another one did not come, ended, or hangs.
     """
     config.validate()
     run = RunFolder(config.out)
@@ -63,6 +64,8 @@ def train(config: TrainConfig) -> Path:
         method = build_method(config, ranks.device, run)
         check_image_size(build_recipe(config, method), method.encoder)
         loader = stack.enter_context(closing(build_loader(config, method, ranks)))
+        data = {"samples": loader.num_samples, "batches an epoch": loader.steps_per_epoch}
+        ranks.must_agree({"settings": config.shared(), "data": data})
         # Up to here nothing is written: a wrong setting leaves no folder behind.
         saved = None
         if ranks.is_main:
@@ -138,7 +141,8 @@ def fit(
             config.write(run.config)
             run.keep_copies(method_files(type(method), config, run))
             log = stack.enter_context(RunLog(run.metrics, step, total_steps, steps_per_epoch))
-        stop = stack.enter_context(catch_signals())
+        poll = StopPoll(ranks, stack.enter_context(catch_signals()))
+        stack.enter_context(ranks.watched())  # while signals are caught: torchrun sends one
         # As late as possible: importing some packages draws random numbers.
         seed_all(config.seed + ranks.rank)
         if saved is not None:
@@ -186,10 +190,11 @@ def fit(
 
             log_due = step % config.log_every == 0 or step == total_steps
             save_due = step % config.checkpoint_every == 0 or step == total_steps
-            if not (log_due or save_due or (single and stop.signal)):
+            stop_signal = poll(step)
+            if not (log_due or save_due or stop_signal):
                 continue
             # From here on numbers are read off the device, for the only time.
-            bad_step, stop_signal = ranks.agree(meter.bad_step, stop.signal)
+            bad_step = ranks.first(meter.bad_step)
             if bad_step != NEVER:
                 what = "the loss or its gradient"
                 raise NonFiniteError(what, bad_step, meter.samples_of(bad_step), run.last_good())

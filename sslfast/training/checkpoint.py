@@ -51,7 +51,7 @@ def fingerprint(tensors: Mapping[str, Tensor]) -> str:
     for name, tensor in tensors.items():
         crc32 = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), crc32)
         values = tensor.detach().cpu().contiguous().reshape(-1)
-        crc32 = zlib.crc32(values.view(torch.uint8).numpy(), crc32)
+        crc32 = zlib.crc32(values.view(torch.uint8).numpy().data, crc32)
     return f"{crc32:08x}"
 
 

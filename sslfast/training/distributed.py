@@ -26,6 +26,7 @@ from sslfast.training.roll_call import (
     RollCall,
     connect,
     difference,
+    environment,
     is_broken,
     patience,
 )
@@ -120,11 +121,13 @@ class Ranks:
         except RankError:
             raise
         except BaseException as error:
-            if self.roll_call is not None and not is_broken(error):
-                self.roll_call.leave_word(error)
-            elif self.roll_call is not None:
-                raise self.roll_call.explain(error) from error
-            raise
+            if not is_broken(error):
+                if self.roll_call is not None:
+                    self.roll_call.leave_word(error)
+                raise
+            if self.roll_call is None:
+                raise RankError(f"another rank ended or hangs ({error})") from error
+            raise self.roll_call.explain(error) from error
 
     def parallel(self, model: nn.Module) -> nn.Module:
         """The model with gradients averaged over ranks; all start from rank 0's weights.
@@ -183,12 +186,13 @@ def ranks(device: str) -> Iterator[Ranks]:
         backend, bound = "gloo", None
         if where.type == "cuda":
             backend, bound = "cpu:gloo,cuda:nccl", where
-        rank, world_size = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE"))
+        rank, world_size, address = environment()
         # torchrun's store outlives a group and its ranks, whose keys would mislead the next.
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         name = f"sslfast/{attempt}/{next(_GROUPS)}"
-        store = dist.PrefixStore(name, connect(rank, world_size, wait))
-        roll_call = RollCall(dist.PrefixStore("roll_call", store), rank, world_size)
+        store = dist.PrefixStore(name, connect(address, rank, world_size, wait))
+        calls = dist.PrefixStore("roll_call", store)
+        roll_call = RollCall(calls, rank, world_size, address)
         roll_call.begin(wait)
         dist.init_process_group(
             backend, timeout=wait, store=store, rank=rank, world_size=world_size, device_id=bound

@@ -22,6 +22,7 @@ _SECONDS = 600.0  # that a rank waits for the others
 _GRACE = 5.0  # in which all that live notice that one does not
 _PAUSE = 0.2
 
+Address = tuple[str, int]  # host and port
 Facts = Mapping[str, Mapping[str, Any]]
 
 
@@ -42,30 +43,44 @@ def patience() -> timedelta:
     raise ConfigError(f"{TIMEOUT_VARIABLE} must be a number of seconds, more than 0, got {given!r}")
 
 
-def connect(rank: int, world_size: int, wait: timedelta) -> dist.Store:
-    """The store at MASTER_ADDR and MASTER_PORT: torchrun's, or one that rank 0 keeps.
+def environment() -> tuple[int, int, Address]:
+    """RANK and WORLD_SIZE, and MASTER_ADDR with MASTER_PORT.
 
     Raises:
-        ConfigError: the environment does not say where it is.
-        RankError: it does not come up.
+        ConfigError: they are not all there.
     """
     try:
-        host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        rank, world_size, port = (
+            int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "MASTER_PORT")
+        )
+        return rank, world_size, (os.environ["MASTER_ADDR"], port)
     except (KeyError, ValueError):
         raise ConfigError(
-            "RANK is set, but not MASTER_ADDR with MASTER_PORT, a number: start the ranks with "
-            "torchrun, or unset RANK"
+            "RANK is set, but not all of WORLD_SIZE, MASTER_PORT (numbers) and MASTER_ADDR: start "
+            "the ranks with torchrun, or unset RANK"
         ) from None
+
+
+def connect(address: Address, rank: int, world_size: int, wait: timedelta) -> dist.Store:
+    """The store at an address: torchrun's, or one that rank 0 keeps.
+
+    Raises:
+        RankError: it does not come up.
+    """
+    where = "{}:{}".format(*address)
     ours = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     end = time.monotonic() + wait.total_seconds()
-    # torch prints pages of C++ frames where nobody listens: it is asked once somebody does.
-    while not ours and not _is_reachable(host, port):
+    # torch prints a page of C++ frames where nobody listens: it is asked once somebody does.
+    while not ours and not _is_reachable(address):
         if time.monotonic() > end:
-            raise RankError(f"rank 0 did not come to {host}:{port} within {_said(wait)}")
+            raise RankError(f"rank 0 did not come to {where} within {_said(wait)}")
         time.sleep(_PAUSE)
-    return dist.TCPStore(
-        host, port, world_size, ours, wait, wait_for_workers=False, multi_tenant=True
-    )
+    try:
+        return dist.TCPStore(
+            *address, world_size, ours, wait, wait_for_workers=False, multi_tenant=True
+        )
+    except dist.DistError as error:
+        raise RankError(f"there is no store at {where}: {str(error).splitlines()[0]}") from error
 
 
 def is_broken(error: BaseException) -> bool:
@@ -98,10 +113,18 @@ class RollCall:
         store: that all ranks share; its keys are used by nobody else.
         rank: this one's.
         world_size: how many there are.
+        address: where the store listens, if it does.
     """
 
-    def __init__(self, store: dist.Store, rank: int, world_size: int) -> None:
+    def __init__(
+        self,
+        store: dist.Store,
+        rank: int,
+        world_size: int,
+        address: Address | None = None,
+    ) -> None:
         self._store, self._rank, self._world_size = store, rank, world_size
+        self._address = address
 
     def begin(self, wait: timedelta) -> None:
         """Wait until all ranks are here.
@@ -121,7 +144,7 @@ class RollCall:
     def leave_word(self, error: BaseException) -> None:
         """Tell the others what ended this rank, before they notice that it is gone."""
         words = " ".join(str(error).split()) or type(error).__name__
-        with suppress(dist.DistError):  # nobody is left to be told
+        with suppress(dist.DistError, _StoreGoneError):  # nobody is left to be told
             self._say("end", words)
 
     def explain(self, error: BaseException) -> RankError:
@@ -131,19 +154,23 @@ class RollCall:
         """
         try:
             said = self._call("end", "", _GRACE)
-        except dist.DistError:
+        except (dist.DistError, _StoreGoneError):
             return RankError("rank 0 is gone, or the machine that torchrun was started on")
         causes = [f"rank {rank} ended: {words}" for rank, words in said.items() if words]
         silent = [rank for rank in range(self._world_size) if rank not in said]
-        if not causes and silent:
-            causes = [f"{_named(silent)} ended without a word, or hangs (killed? out of memory?)"]
-        if not causes:
-            what = str(error).splitlines()[0]
-            causes = [f"the connection broke, or this rank itself did not answer in time ({what})"]
-        return RankError(f"{'; '.join(causes)}. The same command goes on from the last checkpoint")
+        if causes:
+            return RankError("; ".join(causes))
+        what = f"{_named(silent)} ended without a word, or hangs (killed? out of memory?)"
+        if not silent:
+            what = "the connection broke, or this rank itself did not answer in time "
+            what += f"({str(error).splitlines()[0]})"
+        return RankError(f"{what}. The same command goes on from the last checkpoint")
 
     def _say(self, key: str, words: str) -> None:
-        self._store.append(key, json.dumps([self._rank, words]) + "\n")
+        if self._address and not _is_reachable(self._address):
+            raise _StoreGoneError
+        line = json.dumps([self._rank, words]) + "\n"
+        self._store.append(key, line)  # type: ignore[attr-defined]  # absent from torch's stubs
 
     def _call(self, key: str, words: str, seconds: float) -> dict[int, str]:
         """Say something under a key, and hear what others say until all have, or the time is up.
@@ -159,9 +186,13 @@ class RollCall:
             time.sleep(_PAUSE)
 
 
-def _is_reachable(host: str, port: int) -> bool:
+class _StoreGoneError(Exception):
+    """Nobody listens any more: found out without torch, for the reason given in ``connect``."""
+
+
+def _is_reachable(address: Address) -> bool:
     try:
-        with closing(socket.create_connection((host, port), timeout=5)):
+        with closing(socket.create_connection(address, timeout=5)):
             return True
     except OSError:
         return False

@@ -193,14 +193,22 @@ def ranks(device: str) -> Iterator[Ranks]:
         store = dist.PrefixStore(name, connect(address, rank, world_size, wait))
         calls = dist.PrefixStore("roll_call", store)
         roll_call = RollCall(calls, rank, world_size, address)
-        roll_call.begin(wait)
-        dist.init_process_group(
-            backend, timeout=wait, store=store, rank=rank, world_size=world_size, device_id=bound
-        )
-    host = dist.new_group(timeout=wait, backend="gloo")
+        with Ranks(where, rank, world_size, roll_call=roll_call).watched():
+            roll_call.begin(wait)
+            dist.init_process_group(
+                backend,
+                timeout=wait,
+                store=store,
+                rank=rank,
+                world_size=world_size,
+                device_id=bound,
+            )
+    host = None
     try:
+        host = dist.new_group(timeout=wait, backend="gloo")
         here = Ranks(where, dist.get_rank(), dist.get_world_size(), host, roll_call)
         with here.watched():
             yield here
     finally:
-        dist.destroy_process_group(None if joined else host)
+        if joined or host is not None:
+            dist.destroy_process_group(None if joined else host)

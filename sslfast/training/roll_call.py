@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing, suppress
 from datetime import timedelta
+from functools import cache
 from typing import Any
 
 import torch.distributed as dist
@@ -61,6 +62,7 @@ def environment() -> tuple[int, int, Address]:
         ) from None
 
 
+@cache  # rank 0's must outlive its first group: the other ranks may be at the next one already
 def connect(address: Address, rank: int, world_size: int, wait: timedelta) -> dist.Store:
     """The store at an address: torchrun's, or one that rank 0 keeps.
 

@@ -62,7 +62,8 @@ def draw(
 
     Args:
         views: the views of a recipe.
-        sample_ids: int64 [B], positions in the data set.
+        sample_ids: int64 [B], positions in the data set (of a sample that fills another's place:
+            that one's, so that it differs from its own other appearance in the epoch).
         sizes: int64 [B, 2], height and width of each image in pixels.
         epoch: which pass over the data.
         seed: the run's seed.

@@ -86,7 +86,7 @@ def make_loader(
         train: see above.
         prefetch: batches in work while the one handed out is used.
         on_bad_image: what to do with a file that passed ``open_dataset``'s check and yet cannot be
-            decoded: "skip" puts the next sample in its place (without ``train``: leaves it out),
+            decoded: "skip" puts another sample in its place (without ``train``: leaves it out),
             names it in the log and in the loader's ``skipped``, and goes on; "raise" stops.
 
     Raises:

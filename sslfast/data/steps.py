@@ -233,14 +233,14 @@ class StepLoader(ABC):
     def _plan(self, epoch: int, ahead: int) -> Planned:
         """The batch of a step (which may count on past its epoch's end)."""
         block, row = divmod(ahead % self.steps_per_epoch, self._block)
-        ids, planned = self._order.epoch(epoch)
+        ids, places = self._order.epoch(epoch)
         steps = slice(block * self._block, (block + 1) * self._block)
-        ids, planned = ids[steps], planned[steps]
+        ids, places = ids[steps], places[steps]
         if self._drawn is None or self._drawn[0] != (epoch, block):
             flat = ids.flatten()
             draws = draw(
                 self._recipe.views,
-                flat,
+                places.flatten(),
                 self._sizes[flat],
                 epoch=epoch if self._train else 0,
                 seed=self._seed,
@@ -248,7 +248,8 @@ class StepLoader(ABC):
             self._drawn = ((epoch, block), draws)
         size = self._order.batch_size
         rows = slice(row * size, (row + 1) * size)
-        return Planned(ids[row], planned[row], [draws.rows(rows) for draws in self._drawn[1]])
+        planned = ids[row] == places[row]
+        return Planned(ids[row], planned, [draws.rows(rows) for draws in self._drawn[1]])
 
     def _finish(self, batch: Planned, images: list[Tensor]) -> Batch:
         """Colours, and without ``train`` the removal of rows that only filled the batch."""

@@ -133,6 +133,20 @@ def test_the_rest_of_the_data_is_as_without_the_accident(damaged):
     knows.close()
 
 
+def test_one_batch_an_epoch_never_shows_a_filler_its_own_picture_again(damaged):
+    # The filler can only come from the same batch: then at least its draws are its own.
+    dataset, _ = damaged
+    loader = make_loader(dataset, recipe("simclr_small"), batch_size=40, threads=1)
+    (batch,) = list(loader)
+    ids, times = batch.sample_ids.unique(return_counts=True)
+    assert sorted(times.tolist()) == [1] * 34 + [2] * 3
+    for i in ids[times == 2]:
+        one, other = (batch.sample_ids == i).nonzero().flatten()
+        for view in batch.views:
+            assert not torch.equal(view[one], view[other])
+    loader.close()
+
+
 def test_evaluation_leaves_them_out(damaged):
     dataset, bad = damaged
     loader = make_loader(

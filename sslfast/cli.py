@@ -96,9 +96,11 @@ def _set_up_logging() -> None:
         handler = require("rich.logging", extra="train", purpose="the command line").RichHandler(
             show_time=False, show_level=False, show_path=False
         )
-    main_rank = os.environ.get("RANK", "0") == "0"
-    level = logging.INFO if main_rank else logging.ERROR
-    logging.basicConfig(level=level, format="%(message)s", handlers=[handler])
+    rank = os.environ.get("RANK", "0")
+    level, who = (logging.INFO, "") if rank == "0" else (logging.ERROR, f"rank {rank}: ")
+    logging.basicConfig(level=level, format=f"{who}%(message)s", handlers=[handler])
+    # A file that cannot be decoded turns up on one rank alone, whichever it is.
+    logging.getLogger("sslfast.data.steps").setLevel(logging.WARNING)
 
 
 # Parsing

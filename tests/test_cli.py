@@ -229,3 +229,15 @@ def test_a_full_disk_is_one_line_too(run: Path, tmp_path: Path) -> None:
     assert not list((tmp_path / "y" / "checkpoints").iterdir())
     assert main(words) == 0  # the same command goes on once there is room
     assert (tmp_path / "y" / "encoder.safetensors").is_file()
+
+
+def test_a_rank_other_than_the_first_tells_of_bad_files_and_of_nothing_else():
+    code = (
+        "import logging; from sslfast import cli; cli._set_up_logging()\n"
+        "logging.getLogger('sslfast').warning('every rank knows')\n"
+        "logging.getLogger('sslfast.data.steps').warning('a bad file')"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "RANK": "3"}, capture_output=True, text=True
+    )
+    assert result.stderr == "rank 3: a bad file\n"

@@ -18,7 +18,7 @@ from .order import EpochOrder
 from .recipe import Recipe
 from .sources import ImageDataset, OnBadImage, check_policy
 
-logger = logging.getLogger(__name__)  # of its own: every rank is heard (sslfast.cli)
+logger = logging.getLogger(__name__)  # of its own: heard from every rank (sslfast.cli)
 
 
 @dataclass(frozen=True)

@@ -237,7 +237,7 @@ def test_a_rank_other_than_the_first_tells_of_bad_files_and_of_nothing_else():
         "logging.getLogger('sslfast').warning('every rank knows')\n"
         "logging.getLogger('sslfast.data.steps').warning('a bad file')"
     )
-    result = subprocess.run(
-        [sys.executable, "-c", code], env={**os.environ, "RANK": "3"}, capture_output=True, text=True
-    )
+    ranked = {**os.environ, "RANK": "3"}
+    line = [sys.executable, "-c", code]
+    result = subprocess.run(line, env=ranked, capture_output=True, text=True, check=True)
     assert result.stderr == "rank 3: a bad file\n"

@@ -81,6 +81,7 @@ def _exit_code(error: Exception) -> int | None:
 _USER_ERRORS = (
     ("sslfast.training.checkpoint", "CheckpointError"),
     ("sslfast.training.monitors", "NonFiniteError"),
+    ("sslfast.training.roll_call", "RankError"),
     ("sslfast.training.run_folder", "RunFolderError"),
     ("sslfast.training.signals", "TrainingStopped"),
     ("sslfast.kernels.registry", "BackendError"),

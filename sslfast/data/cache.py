@@ -1,9 +1,10 @@
 """Where sslfast keeps what it can make again, and how files appear there whole or not at all."""
 
+import fcntl
 import os
 import shutil
-import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -17,40 +18,49 @@ def cache_folder(cache_dir: str | os.PathLike[str] | None = None) -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "sslfast"
 
 
-def _temporary(path: Path) -> Path:
-    """A new name beside ``path``, whose folder is made."""
+@contextmanager
+def _temporary(path: Path) -> Iterator[Path]:
+    """A name beside ``path``, whose folder is made; one process at a time writes in that folder.
+
+    Whatever has such a name before is left by a killed process, and removed.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    return path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    with open(path.parent / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for left in path.parent.glob(".*.tmp"):
+            _remove(left)
+        temporary = path.with_name(f".{path.name}.tmp")
+        try:
+            yield temporary
+        except BaseException:
+            _remove(temporary)
+            raise
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def write_file(path: Path, content: bytes) -> None:
     """Write a file so that readers see the old one or the new one, never a part."""
-    temporary = _temporary(path)
-    try:
+    with _temporary(path) as temporary:
         temporary.write_bytes(content)
         os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def make_folder(path: Path, fill: Callable[[Path], None]) -> Path:
     """Make a folder once: ``fill`` writes into a temporary one, which is then renamed.
 
-    Of several processes that race, the first to finish wins and the others discard theirs.
+    Of several processes that want it, one makes it while the others wait.
     """
     if path.is_dir():
         return path
-    temporary = _temporary(path)
-    temporary.mkdir()
-    try:
-        fill(temporary)
-        os.rename(temporary, path)
-    except OSError:
-        shutil.rmtree(temporary)
-        if not path.is_dir():  # not a lost race: a full disk, say
-            raise
-    except BaseException:
-        shutil.rmtree(temporary)
-        raise
+    with _temporary(path) as temporary:
+        if not path.is_dir():
+            temporary.mkdir()
+            fill(temporary)
+            os.rename(temporary, path)
     return path

@@ -159,6 +159,10 @@ class TrainConfig:
         """All settings as plain values."""
         return dataclasses.asdict(self)
 
+    def shared(self) -> dict[str, Any]:
+        """The settings that all ranks of a run must have in common."""
+        return {name: value for name, value in self.to_dict().items() if name not in _OF_A_RANK}
+
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any], source: str = "the settings") -> "TrainConfig":
         """Build from a mapping, and validate.
@@ -193,6 +197,9 @@ _POSITIVE = (
     *("image_size", "threads"),
     *("checkpoint_every", "keep_checkpoints", "log_every"),
 )
+
+
+_OF_A_RANK = ("data", "threads")  # machines may keep the same data in other folders
 
 
 def known_keys() -> list[str]:

@@ -17,10 +17,19 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from sslfast.training.config import ConfigError
+from sslfast.training.roll_call import (
+    Facts,
+    RankError,
+    RollCall,
+    connect,
+    difference,
+    environment,
+    is_broken,
+    patience,
+)
 
 _GROUPS = itertools.count()
 
@@ -33,11 +42,15 @@ class Ranks:
         device: where this rank computes.
         rank: 0 to world_size - 1.
         world_size: how many processes train together; 1 without torchrun.
+        host: a gloo group of all ranks, for what does not concern the devices.
+        roll_call: finds out which rank is missing; None in a group of the caller's own.
     """
 
     device: torch.device
     rank: int = 0
     world_size: int = 1
+    host: Any = None
+    roll_call: RollCall | None = None
 
     @property
     def is_main(self) -> bool:
@@ -65,19 +78,56 @@ class Ranks:
         dist.gather_object(value, box)
         return box or []
 
-    def agree(self, bad_step: Tensor, stop_signal: int) -> tuple[int, int]:
-        """The first bad step and a stop signal (0: none) over all ranks, the same on each.
+    def first(self, step: Tensor) -> int:
+        """The smallest ``step`` over all ranks (int64 0-dim, on ``device``; is read here)."""
+        if self.world_size > 1:
+            step = step.clone()
+            dist.all_reduce(step, dist.ReduceOp.MIN)
+        return int(step)
+
+    def largest(self, *values: float) -> list[float]:
+        """The largest of each value over all ranks; no device is waited for."""
+        if self.world_size == 1:
+            return list(values)
+        most = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(most, dist.ReduceOp.MAX, group=self.host)
+        return most.tolist()
+
+    def must_agree(self, facts: Facts) -> None:
+        """Compare what has to be the same on all ranks.
 
         Args:
-            bad_step: int64 0-dim, on ``device``; is read here.
-            stop_signal: this rank's.
+            facts: by topic, plain values by name.
+
+        Raises:
+            RankError: on every rank; it names one that differs from rank 0, and in what.
         """
         if self.world_size == 1:
-            return int(bad_step), stop_signal
-        both = torch.stack([bad_step, torch.full_like(bad_step, -stop_signal)])
-        dist.all_reduce(both, dist.ReduceOp.MIN)
-        first, negated = both.tolist()
-        return first, -negated
+            return
+        everyone: list[Any] = [None] * self.world_size
+        dist.all_gather_object(everyone, facts, group=self.host)
+        if (found := difference(everyone)) is not None:
+            raise RankError(f"{found}. Start every rank with the same line, on the same data")
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """For a ``with`` block: a broken connection names its rank; an error is told the others.
+
+        Raises:
+            RankError: another rank ended or hangs.
+        """
+        try:
+            yield
+        except RankError:
+            raise
+        except BaseException as error:
+            if not is_broken(error):
+                if self.roll_call is not None:
+                    self.roll_call.leave_word(error)
+                raise
+            if self.roll_call is None:
+                raise RankError(f"another rank ended or hangs ({error})") from error
+            raise self.roll_call.explain(error) from error
 
     def parallel(self, model: nn.Module) -> nn.Module:
         """The model with gradients averaged over ranks; all start from rank 0's weights.
@@ -120,6 +170,9 @@ def ranks(device: str) -> Iterator[Ranks]:
 
     Args:
         device: "auto", "cpu" (gloo) or "cuda" (NCCL, and gloo for the host; one GPU a rank).
+
+    Raises:
+        RankError: a rank did not come, ended, or has not answered for as long as ``patience``.
     """
     if not dist.is_initialized() and "RANK" not in os.environ:
         yield Ranks(resolve_device(device))
@@ -127,19 +180,35 @@ def ranks(device: str) -> Iterator[Ranks]:
     where = resolve_device(device, int(os.environ.get("LOCAL_RANK", 0)))
     if where.type == "cuda":
         torch.cuda.set_device(where)
-    joined = not dist.is_initialized()
+    joined, wait = not dist.is_initialized(), patience()
+    roll_call = None
     if joined:
         backend, bound = "gloo", None
         if where.type == "cuda":
             backend, bound = "cpu:gloo,cuda:nccl", where
-        store, rank, world_size = next(rendezvous("env://"))
-        # torchrun's store outlives a group, whose keys would mislead the next one.
-        store = dist.PrefixStore(f"sslfast/{next(_GROUPS)}", store)
-        dist.init_process_group(
-            backend, store=store, rank=rank, world_size=world_size, device_id=bound
-        )
+        rank, world_size, address = environment()
+        # torchrun's store outlives a group and its ranks, whose keys would mislead the next.
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        name = f"sslfast/{attempt}/{next(_GROUPS)}"
+        store = dist.PrefixStore(name, connect(address, rank, world_size, wait))
+        calls = dist.PrefixStore("roll_call", store)
+        roll_call = RollCall(calls, rank, world_size, address)
+        with Ranks(where, rank, world_size, roll_call=roll_call).watched():
+            roll_call.begin(wait)
+            dist.init_process_group(
+                backend,
+                timeout=wait,
+                store=store,
+                rank=rank,
+                world_size=world_size,
+                device_id=bound,
+            )
+    host = None
     try:
-        yield Ranks(where, dist.get_rank(), dist.get_world_size())
+        host = dist.new_group(timeout=wait, backend="gloo")
+        here = Ranks(where, dist.get_rank(), dist.get_world_size(), host, roll_call)
+        with here.watched():
+            yield here
     finally:
-        if joined:
-            dist.destroy_process_group()
+        if joined or host is not None:
+            dist.destroy_process_group(None if joined else host)

@@ -1,6 +1,7 @@
 """The end product of a run: encoder.safetensors, which holds weights and how to rebuild them."""
 
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,8 +12,11 @@ from torch import Tensor, nn
 from sslfast import models
 from sslfast._extras import require
 from sslfast.models.positions import fit_positions
+from sslfast.training import checkpoint
 from sslfast.training.config import ConfigError
 from sslfast.training.storage import write_atomically
+
+logger = logging.getLogger("sslfast")
 
 FILE_NAME = "encoder.safetensors"
 SCHEMA_VERSION = 1
@@ -45,13 +49,17 @@ def place(module: Module, device: torch.device) -> Module:
     return module.to(device)
 
 
-def save_encoder(path: Path, encoder: nn.Module, description: Mapping[str, Any]) -> None:
+def save_encoder(path: Path, encoder: nn.Module, description: Mapping[str, Any]) -> bool:
     """Write an encoder's weights (floats as float32) and buffers with its description.
 
     Args:
         path: the file to write, whole or not at all.
         encoder: any module.
-        description: plain values; "model" and "model_args" are what load_encoder needs.
+        description: plain values; "model" and "model_args" are what load_encoder needs; "step" and
+            "checkpoint" (the fingerprint of its model) say where the weights come from.
+
+    Returns:
+        False where the file held exactly this already, and was left as it is.
     """
     safetensors = require("safetensors.torch", extra="train", purpose="writing the encoder")
     tensors = {
@@ -60,7 +68,10 @@ def save_encoder(path: Path, encoder: nn.Module, description: Mapping[str, Any])
     }
     metadata = {_KEY: json.dumps({"schema_version": SCHEMA_VERSION, **description})}
     payload = safetensors.save(tensors, metadata)
+    if path.is_file() and path.read_bytes() == payload:
+        return False
     write_atomically(path, lambda file: file.write(payload))
+    return True
 
 
 def read_description(path: Path | str) -> dict[str, Any]:
@@ -92,7 +103,7 @@ def read_description(path: Path | str) -> dict[str, Any]:
 
 
 def load_encoder(path: Path | str) -> nn.Module:
-    """Rebuild a pre-trained encoder.
+    """Rebuild a pre-trained encoder; one that is behind its run's checkpoints is named in the log.
 
     Args:
         path: a run's folder, or an encoder.safetensors.
@@ -107,6 +118,7 @@ def load_encoder(path: Path | str) -> nn.Module:
     description = read_description(path)
     encoder = build_encoder(description["model"], description["model_args"], seed=0)
     encoder.load_state_dict(_tensors(encoder_path(path)))
+    _say_if_behind(encoder_path(path))
     return encoder.eval()
 
 
@@ -129,6 +141,7 @@ def load_weights(encoder: nn.Module, path: Path | str) -> list[str]:
     if not Path(path).exists():
         raise ConfigError(f"init: there is no {path}")
     weights = dict(_tensors(encoder_path(path)))
+    _say_if_behind(encoder_path(path))
     own = encoder.state_dict()
     if isinstance(encoder, models.VisionTransformer) and "pos_embed" in own.keys() & weights:
         try:
@@ -157,6 +170,24 @@ def encoder_path(path: Path | str) -> Path:
     if not path.is_file():
         raise FileNotFoundError(f"there is no encoder at {path}: did the run finish?")
     return path
+
+
+def _say_if_behind(path: Path) -> None:
+    """A warning where a run was lengthened, but ended before it wrote its encoder."""
+    checkpoints = path.parent / checkpoint.FOLDER_NAME
+    if path.name != FILE_NAME or not checkpoints.is_dir():
+        return
+    description = read_description(path)
+    if "checkpoint" not in description:  # a file of an older sslfast
+        return
+    why = checkpoint.difference(checkpoints, description["step"], description["checkpoint"])
+    if why is not None:
+        logger.warning(
+            "%s is not of its run's newest checkpoint: %s. To bring it up to date, let the run "
+            "finish: give the command that started it again",
+            path,
+            why,
+        )
 
 
 def _tensors(path: Path) -> dict[str, Tensor]:

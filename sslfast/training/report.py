@@ -22,6 +22,7 @@ from sslfast.training.config import TrainConfig
 from sslfast.training.evaluation import FinishedRun, has_test_split
 from sslfast.training.pipeline import build_recipe
 from sslfast.training.run_folder import RunFolderError
+from sslfast.training.run_log import read_metrics
 from sslfast.training.trainer import build_method
 
 logger = logging.getLogger("sslfast")
@@ -81,7 +82,7 @@ def report(run: FinishedRun, labels_per_class: int | None = None, k: int = K) ->
 
     encoder = run.encoder()
     test_features = run.features(encoder, test)
-    _draw_loss(run.folder.metrics, folder / "loss.png")
+    plot_loss_curve(read_metrics(run.folder.metrics), folder / "loss.png")
     preview(config, folder / "views.png")
     _draw_map(test_features, test.classes, folder / "map.png")
 
@@ -172,11 +173,6 @@ def _first_batch(config: TrainConfig, samples: int | None) -> tuple[Batch, View]
     loader = data.make_loader(images, recipe, batch_size=size, seed=config.seed, threads=1)
     with closing(loader):
         return next(iter(loader)), recipe.views[0]
-
-
-def _draw_loss(metrics: Path, path: Path) -> Path:
-    lines = metrics.read_text(encoding="utf-8").splitlines()
-    return plot_loss_curve([json.loads(line) for line in lines], path)
 
 
 def _draw_map(features: Features, classes: list[str] | None, path: Path) -> Path:

@@ -12,7 +12,7 @@ from typing import Any
 from sslfast.training import checkpoint
 from sslfast.training.config import ConfigError, TrainConfig
 from sslfast.training.encoder import FILE_NAME
-from sslfast.training.storage import write_atomically
+from sslfast.training.storage import remove_leftovers, write_atomically
 
 logger = logging.getLogger("sslfast")
 
@@ -39,7 +39,8 @@ class RunFolder:
         self.path = Path(path)
         self.config = self.path / "config.yaml"
         self.metrics = self.path / "metrics.jsonl"
-        self.checkpoints = self.path / "checkpoints"
+        self.checkpoints = self.path / checkpoint.FOLDER_NAME
+        self.files = self.path / "files"
         self.encoder = self.path / FILE_NAME
 
     @contextmanager
@@ -61,6 +62,8 @@ class RunFolder:
                     f"another process is training in {self.path}: wait for it, stop it, or choose "
                     "another --out"
                 ) from None
+            for folder in (self.path, self.checkpoints, self.files):
+                remove_leftovers(folder)
             # The file stays: were it removed, two processes could lock two files of this name.
             yield
 
@@ -79,7 +82,7 @@ class RunFolder:
         """Those of the method's files that a run with a checkpoint has copies of, by name."""
         if self.last_good() is None:
             return {}
-        found = {name: self.path / "files" / name for name in names}
+        found = {name: self.files / name for name in names}
         return {name: str(copy) for name, copy in found.items() if copy.is_file()}
 
     def keep_copies(self, files: Mapping[str, Any]) -> None:
@@ -91,7 +94,7 @@ class RunFolder:
         kept = self.copies(files)
         for name, source in files.items():
             if name not in kept and isinstance(source, (str, Path)):
-                copy = self.path / "files" / name
+                copy = self.files / name
                 copy.parent.mkdir(exist_ok=True)
                 with open(source, "rb") as file:
                     write_atomically(copy, partial(shutil.copyfileobj, file))
@@ -124,7 +127,7 @@ class RunFolder:
         return state
 
     def _explicit(self, path: Path) -> dict[str, Any]:
-        state = checkpoint.load_newest(path / "checkpoints") if path.is_dir() else None
+        state = checkpoint.load_newest(path / checkpoint.FOLDER_NAME) if path.is_dir() else None
         if state is None:
             state = checkpoint.load(path)
         later = checkpoint.listed(self.checkpoints)

@@ -3,10 +3,13 @@
 import json
 import logging
 import math
+import os
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from sslfast._extras import require
+from sslfast.training.storage import write_atomically
 
 logger = logging.getLogger("sslfast")
 
@@ -50,12 +53,13 @@ class RunLog:
         self._bar.update(self._task, completed=step)
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """Write one entry; it is on its way to the disk when this returns."""
+        """Write one entry; it is on the disk when this returns."""
         entry = {"step": step, "epoch": round(step / self._steps_per_epoch, 4), **values}
         # JSON has no infinity, which an overflowing fp16 gradient may have for a norm.
         finite = {k: v if math.isfinite(v) else None for k, v in entry.items()}
         self._file.write(json.dumps(finite) + "\n")
         self._file.flush()
+        os.fsync(self._file.fileno())  # else a power cut may keep a later checkpoint, but not this
         for name, value in values.items():
             self._events.add_scalar(name, value, step)
         where = f"epoch {entry['epoch']:.1f}/{self._total_steps / self._steps_per_epoch:.0f}"
@@ -79,16 +83,33 @@ class RunLog:
         self._events.close()
 
 
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The entries of a metrics.jsonl; a warning names lines that cannot be read."""
+    entries, damaged = [], []
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+        try:
+            entry = json.loads(line.decode())
+            if not isinstance(entry, dict) or not isinstance(entry.get("step"), int):
+                raise ValueError("no entry")
+            entries.append(entry)
+        except (ValueError, RecursionError):
+            damaged.append(number)
+    if damaged:
+        listed = ", ".join(map(str, damaged[:10])) + ", ..." * (len(damaged) > 10)
+        logger.warning(
+            "%s: %d of its lines cannot be read (a kill cuts off the last) and are left out: %s",
+            path,
+            len(damaged),
+            listed,
+        )
+    return entries
+
+
 def _drop_after(metrics: Path, step: int) -> None:
+    """Leave out what cannot be read, and what an interrupted run logged after ``step``."""
     if not metrics.exists():
         return
-    kept = []
-    for line in metrics.read_text(encoding="utf-8").splitlines():
-        try:
-            entry = json.loads(line)
-        except json.JSONDecodeError:
-            break  # the last line, cut off by a kill
-        if entry["step"] > step:
-            break
-        kept.append(line + "\n")
-    metrics.write_text("".join(kept), encoding="utf-8")
+    kept = [entry for entry in read_metrics(metrics) if entry["step"] <= step]
+    content = "".join(json.dumps(entry) + "\n" for entry in kept).encode()
+    if metrics.read_bytes() != content:
+        write_atomically(metrics, lambda file: file.write(content))

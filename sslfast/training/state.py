@@ -9,7 +9,7 @@ import torch
 
 from sslfast.data import Loader
 from sslfast.methods.base import Method
-from sslfast.training.checkpoint import CheckpointError
+from sslfast.training.checkpoint import CheckpointError, fingerprint
 from sslfast.training.distributed import Ranks
 from sslfast.training.monitors import Meter
 
@@ -31,6 +31,7 @@ class TrainState:
         Weights and optimiser are the same on all ranks and kept once; random states, positions in
         the data and buffers are kept for each.
         """
+        model = self.method.state_dict()
         own = {
             "rng": _rng_state(self.ranks.device),
             "loader": self.loader.state_dict(),
@@ -39,7 +40,8 @@ class TrainState:
         }
         return {
             "num_samples": self.loader.num_samples,
-            "model": self.method.state_dict(),
+            "model": model,
+            "fingerprint": fingerprint(model),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "ranks": self.ranks.collect(own),

@@ -1,8 +1,9 @@
-"""Files that are either whole or not there, and what to say when the disk is full."""
+"""Files that are whole or not there, their checksums, and what to say when the disk is full."""
 
 import errno
 import io
 import os
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,8 +39,16 @@ def explain_full_disk(path: Path) -> Iterator[None]:
         ) from None
 
 
+_TEMPORARY = ".sslfast-tmp"
+
+# The last line of a file that is written with a checksum: of all bytes before this line.
+_CHECKSUM = "\nsslfast crc32 {:08x}\n"
+_CHECKSUM_SIZE = len(_CHECKSUM.format(0))
+_CHUNK = 1 << 22
+
+
 class _Writer:
-    """An unbuffered file that keeps its first error for later.
+    """An unbuffered file that sums up what it is given, and keeps its first error for later.
 
     torch's zip writer answers an exception from a file's write() with an error of its own, which
     hides the cause.
@@ -48,9 +57,11 @@ class _Writer:
     def __init__(self, file: io.FileIO) -> None:
         self._file = file
         self.error: OSError | None = None
+        self.crc32 = 0
 
     def write(self, data: bytes) -> int:
         rest = memoryview(data).cast("B")
+        self.crc32 = zlib.crc32(rest, self.crc32)
         while rest and self.error is None:
             try:
                 rest = rest[self._file.write(rest) :]
@@ -62,25 +73,30 @@ class _Writer:
         """Nothing is buffered."""
 
 
-def write_atomically(path: Path, write: Callable[[Any], None]) -> None:
+def write_atomically(path: Path, write: Callable[[Any], None], *, checksum: bool = False) -> None:
     """Write a file so that ``path`` holds either all of it or what it held before.
 
     The bytes go to a temporary file beside it, reach the disk, and then take its name: neither a
-    kill nor a power cut leaves half a file.
+    kill nor a power cut leaves half a file. What a kill leaves of the temporary one goes when the
+    file is written again, or by ``remove_leftovers``.
 
     Args:
         path: the file; its folder exists.
         write: is called with a binary file-like object (``write`` and ``flush``).
+        checksum: end the file with a line that ``has_good_checksum`` compares. For formats that
+            take something after their end, as zip files do.
 
     Raises:
         StorageError: the disk is full.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = path.with_name(f".{path.name}{_TEMPORARY}")
     try:
         with explain_full_disk(path):
             with open(temporary, "wb", buffering=0) as file:
                 writer = _Writer(file)
                 write(writer)
+                if checksum:
+                    writer.write(_CHECKSUM.format(writer.crc32).encode())
                 if writer.error is not None:
                     raise writer.error
                 os.fsync(file.fileno())
@@ -88,6 +104,37 @@ def write_atomically(path: Path, write: Callable[[Any], None]) -> None:
             _sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed processes left of files that they were writing in a folder.
+
+    Nobody else may be writing there.
+    """
+    for path in folder.glob(f".*{_TEMPORARY}"):
+        path.unlink()
+
+
+def has_good_checksum(path: Path) -> bool:
+    """Compare a file with the checksum at its end.
+
+    Returns:
+        False where there is none to compare.
+
+    Raises:
+        ValueError: the file is not as it was written.
+    """
+    with open(path, "rb") as file:
+        crc32, rest = 0, os.fstat(file.fileno()).st_size - _CHECKSUM_SIZE
+        while rest > 0 and (chunk := file.read(min(rest, _CHUNK))):
+            crc32 = zlib.crc32(chunk, crc32)
+            rest -= len(chunk)
+        line = file.read()
+    if line == _CHECKSUM.format(crc32).encode():
+        return True
+    if line.startswith(_CHECKSUM.split("{")[0].encode()):
+        raise ValueError("its checksum differs")
+    return False
 
 
 def _sync_folder(folder: Path) -> None:

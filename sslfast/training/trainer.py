@@ -26,7 +26,7 @@ from sslfast.training.pipeline import build_loader, build_recipe, check_image_si
 from sslfast.training.run_folder import RunFolder
 from sslfast.training.run_log import RunLog
 from sslfast.training.schedule import warmup_cosine
-from sslfast.training.signals import TrainingStopped, catch_signals
+from sslfast.training.signals import StopPoll, TrainingStopped, catch_signals
 from sslfast.training.state import TrainState
 from sslfast.training.storage import explain_full_disk
 
@@ -53,7 +53,8 @@ def train(config: TrainConfig) -> Path:
         CheckpointError: the run's checkpoints cannot be used.
         NonFiniteError: the loss became NaN or infinite.
         StorageError: the disk is full.
-        TrainingStopped: SIGINT or SIGTERM arrived.
+        TrainingStopped: SIGINT, SIGTERM, SIGHUP, SIGUSR1 or SIGUSR2 arrived.
+        RankError: ranks differ, or another one did not come, ended, or hangs.
     """
     config.validate()
     run = RunFolder(config.out)
@@ -63,6 +64,8 @@ def train(config: TrainConfig) -> Path:
         method = build_method(config, ranks.device, run)
         check_image_size(build_recipe(config, method), method.encoder)
         loader = stack.enter_context(closing(build_loader(config, method, ranks)))
+        data = {"samples": loader.num_samples, "batches an epoch": loader.steps_per_epoch}
+        ranks.must_agree({"settings": config.shared(), "data": data})
         # Up to here nothing is written: a wrong setting leaves no folder behind.
         saved = None
         if ranks.is_main:
@@ -77,12 +80,14 @@ def train(config: TrainConfig) -> Path:
             method.after_load()
             if extra and ranks.is_main:
                 logger.warning("init: %s has more than the model: %s", config.init, extra)
-        trained = fit(config, method, loader, run, ranks, saved)
-        if saved and not trained:
+        step = fit(config, method, loader, run, ranks, saved)
+        if saved and step == saved["step"]:
             method.load_state_dict(saved["model"])
             logger.info("%s holds a finished run: there is nothing left to do", run.path)
-        if ranks.is_main and (trained or not run.encoder.exists()):
-            save_encoder(run.encoder, method.encoder, describe(config, method))
+        # Also of a finished run: it may have been killed between its last checkpoint and this.
+        if ranks.is_main and save_encoder(
+            run.encoder, method.encoder, describe(config, method, step)
+        ):
             logger.info("the encoder is in %s", run.encoder)
         ranks.barrier()
     return run.path
@@ -95,7 +100,7 @@ def fit(
     run: RunFolder,
     ranks: Ranks,
     saved: dict[str, Any] | None = None,
-) -> bool:
+) -> int:
     """Train ``method`` to the end of the run: the loop.
 
     Args:
@@ -107,7 +112,7 @@ def fit(
         saved: a checkpoint to go on from.
 
     Returns:
-        Whether any step was left to do; if not, nothing is touched.
+        The step at the end: that of ``saved`` if none was left to do; then nothing is touched.
     """
     device, single = ranks.device, ranks.world_size == 1
     steps_per_epoch = loader.steps_per_epoch / config.accumulate
@@ -117,7 +122,7 @@ def fit(
 
     step = saved["step"] if saved is not None else 0
     if step >= total_steps:
-        return False
+        return step
 
     optimizer = build_optimizer(config, method)
     scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
@@ -136,7 +141,8 @@ def fit(
             config.write(run.config)
             run.keep_copies(method_files(type(method), config, run))
             log = stack.enter_context(RunLog(run.metrics, step, total_steps, steps_per_epoch))
-        stop = stack.enter_context(catch_signals())
+        poll = StopPoll(ranks, stack.enter_context(catch_signals()))
+        stack.enter_context(ranks.watched())  # while signals are caught: torchrun sends one
         # As late as possible: importing some packages draws random numbers.
         seed_all(config.seed + ranks.rank)
         if saved is not None:
@@ -184,10 +190,11 @@ def fit(
 
             log_due = step % config.log_every == 0 or step == total_steps
             save_due = step % config.checkpoint_every == 0 or step == total_steps
-            if not (log_due or save_due or (single and stop.signal)):
+            stop_signal = poll(step)
+            if not (log_due or save_due or stop_signal):
                 continue
             # From here on numbers are read off the device, for the only time.
-            bad_step, stop_signal = ranks.agree(meter.bad_step, stop.signal)
+            bad_step = ranks.first(meter.bad_step)
             if bad_step != NEVER:
                 what = "the loss or its gradient"
                 raise NonFiniteError(what, bad_step, meter.samples_of(bad_step), run.last_good())
@@ -207,7 +214,7 @@ def fit(
             meter.forget_samples()
             if stop_signal and step < total_steps:
                 raise TrainingStopped(stop_signal, step, run.path)
-    return True
+    return step
 
 
 def build_method(config: TrainConfig, device: torch.device, run: RunFolder | None = None) -> Method:
@@ -277,8 +284,8 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
     return replace(batch, views=map_tensors(batch.views, place))
 
 
-def describe(config: TrainConfig, method: Method) -> dict[str, Any]:
-    """What the encoder's file says of it: how to rebuild it, and what views it expects."""
+def describe(config: TrainConfig, method: Method, step: int) -> dict[str, Any]:
+    """What the encoder's file says of it: its model, the views it expects, where it comes from."""
     view = build_recipe(config, method).views[0]
     return {
         "model": config.model,
@@ -290,6 +297,8 @@ def describe(config: TrainConfig, method: Method) -> dict[str, Any]:
         "mean": view.mean,
         "std": view.std,
         "sslfast": __version__,
+        "step": step,
+        "checkpoint": checkpoint.fingerprint(method.state_dict()),
     }
 
 

@@ -1,4 +1,7 @@
+import subprocess
+import sys
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +10,7 @@ import torch
 from PIL import Image
 from skimage.data import chelsea
 
-from sslfast.data import builtin, open_dataset
+from sslfast.data import builtin, cache, open_dataset
 from sslfast.data.cache import cache_folder, make_folder, write_file
 
 
@@ -84,16 +87,19 @@ def test_mnist_files_need_no_writing_twice(cache):
     assert Path(before.paths[0]).stat().st_mtime_ns == stamp
 
 
-def test_folders_appear_whole_when_two_race(tmp_path):
-    meet = threading.Barrier(2)
+def test_of_two_that_want_a_folder_one_makes_it(tmp_path):
+    both_are_here = threading.Barrier(2)
     done = []
+    filled = []
 
     def work(mark):
         def fill(folder):
+            filled.append(mark)
             (folder / "a").write_text(mark)
-            meet.wait(10)  # both are filling at this moment
+            time.sleep(0.05)  # the other one waits in the meantime
             (folder / "b").write_text(mark)
 
+        both_are_here.wait(10)
         done.append(make_folder(tmp_path / "set", fill))
 
     threads = [threading.Thread(target=work, args=(mark,)) for mark in "xy"]
@@ -102,9 +108,21 @@ def test_folders_appear_whole_when_two_race(tmp_path):
     for thread in threads:
         thread.join()
     assert done == [tmp_path / "set"] * 2
-    marks = {(tmp_path / "set" / name).read_text() for name in "ab"}
-    assert len(marks) == 1  # one of them, whole
-    assert [path.name for path in tmp_path.iterdir()] == ["set"]  # nothing left behind
+    assert [(tmp_path / "set" / name).read_text() for name in "ab"] == filled * 2
+    assert {path.name for path in tmp_path.iterdir()} == {"set", ".lock"}  # nothing left behind
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path):
+    script = (
+        "import os, runpy, sys; from pathlib import Path\n"
+        "def fill(folder): (folder / 'half').touch(); os.kill(os.getpid(), 9)\n"
+        "runpy.run_path(sys.argv[1])['make_folder'](Path(sys.argv[2]) / 'set', fill)"
+    )
+    killed = subprocess.run([sys.executable, "-c", script, cache.__file__, str(tmp_path)])
+    assert killed.returncode == -9
+    assert len(list(tmp_path.glob(".set*"))) == 1
+    write_file(tmp_path / "file", b"other")
+    assert {path.name for path in tmp_path.iterdir()} == {"file", ".lock"}
 
 
 def test_a_failed_write_leaves_nothing(tmp_path):
@@ -114,12 +132,12 @@ def test_a_failed_write_leaves_nothing(tmp_path):
 
     with pytest.raises(OSError, match="disk full"):
         make_folder(tmp_path / "set", fill)
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
     write_file(tmp_path / "file", b"old")
     with pytest.raises(TypeError):
         write_file(tmp_path / "file", "not bytes")
     assert (tmp_path / "file").read_bytes() == b"old"
-    assert len(list(tmp_path.iterdir())) == 1
+    assert {path.name for path in tmp_path.iterdir()} == {"file", ".lock"}
 
 
 def test_where_the_cache_is(monkeypatch, tmp_path):

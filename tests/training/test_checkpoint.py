@@ -1,4 +1,8 @@
+import errno
 import logging
+import os
+import random
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -41,13 +45,17 @@ def damage(path: Path, how: str) -> None:
         content = bytearray()
     elif how == "garbage":
         content = bytearray(b"no zip file" * 100)
+    elif how == "a zip's directory":  # of an older sslfast, which wrote no checksum of its own
+        content = content[: content.rfind(b"\nsslfast crc32")]
+        where = content.rfind(b"PK\1\2") + 50
+        content[where] = 0xFF
     else:  # a bit of a weight, which torch.load itself reads without a word
         where = content.find(torch.full((1000,), 2.0).numpy().tobytes()) + 2001
         content[where] ^= 1
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize("how", ["truncated", "empty", "garbage", "bit flip"])
+@pytest.mark.parametrize("how", ["truncated", "empty", "garbage", "a zip's directory", "bit flip"])
 def test_a_damaged_newest_gives_way_to_the_one_before(
     tmp_path: Path, how: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -58,8 +66,82 @@ def test_a_damaged_newest_gives_way_to_the_one_before(
     assert loaded is not None
     assert loaded["step"] == 1
     assert torch.equal(loaded["weights"], state(1.0)["weights"])
-    assert "step_00000002.pt is damaged" in caplog.text
+    assert "step_00000002.pt cannot be read: it is damaged" in caplog.text
     assert "going back to the checkpoint before it" in caplog.text
+
+
+def test_no_flipped_bit_goes_unnoticed(tmp_path: Path) -> None:
+    path = checkpoint.save(tmp_path, 1, {"weights": torch.rand(3)}, keep=1)
+    whole = path.read_bytes()
+    values = checkpoint.load(path)["weights"].tolist()
+    word = range(whole.rfind(b"\nsslfast crc32"), len(whole) - 9)
+    for where in {*random.sample(range(len(whole)), 200), *range(word.start, len(whole))}:
+        flipped = bytearray(whole)
+        flipped[where] ^= 1 << random.randrange(8)
+        path.write_bytes(flipped)
+        if where in word:  # without the word there is no checksum to compare, and nothing amiss
+            assert checkpoint.load(path)["weights"].tolist() == values
+        else:
+            with pytest.raises(
+                CheckpointError, match=r"step_00000001.pt cannot be read: .*differs"
+            ):
+                checkpoint.load(path)
+
+
+def test_what_only_looks_like_a_checkpoint_gives_way(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = checkpoint.save(tmp_path, 99_999_999, state(1.0), keep=3)
+    (tmp_path / "step_100000000.pt").mkdir()
+    shutil.copy(path, tmp_path / "step_100000001.pt")
+    os.mkfifo(tmp_path / "step_100000002.pt")
+    (tmp_path / "step_final.pt").touch()
+    loaded = checkpoint.load_newest(tmp_path)
+    assert loaded is not None
+    assert loaded["path"] == str(path)
+    assert "these are not the names of checkpoints: step_final.pt" in caplog.text
+    assert "step_100000000.pt: it is a folder" in caplog.text
+    assert "step_100000001.pt is of step 99999999, whatever its name says" in caplog.text
+    assert "step_100000002.pt: it is a folder, or no plain file" in caplog.text
+    checkpoint.save(tmp_path, 100_000_003, state(), keep=1)  # removes what it can
+
+
+def test_a_checkpoint_that_may_not_be_read_gives_way(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint.save(tmp_path, 1, state(1.0), keep=3)
+    second = checkpoint.save(tmp_path, 2, state(2.0), keep=3)
+    readable = checkpoint.has_good_checksum
+
+    def refused(path: Path) -> bool:  # root may read everything, so rights cannot be tried
+        if path == second:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return readable(path)
+
+    monkeypatch.setattr(checkpoint, "has_good_checksum", refused)
+    loaded = checkpoint.load_newest(tmp_path)
+    assert loaded is not None
+    assert loaded["step"] == 1
+    assert "step_00000002.pt cannot be read" in caplog.text
+    assert "Permission denied" in caplog.text
+
+
+def test_a_fingerprint_is_of_names_shapes_and_values() -> None:
+    weights = {
+        "a": torch.rand(2, 3),
+        "b": torch.tensor(3),
+        "c": torch.rand(4, dtype=torch.bfloat16),
+    }
+    own = checkpoint.fingerprint(weights)
+    assert checkpoint.fingerprint({**weights, "a": weights["a"].T.contiguous().T}) == own
+    changed = [
+        {**weights, "a": weights["a"].view(3, 2)},
+        {**weights, "b": torch.tensor(4)},
+        {**weights, "c": weights["c"].flip(0)},
+        {**weights, "d": torch.zeros(0)},
+        {"b": weights["b"], "a": weights["a"], "c": weights["c"]},
+    ]
+    assert len({own, *map(checkpoint.fingerprint, changed)}) == 6
 
 
 def test_a_damaged_newer_one_does_not_push_out_good_ones(tmp_path: Path) -> None:
@@ -73,7 +155,7 @@ def test_a_damaged_newer_one_does_not_push_out_good_ones(tmp_path: Path) -> None
 
 def test_all_damaged_is_an_error(tmp_path: Path) -> None:
     damage(checkpoint.save(tmp_path, 1, state(), keep=3), "truncated")
-    with pytest.raises(CheckpointError, match=r"every checkpoint in .* is damaged. Start anew"):
+    with pytest.raises(CheckpointError, match=r"no checkpoint in .* can be read. Start anew"):
         checkpoint.load_newest(tmp_path)
 
 
@@ -105,7 +187,7 @@ class Payload:
 def test_no_code_in_a_checkpoint_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "step_00000001.pt"
     torch.save({"schema_version": 1, "step": 1, "evil": Payload()}, path)
-    with pytest.raises(CheckpointError, match="damaged or no checkpoint"):
+    with pytest.raises(CheckpointError, match=r"no checkpoint of sslfast \(it holds more than"):
         checkpoint.load(path)
     assert "code ran" not in capsys.readouterr().out
 

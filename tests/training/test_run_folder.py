@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 from toys import ToyLoader, entries, toy_config, toy_fit, toy_method
 
-from sslfast.training import checkpoint
+from sslfast.training import checkpoint, storage
 from sslfast.training.checkpoint import CheckpointError
 from sslfast.training.config import ConfigError, TrainConfig
 from sslfast.training.run_folder import RunFolder, RunFolderError
+from sslfast.training.run_log import RunLog, read_metrics
 
 HOLDER = """
 import sys
@@ -61,6 +62,30 @@ def resume(out: Path, **changes: Any) -> dict[str, Any] | None:
 def test_an_empty_folder_starts_anew(tmp_path: Path) -> None:
     assert resume(tmp_path / "run") is None
     assert resume(tmp_path / "run", resume="never") is None
+
+
+KILLED = """
+import os, runpy, sys
+from pathlib import Path
+write = runpy.run_path(sys.argv[1])["write_atomically"]
+write(Path(sys.argv[2]), lambda file: os.kill(os.getpid(), 9))
+"""
+
+
+@pytest.mark.parametrize("file", ["config.yaml", "checkpoints/step_00000004.pt", "files/tokenizer"])
+def test_what_a_kill_leaves_half_written_is_removed(tmp_path: Path, file: str) -> None:
+    path = tmp_path / file
+    path.parent.mkdir(exist_ok=True)
+    killed = subprocess.run([sys.executable, "-c", KILLED, storage.__file__, str(path)])
+    assert killed.returncode == -9
+    if path.parent != tmp_path:  # whose first file is config.yaml
+        (tmp_path / "config.yaml").touch()
+        (path.parent / ".mine.tmp").touch()
+    [half] = path.parent.glob(".*-tmp")
+    assert resume(tmp_path) is None
+    assert not half.exists()
+    if path.parent != tmp_path:
+        assert [other.name for other in path.parent.iterdir()] == [".mine.tmp"]
 
 
 def test_foreign_files_are_not_overwritten(tmp_path: Path) -> None:
@@ -139,6 +164,43 @@ def test_an_explicit_checkpoint_branches_into_a_new_folder(tmp_path: Path) -> No
         resume(tmp_path / "a", resume=str(first))
     with pytest.raises(CheckpointError, match="there is no checkpoint"):
         resume(tmp_path / "d", resume=str(tmp_path / "nothing.pt"))
+
+
+def test_damaged_lines_of_the_metrics_are_named_and_cost_no_others(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = trained(tmp_path)
+    lines = run.metrics.read_bytes().splitlines(keepends=True)
+    spoilt = [
+        b"[" * 100_000,
+        b"\xff" + lines[0][1:],
+        b"[1]",
+        b"3",
+        b'{"loss": 1}',
+        b'{"step": "3"}',
+    ]
+    cut = b'{"step": 15, "loss": 0.'
+    run.metrics.write_bytes(
+        b"".join([*lines[:2], *(s.strip() + b"\n" for s in spoilt), *lines[2:]]) + cut
+    )
+
+    state = resume(tmp_path, steps=15)
+    with monkeypatch.context() as killed:  # before the cleaned file took the place of the old one
+        killed.setattr("os.replace", power_cut)
+        before = run.metrics.read_bytes()
+        with pytest.raises(KeyboardInterrupt):
+            RunLog(run.metrics, 12, 15, 4)
+        assert run.metrics.read_bytes() == before
+    caplog.clear()
+    toy_fit(toy_config(tmp_path, steps=15), toy_method(), ToyLoader(), state)
+    assert f"{run.metrics}: 7 of its lines cannot be read" in caplog.text
+    assert "left out: 3, 4, 5, 6, 7, 8, 11" in caplog.text
+    assert run.metrics.read_bytes().splitlines(keepends=True)[:4] == lines
+    assert [entry["step"] for entry in read_metrics(run.metrics)] == [3, 6, 9, 12, 15]
+
+
+def power_cut(*paths: Any) -> None:
+    raise KeyboardInterrupt
 
 
 def test_a_line_cut_off_by_a_kill_is_dropped(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 import json
 import logging
-import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,20 +17,8 @@ from toys import entries
 import sslfast
 from sslfast.data.batch import map_tensors
 from sslfast.training import TrainConfig, checkpoint
-from sslfast.training.checkpoint import CheckpointError
 from sslfast.training.config import ConfigError
 from sslfast.training.run_folder import RunFolder
-
-
-@pytest.fixture
-def settings(image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    monkeypatch.setenv("SSLFAST_CACHE", str(tmp_path / "cache"))
-    return {
-        **{"data": str(image_folder), "recipe": "simclr_small", "image_size": 16},
-        **{"model_args": {"width": 8, "depth": 2}, "method_args": {"temperature": 0.3}},
-        **{"steps": 10, "batch_size": 16, "lr": 0.003, "device": "cpu", "threads": 1},
-        **{"log_every": 2, "checkpoint_every": 4},
-    }
 
 
 def train(settings: dict[str, Any], out: Path, **changes: Any) -> RunFolder:
@@ -75,9 +63,40 @@ def test_a_finished_run_says_so(
         train(settings, tmp_path / "run")
     assert "nothing left to do" in caplog.text
     assert (run.encoder.read_bytes(), run.metrics.read_bytes()) == before
-    run.encoder.unlink()  # as if killed between the last checkpoint and the end
+    assert "the encoder is in" not in caplog.text
+    # As if killed between the last checkpoint and the end, and as the disk may leave a file.
+    run.encoder.unlink()
     train(settings, tmp_path / "run")
     assert run.encoder.read_bytes() == before[0]
+    run.encoder.write_bytes(before[0][:-1])
+    train(settings, tmp_path / "run")
+    assert run.encoder.read_bytes() == before[0]
+
+
+def test_an_encoder_behind_its_checkpoints_is_named_and_caught_up(
+    settings: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = train(settings, tmp_path / "run", steps=2)
+    sslfast.load_encoder(run.path)
+    assert "newest checkpoint" not in caplog.text
+    old = run.encoder.read_bytes()
+    longer = train(settings, tmp_path / "run", steps=3)
+    new = longer.encoder.read_bytes()
+    run.encoder.write_bytes(old)  # as if killed before the encoder was written
+    sslfast.load_encoder(run.path)
+    assert "it is of step 2, and the newest checkpoint of step 3. To bring it up" in caplog.text
+    caplog.clear()
+    train(settings, tmp_path / "other", steps=1, init=str(run.path))
+    assert "it is of step 2, and the newest checkpoint of step 3" in caplog.text
+    train(settings, tmp_path / "run", steps=3)
+    assert run.encoder.read_bytes() == new
+
+    # Of the same step, but of another run.
+    shutil.copytree(train(settings, tmp_path / "third", steps=3, seed=1).path, tmp_path / "fourth")
+    shutil.copy(run.encoder, tmp_path / "fourth")
+    caplog.clear()
+    sslfast.load_encoder(tmp_path / "fourth")
+    assert "it has other weights than the checkpoint of its step" in caplog.text
 
 
 def test_init_starts_from_another_run(settings: dict[str, Any], tmp_path: Path) -> None:
@@ -130,92 +149,3 @@ def test_a_killed_run_resumes_to_the_same_bits(settings: dict[str, Any], tmp_pat
     assert entries(resumed) == entries(undisturbed)
     assert bits(final_state(resumed)) == bits(final_state(undisturbed))
     assert resumed.encoder.read_bytes() == undisturbed.encoder.read_bytes()
-
-
-RANKS = """
-import json, sys
-import torch, torch.distributed as dist
-from sslfast.methods.simclr import SimCLR
-from sslfast.training import TrainConfig, train
-
-settings = json.loads(sys.argv[1])
-out = settings.pop("out")
-last, seen, stop_at = {}, [], None
-encode = SimCLR.encode
-
-def recording(self, batch, ctx):
-    seen.append(batch.sample_ids)
-    return encode(self, batch, ctx)
-
-def after_step(self, ctx):
-    last.update({k: v.detach().clone() for k, v in self.state_dict().items()})
-    if ctx.step + 1 == stop_at:
-        raise KeyboardInterrupt
-
-SimCLR.encode, SimCLR.after_step = recording, after_step
-
-def run(name):
-    train(TrainConfig.from_dict({**settings, "out": f"{out}/{name}"}))
-    return dict(last)
-
-plain = run("plain")  # joins torchrun's group, and leaves it
-assert not dist.is_initialized()
-
-again = run("again")  # and once more
-assert all(torch.equal(plain[name], again[name]) for name in plain)
-dist.init_process_group("gloo")  # one of the caller's own
-rank = dist.get_rank()
-everyone = [None, None]
-dist.all_gather_object(everyone, (plain, torch.cat(seen).tolist()))
-(weights, ids), (other_weights, other_ids) = everyone
-for name in weights:
-    if "running" not in name:
-        assert torch.equal(weights[name], other_weights[name]), name
-assert not torch.equal(
-    weights["encoder.stages.0.1.running_mean"], other_weights["encoder.stages.0.1.running_mean"]
-)
-epoch = settings["batch_size"] // 2 * 4
-assert sorted(ids[:epoch] + other_ids[:epoch]) == list(range(64))
-
-stop_at = 7
-try:
-    run("resumed")
-except KeyboardInterrupt:
-    stop_at = None
-resumed = run("resumed")
-assert dist.is_initialized()
-for name in plain:
-    assert torch.equal(plain[name], resumed[name]), (rank, name)
-
-settings.update(accumulate=2, contrastive_batch=settings["batch_size"], steps=3)
-both = [None, None]
-dist.all_gather_object(both, run("coupled"))
-for name in both[0]:
-    if "running" not in name:
-        assert torch.equal(both[0][name], both[1][name]), name
-dist.destroy_process_group()
-print(f"rank {rank} done")
-"""
-
-
-def test_two_ranks_train_resume_and_agree(settings: dict[str, Any], tmp_path: Path) -> None:
-    script = tmp_path / "ranks.py"
-    script.write_text(RANKS)
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    line = json.dumps({**settings, "out": str(tmp_path)})
-    done = subprocess.run(
-        [sys.executable, *launch, str(script), line],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        timeout=200,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    # Both write to one pipe, so their lines may run into each other.
-    assert all(f"rank {rank} done" in done.stdout for rank in (0, 1))
-    assert "Warning" not in done.stderr
-    plain, resumed = RunFolder(tmp_path / "plain"), RunFolder(tmp_path / "resumed")
-    assert entries(plain) == entries(resumed)
-    assert plain.encoder.read_bytes() == resumed.encoder.read_bytes()
-    with pytest.raises(CheckpointError, match=r"is of 2 rank\(s\), this run has 1"):
-        train(settings, plain.path, steps=20)

@@ -204,7 +204,7 @@ def test_a_power_cut_changes_nothing(tmp_path: Path, accumulate: int, cut: int) 
     assert entries(run) == entries(reference)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_saves_and_stops(tmp_path: Path, number: signal.Signals) -> None:
     before = signal.getsignal(number)
     config = toy_config(tmp_path / "b")

@@ -220,7 +220,13 @@ def _webp(data: Data) -> tuple[int, int, bool]:
         return (bits >> 14 & 0x3FFF) + 1, (bits & 0x3FFF) + 1, False
     if kind == b"WEBPVP8X":
         low_w, high_w, low_h, high_h = struct.unpack_from("<HBHB", data, 24)
-        return (high_h << 16 | low_h) + 1, (high_w << 16 | low_w) + 1, False
+        # Of a lossless image between other chunks, DALI misreads the chunks.
+        at = 30
+        while data[at : at + 4] not in (b"VP8 ", b"VP8L", b"ANIM") and at < len(data):
+            length = struct.unpack_from("<I", data, at + 4)[0]
+            at += 8 + length + length % 2
+        lossless = data[at : at + 4] == b"VP8L"
+        return (high_h << 16 | low_h) + 1, (high_w << 16 | low_w) + 1, lossless
     raise BadImageError("damaged WebP header")
 
 

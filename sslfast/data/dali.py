@@ -110,7 +110,7 @@ def find_undecodable(
         except BadPixelsError as error:
             bad[i] = str(error)
         except MissingExtra:
-            bad[i] = reason or ""
+            bad[i] = f"{reason}; Pillow, which may read it, is not installed"
         else:
             if reason is not None:
                 logger.info("%s: Pillow decodes it, as DALI cannot (%s)", path, reason)

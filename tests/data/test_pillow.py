@@ -64,6 +64,18 @@ def test_stray_bytes_in_a_jpeg_do_no_harm(images, dataset_folder, pictures):
     assert np.abs(images() - expected).max() < 1.01
 
 
+@pytest.mark.parametrize("sides", [(32, 32), (33, 41)])
+def test_a_lossless_webp_with_exif(images, dataset_folder, pictures, sides):
+    pixels = np.tile(pictures[0], (2, 2, 1))[: sides[0], : sides[1]]
+    image = Image.fromarray(pixels)
+    exif = image.getexif()
+    exif[0x010F] = "a camera"
+    image.save(dataset_folder / "0.webp", lossless=True, exif=exif)
+    image.save(dataset_folder / "1.png")
+    webp, png = images()
+    assert np.abs(webp - png).max() < 1e-3
+
+
 def test_what_dali_refuses_is_tried_by_pillow_once(dataset_folder, pictures, caplog):
     # As where the quick look did not see it: a data set made by hand.
     for i in range(6):

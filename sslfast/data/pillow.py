@@ -1,9 +1,9 @@
 """Pillow, the second decoder: for images that DALI does not read, or reads wrongly.
 
-TIFF is among them: where a file holds less than its directory promises, DALI's decoder makes noise
-of it or ends the process, and it takes L*a*b* for RGB.
+TIFF is among them: DALI's decoder makes noise of damaged files, and takes L*a*b* for RGB.
 """
 
+import errno
 from typing import Any
 
 import numpy as np
@@ -65,9 +65,11 @@ def decode(path: str) -> np.ndarray:
                 raise BadPixelsError("no image that Pillow reads")
             image.load()
             return _to_rgb(image)
-    except BadPixelsError:
+    except (BadPixelsError, MemoryError):
         raise
     except Exception as error:  # its readers let all kinds escape from damaged files
+        if getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+            raise  # no file's fault
         raise BadPixelsError(f"Pillow: {error or type(error).__name__}") from error
 
 

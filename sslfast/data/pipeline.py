@@ -13,6 +13,7 @@ The same graph runs on a GPU: decoder "mixed", later steps "gpu", parameters sti
 """
 
 import os
+import resource
 from collections import deque
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
@@ -151,6 +152,8 @@ class ViewPipeline:
             if reason is not None:
                 raise RuntimeError(reason)
         chosen = [i for i, path in enumerate(paths) if path in by_pillow]
+        if chosen:
+            _allow_open_files(self.depth * len(paths))
         self._in_memory.append([])
         paths = list(paths)
         work = [self._pool.submit(decode, paths[i]) for i in chosen]
@@ -169,13 +172,22 @@ def _first_reason(paths: list[str]) -> str | None:
     return None
 
 
+def _allow_open_files(count: int) -> None:
+    """Raise the process's limit of open files, 1,024 on most systems, as far as that goes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count + 1024
+    if resource.RLIM_INFINITY != soft < wanted:
+        limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+
+
 def _in_memory(pixels: np.ndarray) -> int:
     """An image uint8 [H, W, 3] as a PPM file without a name: its descriptor."""
     height, width, _ = pixels.shape
     handle = os.memfd_create("sslfast-image")
     with os.fdopen(handle, "wb", closefd=False) as file:
         file.write(b"P6\n%d %d\n255\n" % (width, height))
-        file.write(np.ascontiguousarray(pixels))
+        file.write(np.ascontiguousarray(pixels).data)
     return handle
 
 

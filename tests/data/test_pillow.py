@@ -1,7 +1,9 @@
 """Pillow decodes what DALI is not given, or refuses; it takes part in batches like any other."""
 
+import errno
 import logging
 import os
+import resource
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -177,6 +179,32 @@ def test_files_in_memory_are_given_back(dataset_folder, pictures):
     assert in_memory() == 3 * 2  # of the batches in work
     loader.close()
     assert in_memory() == 0
+
+
+def test_more_files_in_memory_than_may_be_open(dataset_folder, pictures):
+    Image.fromarray(pictures[0]).save(dataset_folder / "0.tif")
+    one = open_dataset(str(dataset_folder))
+    many = replace(one, paths=one.paths * 64, sizes=one.sizes * 64)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 100, hard))
+    try:
+        loader = make_loader(many, recipe("simclr_small"), batch_size=64, threads=1)
+        assert len(next(iter(loader))) == 64  # three batches are in work
+        loader.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_a_lack_of_the_machines_is_no_bad_file(dataset_folder, pictures, monkeypatch):
+    Image.fromarray(pictures[0]).save(dataset_folder / "0.tif")
+    for lack in (OSError(errno.EMFILE, "Too many open files"), MemoryError()):
+
+        def fails(path, lack=lack):
+            raise lack
+
+        monkeypatch.setattr("sslfast.data.pillow.open_file", fails)
+        with pytest.raises(type(lack)):
+            decode(str(dataset_folder / "0.tif"))
 
 
 def test_without_pillow_it_is_said(dataset_folder, pictures, monkeypatch):

@@ -12,7 +12,7 @@ WHOLE = {
     "plain.png": {},
     "lossy.webp": {},
     "lossless.webp": {"lossless": True},
-    "lossless_extended.webp": {"lossless": True, "exif": b"Exif\0\0II*\0\x08\0\0\0\0\0\0"},
+    "lossless_extended.webp": {"lossless": True, "icc_profile": bytes(129)},
     "extended.webp": {"exif": b"Exif\0\0II*\0\x08\0\0\0\0\0"},
     "plain.bmp": {},
     "plain.tif": {},

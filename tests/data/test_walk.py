@@ -151,6 +151,8 @@ def test_the_pictures_of_a_run_are_no_data(tree, run):
         (folder / name).write_text("")
     for name in ("loss.png", "map.png", "views.png"):
         Image.new("RGB", (5, 3)).save(folder / name)
+    if run:
+        Image.new("RGB", (5, 3)).save(folder / "preview.png")
     dataset = open_dataset(str(tree))
     assert [os.path.relpath(path, tree) for path in dataset.paths] == ["a/1.png", "b/c/2.png"]
     assert dataset.classes == ["a", "b"]

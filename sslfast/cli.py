@@ -5,6 +5,7 @@ Nothing heavy is imported before a command runs, so that --help answers at once.
 
 import logging
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -244,7 +245,7 @@ def _train(options: Any) -> int:
 
     run = train(_settings(options))
     if os.environ.get("RANK", "0") == "0":
-        logger.info("next: sslfast report --run %s", run)
+        logger.info("next: sslfast report --run %s", shlex.quote(str(run)))
     return 0
 
 
@@ -323,7 +324,8 @@ def _tokenizer(options: Any) -> int:
         ["patches", f"{fit.patches} of {fit.images} images"],
     ]
     _print_table(f"tokenizer {options.out}", ["", ""], rows)
-    print(f"next: sslfast train --method beit --method-args.tokenizer {options.out}")
+    out = shlex.quote(options.out)
+    print(f"next: sslfast train --method beit --method-args.tokenizer {out}")
     return 0
 
 

@@ -56,6 +56,15 @@ def test_train_takes_file_and_flags(run: Path) -> None:
     assert len((run / "metrics.jsonl").read_text().splitlines()) == 3
 
 
+def test_the_command_to_run_next_is_quoted(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("sslfast.training.train", lambda config: Path(config.out))
+    with caplog.at_level("INFO", "sslfast"):
+        assert main(["train", "--data", "x", "--out", "my runs/a & b"]) == 0
+    assert "sslfast report --run 'my runs/a & b'" in caplog.text
+
+
 def test_a_written_config_runs_again(run: Path, tmp_path: Path) -> None:
     words = ["train", "--config", str(run / "config.yaml"), "--out", str(tmp_path / "y")]
     assert main(words) == 0

@@ -118,7 +118,7 @@ class StepLoader(ABC):
 
     @abstractmethod
     def _submit(self, batch: Planned) -> None:
-        """Begin to work on a batch."""
+        """Begin to work on a batch; RuntimeError where a file breaks it."""
 
     @abstractmethod
     def _collect(self) -> list[Tensor]:
@@ -129,8 +129,11 @@ class StepLoader(ABC):
         """Forget all batches in work."""
 
     @abstractmethod
-    def _find_bad(self, batches: list[Planned]) -> dict[int, str]:
-        """After _collect raised: {sample: reason} of the bad files in what was in work."""
+    def _find_bad(self, batches: list[Planned]) -> dict[int, str] | None:
+        """After _submit or _collect raised: {sample: reason} of the bad files in what was in work.
+
+        None where no file was at fault; none in it where the fault has been mended.
+        """
 
     def __len__(self) -> int:
         return self.steps_per_epoch
@@ -275,8 +278,10 @@ class StepLoader(ABC):
         batches = list(self._pending)
         self._restart()
         reasons = self._find_bad(batches)
-        if not reasons:
+        if reasons is None:
             raise error
+        if not reasons:
+            return
         if self._on_bad_image == "raise":
             files = ", ".join(f"{self._dataset.paths[i]} ({why})" for i, why in reasons.items())
             raise ValueError(f"unreadable {self._recipe.modality}: {files}") from error

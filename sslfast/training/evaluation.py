@@ -13,6 +13,7 @@ from torch import nn
 
 from sslfast import data
 from sslfast.data import ImageDataset, Loader, Recipe
+from sslfast.data.sources import has_split
 from sslfast.eval import Features, extract, knn_accuracy, linear_probe, raw_pixels
 from sslfast.training.config import read_yaml
 from sslfast.training.distributed import resolve_device
@@ -71,6 +72,10 @@ class FinishedRun:
         """Images for this encoder, or videos."""
         return data.open_dataset(spec, split, modality=self._recipe().modality)
 
+    def has_split(self, spec: str, split: str) -> bool:
+        """Whether ``dataset`` finds such a split."""
+        return has_split(spec, split, self._recipe().modality)
+
     def features(self, encoder: nn.Module | None, images: ImageDataset) -> Features:
         """The features of all images, in their order; without an encoder, the pixels."""
         with self._loader(images) as loader:
@@ -95,14 +100,6 @@ class FinishedRun:
         if self.description.get("num_frames") is not None:
             view |= {key: self.description[key] for key in ("num_frames", "sampling_rate")}
         return data.recipe("eval", size=self.description["image_size"], **view)
-
-
-def has_test_split(spec: str) -> bool:
-    """Whether a data set comes with images to test on."""
-    if spec.startswith("builtin:"):
-        return True
-    root = Path(spec).expanduser()
-    return (root / "train").is_dir() and any((root / name).is_dir() for name in ("test", "val"))
 
 
 def evaluate(

@@ -46,11 +46,12 @@ def decoded(folder: Path) -> torch.Tensor:
     + [("png", mode) for mode in ("1", "L", "LA", "P", "RGBA")]
     + [("webp", mode) for mode in ("RGB", "RGBA")]
     + [("bmp", mode) for mode in ("L", "P", "RGB")]
-    + [("tif", mode) for mode in ("L", "P", "RGB", "RGBA", "CMYK")],
+    + [("tif", mode) for mode in ("1", "L", "P", "RGB", "RGBA", "CMYK")]
+    + [("gif", "P"), ("ppm", "RGB"), ("pgm", "L"), ("pbm", "1"), ("avif", "RGB"), ("jfif", "RGB")],
 )
 def test_every_kind_of_image_becomes_rgb(suffix, mode, tmp_path, pictures):
     path = tmp_path / f"image.{suffix}"
-    options = {"lossless": True} if suffix == "webp" else {}
+    options = {"webp": {"lossless": True}, "jfif": {"format": "JPEG"}}.get(suffix, {})
     Image.fromarray(pictures[5]).convert(mode).save(path, **options)
     with Image.open(path) as file:
         expected = np.array(file.convert("RGB")).transpose(2, 0, 1)

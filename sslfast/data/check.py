@@ -14,7 +14,7 @@ import stat
 import struct
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 
 from sslfast._extras import MissingExtra
@@ -44,6 +44,7 @@ class Verdict:
         reason: why the file is bad; None if it is good.
         frames: of a video; 1 for an image.
         by_pillow: whether Pillow is to decode it, not DALI.
+        length: bytes.
     """
 
     height: int
@@ -51,6 +52,7 @@ class Verdict:
     reason: str | None = None
     frames: int = 1
     by_pillow: bool = False
+    length: int = 0
 
 
 def check_files(
@@ -88,7 +90,7 @@ def check_files(
             entry = known.get(path)
             if entry is not None and entry[:2] == key:
                 return key, Verdict(*entry[2:])
-            return key, (look or check_file)(path)
+            return key, replace((look or check_file)(path), length=status.st_size)
         except OSError as error:
             # Not the file's content: a right or a disk, which may be mended. Never stored.
             return [], Verdict(0, 0, error.strerror or str(error))

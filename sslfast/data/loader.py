@@ -6,6 +6,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 
 from .batch import Batch
+from .manifest import Manifest
 from .recipe import Recipe
 from .sources import ImageDataset, OnBadImage, VideoDataset
 from .steps import Options
@@ -18,10 +19,12 @@ class Loader(Protocol):
     Attributes:
         num_samples: samples in the data set.
         steps_per_epoch: batches that an epoch yields on this rank.
+        manifest: the files that the samples are.
     """
 
     num_samples: int
     steps_per_epoch: int
+    manifest: Manifest
 
     def __len__(self) -> int:
         """The same as ``steps_per_epoch``."""

@@ -10,6 +10,7 @@ from . import video
 from .builtin import builtin_folder
 from .cache import cache_folder
 from .check import Verdict, check_files
+from .manifest import Manifest
 from .splits import SERVES, split_folders
 from .walk import Found, find_files, sub_folders
 
@@ -22,6 +23,7 @@ EXTENSIONS = (
     *(".gif", ".ppm", ".pgm", ".pbm", ".pnm", ".avif"),
 )
 _EXTENSIONS: dict[Modality, tuple[str, ...]] = {"image": EXTENSIONS, "video": video.EXTENSIONS}
+_BUILTIN = "builtin:"
 MAX_PIXELS = 178_956_970  # Pillow's: an image of 3 bytes a pixel then takes half a gigabyte
 
 
@@ -40,6 +42,9 @@ class ImageDataset:
         by_pillow: those of ``paths`` that DALI cannot be given, and Pillow decodes.
         passed_over: of everything else in the folder, how many of each kind: extensions of other
             files, "hidden" and so on.
+        root: the folder it was opened from, absolute.
+        folder: the folder of the split, which the files lie in; None where no folder was opened.
+        lengths: bytes of each file.
     """
 
     name: str
@@ -50,6 +55,18 @@ class ImageDataset:
     sizes: list[tuple[int, int]] | None = None
     by_pillow: frozenset[str] = frozenset()
     passed_over: dict[str, int] = field(default_factory=dict)
+    root: str | None = None
+    folder: str | None = None
+    lengths: list[int] = field(default_factory=list)
+
+    @property
+    def manifest(self) -> Manifest:
+        """What there is to compare with the files of another time (made anew by each call)."""
+        names = self.paths
+        if self.folder is not None:
+            names = [os.path.relpath(path, self.folder) for path in names]
+        root = None if self.name.startswith(_BUILTIN) else self.root
+        return Manifest(self.name, root, names, self.lengths or [0] * len(names))
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -114,8 +131,10 @@ def open_dataset(
     if split not in SERVES:
         raise ValueError(f"split is one of {sorted(SERVES)}; got '{split}'")
     cache = cache_folder(cache_dir)
-    kind, _, name = spec.partition(":")
-    root = builtin_folder(name, cache) if kind == "builtin" else Path(spec).expanduser().absolute()
+    if spec.startswith(_BUILTIN):
+        root = builtin_folder(spec.removeprefix(_BUILTIN), cache)
+    else:
+        root = Path(os.path.abspath(Path(spec).expanduser()))  # without ".."
     folder, classes = _choose(root, split, modality)
     found = find_files(folder, _EXTENSIONS[modality])
     if not found.files:
@@ -140,6 +159,9 @@ def open_dataset(
         passed_over=dict(found.passed_over),
         sizes=[(verdicts[i].height, verdicts[i].width) for i in good],
         by_pillow=frozenset(paths[i] for i in good if verdicts[i].by_pillow),
+        root=str(root),
+        folder=str(folder),
+        lengths=[verdicts[i].length for i in good],
     )
     if modality == "image":
         return dataset
@@ -154,7 +176,7 @@ def check_policy(on_bad_image: str) -> None:
 
 def has_split(spec: str, split: str, modality: Modality = "image") -> bool:
     """Whether ``open_dataset`` finds such a split."""
-    if spec.startswith("builtin:"):
+    if spec.startswith(_BUILTIN):
         return True
     splits = split_folders(Path(spec).expanduser().absolute(), _EXTENSIONS[modality])
     return any(name in splits for name in SERVES[split])

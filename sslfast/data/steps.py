@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 from .batch import Batch
 from .colour import recolour
 from .draws import Draw, draw
+from .manifest import Manifest
 from .order import EpochOrder
 from .recipe import Recipe
 from .sources import ImageDataset, OnBadImage, check_policy
@@ -159,7 +161,7 @@ class StepLoader(ABC):
         """Go on from a state of the same data set, seed and global batch, on any number of ranks.
 
         Raises:
-            ValueError: the state belongs to another data set size, seed or global batch size.
+            ValueError: the state belongs to other files, another seed or global batch size.
         """
         if state.get("version") != 1:
             raise ValueError(
@@ -167,10 +169,8 @@ class StepLoader(ABC):
                 "resume with the version of sslfast that wrote it"
             )
         for key, mine in self._identity().items():
-            if state[key] != mine:
-                raise ValueError(
-                    f"cannot resume the data order: {key} was {state[key]} and is now {mine}"
-                )
+            if (was := state.get(key, mine)) != mine:  # earlier states lack the files
+                raise ValueError(f"cannot resume the data order: {key} was {was} and is now {mine}")
         self._restart()
         self._epoch, self._step = state["epoch"], state["step"]
         new = [i for i in state["excluded"] if i not in self._excluded]
@@ -181,8 +181,14 @@ class StepLoader(ABC):
         self._restart()
         self._closed = True
 
-    def _identity(self) -> dict[str, int | bool]:
+    @cached_property
+    def manifest(self) -> Manifest:
+        """The files that positions and sample ids are about."""
+        return self._dataset.manifest
+
+    def _identity(self) -> dict[str, int | bool | str]:
         return {
+            "files": self.manifest.fingerprint,
             "seed": self._seed,
             "train": self._train,
             "num_samples": self.num_samples,

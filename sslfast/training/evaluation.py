@@ -1,6 +1,7 @@
 """Evaluation of a run: which images, seen how, by which encoder."""
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
@@ -31,7 +32,7 @@ class FinishedRun:
     Attributes:
         folder: its files.
         description: what encoder.safetensors says: model, model_args, image_size, mean, std ...
-        settings: what config.yaml says.
+        settings: what config.yaml says, but ``data`` where it is found from any working directory.
         device: where to compute.
         threads: CPU threads for loading data; None: chosen by the loader.
     """
@@ -56,6 +57,9 @@ class FinishedRun:
             if not file.is_file():
                 raise RunFolderError(f"{path} holds no finished run: there is no {file.name}")
         description, settings = read_description(folder.encoder), read_yaml(folder.config)
+        manifest = folder.manifest()
+        if manifest is not None and os.path.exists(manifest.place):
+            settings["data"] = manifest.place
         return cls(folder, description, settings, resolve_device(device), threads)
 
     def encoder(self) -> nn.Module:

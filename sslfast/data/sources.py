@@ -121,7 +121,8 @@ def open_dataset(
         ValueError: no images or videos, none that is good, no such split, several folders for a
             split, files beside the splits, an unknown built-in set, one of the other kind, or a
             bad file with ``on_bad_image="raise"``.
-        MissingExtra: PyAV is not installed, which reads videos.
+        MissingExtra: PyAV is not installed, which reads videos, or Pillow, where there are GIF, PPM
+            or AVIF files.
     """
     check_policy(on_bad_image)
     if modality not in _EXTENSIONS:

@@ -5,6 +5,7 @@ Nothing heavy is imported before a command runs, so that --help answers at once.
 
 import logging
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -97,9 +98,11 @@ def _set_up_logging() -> None:
         handler = require("rich.logging", extra="train", purpose="the command line").RichHandler(
             show_time=False, show_level=False, show_path=False
         )
-    main_rank = os.environ.get("RANK", "0") == "0"
-    level = logging.INFO if main_rank else logging.ERROR
-    logging.basicConfig(level=level, format="%(message)s", handlers=[handler])
+    rank = os.environ.get("RANK", "0")
+    level, who = (logging.INFO, "") if rank == "0" else (logging.ERROR, f"rank {rank}: ")
+    logging.basicConfig(level=level, format=f"{who}%(message)s", handlers=[handler])
+    # A file that cannot be decoded turns up on one rank alone, whichever it is.
+    logging.getLogger("sslfast.data.steps").setLevel(logging.WARNING)
 
 
 # Parsing
@@ -242,7 +245,7 @@ def _train(options: Any) -> int:
 
     run = train(_settings(options))
     if os.environ.get("RANK", "0") == "0":
-        logger.info("next: sslfast report --run %s", run)
+        logger.info("next: sslfast report --run %s", shlex.quote(str(run)))
     return 0
 
 
@@ -321,7 +324,8 @@ def _tokenizer(options: Any) -> int:
         ["patches", f"{fit.patches} of {fit.images} images"],
     ]
     _print_table(f"tokenizer {options.out}", ["", ""], rows)
-    print(f"next: sslfast train --method beit --method-args.tokenizer {options.out}")
+    out = shlex.quote(options.out)
+    print(f"next: sslfast train --method beit --method-args.tokenizer {out}")
     return 0
 
 

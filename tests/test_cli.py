@@ -56,6 +56,15 @@ def test_train_takes_file_and_flags(run: Path) -> None:
     assert len((run / "metrics.jsonl").read_text().splitlines()) == 3
 
 
+def test_the_command_to_run_next_is_quoted(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("sslfast.training.train", lambda config: Path(config.out))
+    with caplog.at_level("INFO", "sslfast"):
+        assert main(["train", "--data", "x", "--out", "my runs/a & b"]) == 0
+    assert "sslfast report --run 'my runs/a & b'" in caplog.text
+
+
 def test_a_written_config_runs_again(run: Path, tmp_path: Path) -> None:
     words = ["train", "--config", str(run / "config.yaml"), "--out", str(tmp_path / "y")]
     assert main(words) == 0
@@ -229,3 +238,15 @@ def test_a_full_disk_is_one_line_too(run: Path, tmp_path: Path) -> None:
     assert not list((tmp_path / "y" / "checkpoints").iterdir())
     assert main(words) == 0  # the same command goes on once there is room
     assert (tmp_path / "y" / "encoder.safetensors").is_file()
+
+
+def test_a_rank_other_than_the_first_tells_of_bad_files_and_of_nothing_else():
+    code = (
+        "import logging; from sslfast import cli; cli._set_up_logging()\n"
+        "logging.getLogger('sslfast').warning('every rank knows')\n"
+        "logging.getLogger('sslfast.data.steps').warning('a bad file')"
+    )
+    ranked = {**os.environ, "RANK": "3"}
+    line = [sys.executable, "-c", code]
+    result = subprocess.run(line, env=ranked, capture_output=True, text=True, check=True)
+    assert result.stderr == "rank 3: a bad file\n"

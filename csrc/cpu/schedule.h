@@ -11,7 +11,10 @@
 
 namespace sslfast::cpu {
 
-constexpr int largest_tile = 256;  // 256 KB of floats: a tile stays in the L2 cache
+// Tiles stay in the L2 cache, also where it is small or two threads share it; sizes are whole numbers of
+// panels, and the largest of register blocks of 6 and of 12 rows, too.
+constexpr int largest_tile = 192;
+constexpr int finer_tiles[] = {96, 64, 32};
 
 struct Block {
     std::int64_t first;
@@ -32,7 +35,8 @@ struct Side {
     std::int64_t blocks;
 
     explicit Side(std::int64_t n) : length(n), tile(largest_tile) {
-        while (tile > 32 && n < 8 * tile) tile /= 2;
+        for (const int finer : finer_tiles)
+            if (n < 8 * tile) tile = finer;
         blocks = (n + tile - 1) / tile;
     }
     std::int64_t whole() const { return blocks * tile; }  // length, the last block filled up

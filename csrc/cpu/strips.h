@@ -19,6 +19,10 @@
 
 namespace sslfast::cpu {
 
+// Floats from a row of a tile to the next: an odd number of cache lines, so that a column of it is spread
+// over the whole L1 cache, and stays there.
+constexpr std::ptrdiff_t ld = largest_tile + 16;
+
 // A tile of memory for every thread.
 class Tiles {
   public:
@@ -26,11 +30,9 @@ class Tiles {
     float* mine() { return memory_.get() + size * omp_get_thread_num(); }
 
   private:
-    static constexpr std::size_t size = largest_tile * largest_tile;
+    static constexpr std::size_t size = largest_tile * ld;
     Buffer memory_;
 };
-
-constexpr std::ptrdiff_t ld = largest_tile;  // of every tile
 
 // Calls visit(i, j, whether it is a positive) for the elements of a tile that the pairing names.
 template <typename Visit>
@@ -57,7 +59,7 @@ inline const float* at(const float* data, Block block) {
 // threads. It must not depend on their number, on which no result may.
 inline std::int64_t strip_size(std::int64_t n) {
     const std::int64_t quarter = (n / 4 + largest_tile - 1) / largest_tile * largest_tile;
-    return std::min(n, std::max<std::int64_t>(2048, quarter));
+    return std::min(n, std::max<std::int64_t>(10 * largest_tile, quarter));
 }
 
 // All rows and some columns of a rectangular problem, or all of a symmetric one. Blocks of columns are

@@ -1,5 +1,8 @@
 """Real images and videos inside Python packages: enough to train on without any download."""
 
+import logging
+import os
+import uuid
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -12,8 +15,11 @@ from torch import Tensor
 from sslfast._extras import require
 from sslfast._suggest import did_you_mean
 
-from .cache import make_folder
+from .cache import make_folder, write_file
 from .clips import CLIPS, read_tiles, write_tile
+from .walk import find_files
+
+logger = logging.getLogger("sslfast")
 
 # The ten colour photographs in the wheels of scikit-image 0.26 and scikit-learn; sorted.
 PHOTOS = {
@@ -31,6 +37,7 @@ PHOTOS = {
 PATCH, STRIDE, BORDER = 32, 16, 0.7
 PHOTO_LIMIT = {"train": 600, "test": 200}  # patches a photograph, so that large ones do not rule
 DIGITS, DIGIT_TEST = 500, 100  # images a digit, and how many of them are for testing
+_COUNT = ".count"  # of all its files, in the folder of a set
 
 _PURPOSE = "A built-in data set"
 
@@ -88,17 +95,32 @@ def builtin_folder(name: str, cache_folder: Path) -> Path:
     if name not in _READERS:
         builtin(name)  # raises
 
+    suffix, write = _WRITERS[name]
+
     def fill(folder: Path) -> None:
-        suffix, write = _WRITERS[name]
         classes = _CLASSES.get(name)
+        written = 0
         for split in ("train", "test"):
             images, labels = _READERS[name](split)
             for i, (image, label) in enumerate(zip(images, labels, strict=True)):
-                parent = folder / split / (classes[label] if classes else str(label))
-                parent.mkdir(parents=True, exist_ok=True)
-                write(parent / f"{i:05d}{suffix}", image)
+                path = folder / split / (classes[label] if classes else str(label))
+                path.mkdir(parents=True, exist_ok=True)
+                path /= f"{i:05d}{suffix}"
+                if not path.exists():
+                    temporary = path.with_name(f".{uuid.uuid4().hex}{suffix}")
+                    write(temporary, image)
+                    os.replace(temporary, path)
+            written += len(images)
+        write_file(folder / _COUNT, str(written).encode())
 
-    return make_folder(cache_folder / "builtin" / f"{name}-v1", fill)
+    folder = make_folder(cache_folder / "builtin" / f"{name}-v1", fill)
+    # A cache may be deleted, also in part: by an interrupted rm, or a cleaner of old files.
+    count = folder / _COUNT
+    there = len(find_files(folder, (suffix,)).files)
+    if not count.is_file() or there < int(count.read_bytes()):
+        logger.warning("%s is not complete: writing the files that it lacks", folder)
+        fill(folder)
+    return folder
 
 
 def _write_photo(path: Path, pixels: np.ndarray) -> None:

@@ -1,4 +1,4 @@
-"""A quick look at image files: what they are, their size, and whether they are whole.
+"""A quick look at image files: what they are, their size, whether they are whole, who decodes them.
 
 Only headers and end marks are read, so that a million files take minutes, not hours; results are
 kept in the cache folder by path, size and time of change. What this cannot see (damage inside the
@@ -10,17 +10,23 @@ import json
 import logging
 import mmap
 import os
+import stat
 import struct
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 
+from sslfast._extras import MissingExtra
+
 from .cache import write_file
+from .pillow import open_header
+from .walk import NOT_REGULAR, open_file
 
 logger = logging.getLogger("sslfast")
 
-_VERSION = 1  # of the stored results; raise it when the checks change
+_VERSION = 2  # of the stored results; raise it when the checks change
+_MOST_BYTES = 2**31  # of an image file; DALI reads it whole
 Data = bytes | mmap.mmap
 
 
@@ -37,12 +43,16 @@ class Verdict:
         width: in pixels, as stored.
         reason: why the file is bad; None if it is good.
         frames: of a video; 1 for an image.
+        by_pillow: whether Pillow is to decode it, not DALI.
+        length: bytes.
     """
 
     height: int
     width: int
     reason: str | None = None
     frames: int = 1
+    by_pillow: bool = False
+    length: int = 0
 
 
 def check_files(
@@ -74,11 +84,13 @@ def check_files(
     def check(path: str) -> tuple[list[int], Verdict]:
         try:
             status = os.stat(path)
+            if not stat.S_ISREG(status.st_mode):
+                return [], Verdict(0, 0, NOT_REGULAR)
             key = [status.st_size, status.st_mtime_ns]
             entry = known.get(path)
             if entry is not None and entry[:2] == key:
                 return key, Verdict(*entry[2:])
-            return key, (look or check_file)(path)
+            return key, replace((look or check_file)(path), length=status.st_size)
         except OSError as error:
             # Not the file's content: a right or a disk, which may be mended. Never stored.
             return [], Verdict(0, 0, error.strerror or str(error))
@@ -101,19 +113,22 @@ def check_file(path: str) -> Verdict:
     Raises:
         OSError: it cannot be opened.
     """
-    with open(path, "rb") as file:
-        if os.fstat(file.fileno()).st_size == 0:
+    with open_file(path) as file:
+        length = os.fstat(file.fileno()).st_size
+        if length == 0:
             return Verdict(0, 0, "empty file")
+        if length > _MOST_BYTES:
+            return Verdict(0, 0, "larger than 2 GiB")
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             try:
-                height, width = _size(data)
+                height, width, by_pillow = _look(data)
             except BadImageError as error:
                 return Verdict(0, 0, str(error))
             except (struct.error, IndexError):
                 return Verdict(0, 0, "truncated in its header")
     if height < 1 or width < 1:
         return Verdict(0, 0, "no image size in its header")
-    return Verdict(height, width)
+    return Verdict(height, width, by_pillow=by_pillow)
 
 
 def _load(stored: Path) -> dict[str, list]:
@@ -138,19 +153,37 @@ def _store(stored: Path, files: dict[str, list]) -> None:
         )
 
 
-def _size(data: Data) -> tuple[int, int]:
+def _look(data: Data) -> tuple[int, int, bool]:
+    """Height, width, and whether Pillow decodes it."""
     for magic, parse in _PARSERS.items():
         if data[: len(magic)] == magic:
             return parse(data)
-    raise BadImageError("not a JPEG, PNG, WebP, BMP or TIFF file, whatever its name says")
+    return _other(data)
 
 
-def _jpeg(data: Data) -> tuple[int, int]:
-    at, size = 2, None
-    while data[at + 1] != 0xDA:  # up to the start of the compressed data
-        if data[at] != 0xFF:
-            raise BadImageError("damaged JPEG header")
+def _other(data: Data) -> tuple[int, int, bool]:
+    try:
+        image = open_header(data)
+    except MissingExtra:
+        raise
+    except Exception as error:  # Pillow's readers let all kinds escape from damaged files
+        raise BadImageError(f"damaged header ({error or type(error).__name__})") from error
+    if image is None:
+        raise BadImageError(
+            "not a JPEG, PNG, WebP, BMP, TIFF, GIF, PPM or AVIF file, whatever its name says"
+        )
+    return image.height, image.width, True
+
+
+def _jpeg(data: Data) -> tuple[int, int, bool]:
+    at, size, stray = 2, None, False
+    while data[at] != 0xFF or data[at + 1] != 0xDA:  # up to the start of the compressed data
         marker = data[at + 1]
+        if data[at] != 0xFF or marker == 0:  # libjpeg passes over stray bytes, DALI does not
+            at, stray = data.find(b"\xff", at + 1), True
+            if at < 0:
+                raise BadImageError("damaged JPEG header")
+            continue
         if marker == 0xFF:  # a fill byte
             at += 1
             continue
@@ -162,19 +195,19 @@ def _jpeg(data: Data) -> tuple[int, int]:
         raise BadImageError("truncated: no JPEG end-of-image mark")
     if size is None:
         raise BadImageError("no image size in its header")
-    return size[0], size[1]
+    return size[0], size[1], stray
 
 
-def _png(data: Data) -> tuple[int, int]:
+def _png(data: Data) -> tuple[int, int, bool]:
     if data[12:16] != b"IHDR":
         raise BadImageError("damaged PNG header")
     if data[-8:-4] != b"IEND" and data.find(b"IEND", 16) < 0:
         raise BadImageError("truncated: no PNG end chunk")
     width, height = struct.unpack_from(">II", data, 16)
-    return height, width
+    return height, width, False
 
 
-def _webp(data: Data) -> tuple[int, int]:
+def _webp(data: Data) -> tuple[int, int, bool]:
     length = struct.unpack_from("<I", data, 4)[0]
     kind = data[8:16]
     if not kind.startswith(b"WEBP"):
@@ -183,17 +216,23 @@ def _webp(data: Data) -> tuple[int, int]:
         raise BadImageError("truncated: shorter than its WebP header says")
     if kind == b"WEBPVP8 ":
         width, height = struct.unpack_from("<HH", data, 26)
-        return height & 0x3FFF, width & 0x3FFF
+        return height & 0x3FFF, width & 0x3FFF, False
     if kind == b"WEBPVP8L":
         bits = struct.unpack_from("<I", data, 21)[0]
-        return (bits >> 14 & 0x3FFF) + 1, (bits & 0x3FFF) + 1
+        return (bits >> 14 & 0x3FFF) + 1, (bits & 0x3FFF) + 1, False
     if kind == b"WEBPVP8X":
         low_w, high_w, low_h, high_h = struct.unpack_from("<HBHB", data, 24)
-        return (high_h << 16 | low_h) + 1, (high_w << 16 | low_w) + 1
+        # Of a lossless image between other chunks, DALI misreads the chunks.
+        at = 30
+        while data[at : at + 4] not in (b"VP8 ", b"VP8L", b"ANIM") and at < len(data):
+            length = struct.unpack_from("<I", data, at + 4)[0]
+            at += 8 + length + length % 2
+        lossless = data[at : at + 4] == b"VP8L"
+        return (high_h << 16 | low_h) + 1, (high_w << 16 | low_w) + 1, lossless
     raise BadImageError("damaged WebP header")
 
 
-def _bmp(data: Data) -> tuple[int, int]:
+def _bmp(data: Data) -> tuple[int, int, bool]:
     offset, header = struct.unpack_from("<II", data, 10)
     if header == 12:
         width, height, _, depth = struct.unpack_from("<HHHH", data, 18)
@@ -204,10 +243,14 @@ def _bmp(data: Data) -> tuple[int, int]:
     stored = (width * depth + 31) // 32 * 4 * height if compression in (0, 3) else 0
     if offset + stored > len(data):
         raise BadImageError("truncated: shorter than its BMP header says")
-    return height, width
+    return height, width, False
 
 
-def _tiff(data: Data) -> tuple[int, int]:
+# Width, height, bits, compression, colours, orientation; offsets and lengths of strips and tiles.
+_TIFF_TAGS = (256, 257, 258, 259, 262, 274, 273, 279, 324, 325)
+
+
+def _tiff(data: Data) -> tuple[int, int, bool]:
     order = "<" if data[:2] == b"II" else ">"
     first = struct.unpack_from(order + "I", data, 4)[0]
     tags = {}
@@ -215,22 +258,30 @@ def _tiff(data: Data) -> tuple[int, int]:
         at = first + 2 + 12 * entry
         tag, kind, count = struct.unpack_from(order + "HHI", data, at)
         code = {1: "B", 3: "H", 4: "I"}.get(kind)
-        if code is None or tag not in (256, 257, 273, 279, 324, 325):
+        if code is None or tag not in _TIFF_TAGS:
             continue
         layout = f"{order}{count}{code}"
         inline = struct.calcsize(layout) <= 4
         where = at + 8 if inline else struct.unpack_from(order + "I", data, at + 8)[0]
         tags[tag] = struct.unpack_from(layout, data, where)
-    if 256 not in tags or 257 not in tags:
+    if not tags.get(256) or not tags.get(257):
         raise BadImageError("no image size in its header")
+    height, width = tags[257][0], tags[256][0]
     parts = [(tags.get(273, ()), tags.get(279, ())), (tags.get(324, ()), tags.get(325, ()))]
-    ends = [at + length for ats, lengths in parts for at, length in zip(ats, lengths, strict=False)]
-    if not ends or max(ends) > len(data):
+    pairs = [pair for ats, lengths in parts for pair in zip(ats, lengths, strict=False)]
+    if not pairs or max(map(sum, pairs)) > len(data):
         raise BadImageError("truncated: shorter than its TIFF header says")
-    return tags[257][0], tags[256][0]
+    depths = tags.get(258, (1,))
+    if max(depths, default=0) > 16:
+        raise BadImageError(f"values of {max(depths)} bits; save it with 8 or 16")
+    plain = tags.get(259, (1,))[:1] == (1,) and tags.get(262, (2,))[:1] != (6,)  # no YCbCr
+    if plain and sum(length for _, length in pairs) < height * (width * sum(depths) // 8):
+        raise BadImageError("truncated: its TIFF header promises more pixels than it has")
+    turned = tags.get(274, (1,))[:1] in ((5,), (6,), (7,), (8,))  # Pillow turns it back
+    return (width, height, True) if turned else (height, width, True)
 
 
-_PARSERS: dict[bytes, Callable[[Data], tuple[int, int]]] = {
+_PARSERS: dict[bytes, Callable[[Data], tuple[int, int, bool]]] = {
     b"\xff\xd8": _jpeg,
     b"\x89PNG\r\n\x1a\n": _png,
     b"RIFF": _webp,

@@ -1,29 +1,42 @@
 """The DALI loader: order and random draws from Philox, pixels from DALI, then the colours."""
 
-import os
+import logging
 
 import torch
 from torch import Tensor
 
+from sslfast._extras import MissingExtra
+
 from .check import check_file
+from .pillow import BadPixelsError, decode, pillow
 from .pipeline import ViewPipeline
 from .recipe import Recipe
 from .sources import ImageDataset
 from .steps import Options, Planned, StepLoader
+from .walk import why_not_a_file
+
+logger = logging.getLogger("sslfast")
 
 
 class DaliLoader(StepLoader):
     """DALI as the executor: images, on the CPU or a GPU.
 
     DALI gives up on the first file that it cannot decode; then the files in work are decoded one by
-    one to find the bad ones.
+    one to find it. If Pillow can decode it, Pillow does from then on; else the file is bad.
     """
 
     def __init__(self, dataset: ImageDataset, recipe: Recipe, options: Options) -> None:
-        sizes = dataset.sizes
+        sizes, by_pillow = dataset.sizes, set(dataset.by_pillow)
         if sizes is None:
-            sizes = [(seen.height, seen.width) for seen in map(check_file, dataset.paths)]
+            seen = [check_file(path) for path in dataset.paths]
+            sizes = [(one.height, one.width) for one in seen]
+            by_pillow |= {
+                path for path, one in zip(dataset.paths, seen, strict=True) if one.by_pillow
+            }
+        if by_pillow:
+            pillow()  # or say at once that it is missing
         super().__init__(dataset, sizes, recipe, options)
+        self._by_pillow = by_pillow
         self._pipeline: ViewPipeline | None = None
 
     def _start(self, depth: int) -> None:
@@ -37,43 +50,74 @@ class DaliLoader(StepLoader):
 
     def _submit(self, batch: Planned) -> None:
         assert self._pipeline is not None
-        self._pipeline.submit([self._dataset.paths[i] for i in batch.ids], batch.draws)
+        paths = [self._dataset.paths[i] for i in batch.ids]
+        self._pipeline.submit(paths, batch.draws, self._by_pillow)
 
     def _collect(self) -> list[Tensor]:
         assert self._pipeline is not None
         return self._pipeline.collect()
 
     def _stop(self) -> None:
+        if self._pipeline is not None:
+            self._pipeline.close()
         self._pipeline = None
 
-    def _find_bad(self, batches: list[Planned]) -> dict[int, str]:
+    def _find_bad(self, batches: list[Planned]) -> dict[int, str] | None:
         candidates = torch.cat([batch.ids for batch in batches]).unique().tolist()
-        bad = find_undecodable([self._dataset.paths[i] for i in candidates], self._device)
+        paths = [self._dataset.paths[i] for i in candidates]
+        bad, mended = find_undecodable(paths, self._by_pillow, self._device)
+        self._by_pillow |= mended
+        if not bad and not mended:
+            return None
         return {candidates[i]: reason for i, reason in bad.items()}
 
 
-def find_undecodable(paths: list[str], device: torch.device) -> dict[int, str]:
-    """Decode files one by one, as the loader does; {position in paths: reason} of those that fail.
+def find_undecodable(
+    paths: list[str], by_pillow: set[str], device: torch.device
+) -> tuple[dict[int, str], set[str]]:
+    """Decode files one by one, as the loader does, to find those that fail.
 
     Args:
         paths: image files.
+        by_pillow: those that Pillow decodes.
         device: where the loader decodes.
+
+    Returns:
+        bad: {position in paths: reason}.
+        mended: those that DALI cannot decode and Pillow can.
     """
     bad: dict[int, str] = {}
+    mended: set[str] = set()
     pipeline = None
     for i, path in enumerate(paths):
-        try:
-            if not os.path.isfile(path):
-                bad[i] = "the file is gone"
-                continue
+        reason = why_not_a_file(path)
+        if reason is not None:
+            bad[i] = reason
+            continue
+        if path not in by_pillow:
             if pipeline is None:
                 pipeline = ViewPipeline((), 1, device, depth=1)
-            pipeline.submit([path], [])
-            pipeline.collect()
-        except RuntimeError as error:
-            bad[i] = _reason(error)
-            pipeline = None
-    return bad
+            try:
+                pipeline.submit([path], [])
+                pipeline.collect()
+                continue
+            except RuntimeError as error:
+                reason = _reason(error)
+                pipeline.close()
+                pipeline = None
+        try:
+            decode(path)
+        except BadPixelsError as error:
+            bad[i] = str(error)
+        except MissingExtra:
+            bad[i] = f"{reason}; Pillow, which may read it, is not installed"
+        else:
+            if reason is not None:
+                logger.info("%s: Pillow decodes it, as DALI cannot (%s)", path, reason)
+                mended.add(path)
+    if pipeline is not None:
+        pipeline.close()
+    return bad, mended
 
 
 def _reason(error: RuntimeError) -> str:

@@ -62,7 +62,8 @@ def draw(
 
     Args:
         views: the views of a recipe.
-        sample_ids: int64 [B], positions in the data set.
+        sample_ids: int64 [B], positions in the data set (of a sample that fills another's place:
+            that one's, so that it differs from its own other appearance in the epoch).
         sizes: int64 [B, 2], height and width of each image in pixels.
         epoch: which pass over the data.
         seed: the run's seed.
@@ -99,7 +100,7 @@ def _view_draw(view: View, u: np.ndarray, sizes: np.ndarray) -> Draw:
     )
     low, high = view.blur_sigma
     sigma = np.where(u[:, BLUR] < view.blur_prob, low + (high - low) * u[:, SIGMA], 0.0)
-    start, end = _centre(sizes) if view.crop_scale is None else _random_crop(view, u, sizes)
+    start, end = _centre(view, sizes) if view.crop_scale is None else _random_crop(view, u, sizes)
     return Draw(
         start=(start / sizes).astype(np.float32),
         end=(end / sizes).astype(np.float32),
@@ -112,9 +113,15 @@ def _view_draw(view: View, u: np.ndarray, sizes: np.ndarray) -> Draw:
     )
 
 
-def _centre(sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _centre(view: View, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Torchvision's Resize and CenterCrop: whole pixels of the image resized to the view's size.
+
+    An image whose shorter side is the view's is thus cut between its pixels, never through them.
+    """
     side = sizes.min(1, keepdims=True)
-    start = (sizes - side) / 2
+    resized = view.size * sizes // side
+    start = np.rint((resized - view.size) / 2) * side / view.size
+    start = np.minimum(start, sizes - side)  # ``resized`` is rounded down
     return start, start + side
 
 

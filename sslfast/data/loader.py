@@ -6,6 +6,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 
 from .batch import Batch
+from .manifest import Manifest
 from .recipe import Recipe
 from .sources import ImageDataset, OnBadImage, VideoDataset
 from .steps import Options
@@ -18,10 +19,12 @@ class Loader(Protocol):
     Attributes:
         num_samples: samples in the data set.
         steps_per_epoch: batches that an epoch yields on this rank.
+        manifest: the files that the samples are.
     """
 
     num_samples: int
     steps_per_epoch: int
+    manifest: Manifest
 
     def __len__(self) -> int:
         """The same as ``steps_per_epoch``."""
@@ -86,7 +89,7 @@ def make_loader(
         train: see above.
         prefetch: batches in work while the one handed out is used.
         on_bad_image: what to do with a file that passed ``open_dataset``'s check and yet cannot be
-            decoded: "skip" puts the next sample in its place (without ``train``: leaves it out),
+            decoded: "skip" puts another sample in its place (without ``train``: leaves it out),
             names it in the log and in the loader's ``skipped``, and goes on; "raise" stops.
 
     Raises:

@@ -60,27 +60,32 @@ class EpochOrder:
     def epoch(self, epoch: int) -> tuple[Tensor, Tensor]:
         """The samples of an epoch.
 
-        An excluded sample (and, without shuffling, a place past the end) is filled by the next
-        usable sample of the epoch's order, so shapes and the number of steps never change and
-        ranks need not agree on what was excluded.
+        The place of an excluded sample (and, without shuffling, one past the end) is filled, so
+        shapes and the number of steps never change and ranks need not agree on what was excluded.
+        The filler is a usable sample from half an epoch further on, so that no batch holds a sample
+        twice unless the epoch is one batch, or little is left.
 
         Returns:
-            ids: int64 [steps, batch_size].
-            planned: bool [steps, batch_size], False where the sample is such a filler.
+            ids: int64 [steps, batch_size], the samples to hand out.
+            places: int64 [steps, batch_size], the samples that the places were made for, -1 past
+                the end. Where they differ from ``ids``, a filler stands there; random draws by
+                place differ from those of the filler's other appearance.
 
         Raises:
             ValueError: no usable sample is left.
         """
         if self._cached is None or self._cached[0] != epoch:
-            planned = self._planned(epoch)
-            flat = planned.flatten()
-            good = (flat >= 0) & self._usable[flat.clamp_min(0)]
-            places = good.nonzero().squeeze(1)
-            if len(places) == 0:
+            places = self._planned(epoch)
+            flat = places.flatten()
+            good = ((flat >= 0) & self._usable[flat.clamp_min(0)]).nonzero().squeeze(1)
+            if len(good) == 0:
                 raise ValueError("no readable image is left in the data set")
-            following = torch.searchsorted(places, torch.arange(len(flat))) % len(places)
-            ids = flat[places[following]]
-            self._cached = (epoch, ids.view_as(planned), good.view_as(planned))
+            away = (len(places) + 1) // 2 * self.batch_size
+            empty = torch.ones(len(flat), dtype=torch.bool).index_fill(0, good, False)
+            wanted = (empty.nonzero().squeeze(1) + away) % len(flat)
+            fillers = flat[good[torch.searchsorted(good, wanted) % len(good)]]
+            ids = flat.masked_scatter(empty, fillers)
+            self._cached = (epoch, ids.view_as(places), places)
         return self._cached[1:]
 
     def _planned(self, epoch: int) -> Tensor:

@@ -6,10 +6,17 @@ Colours follow outside (sslfast.data.colour): DALI's color_twist takes ten times
 and knows contrast only about mid-grey, not about the image's mean. The blur therefore comes before
 the colours; both are linear, so but for the clipping of colours they commute.
 
+What DALI cannot be given, Pillow decodes, and DALI gets it uncompressed, as a file in memory. No
+path reaches DALI that is no regular file: it would wait for a pipe without end.
+
 The same graph runs on a GPU: decoder "mixed", later steps "gpu", parameters still from the CPU.
 """
 
 import os
+import resource
+from collections import deque
+from collections.abc import Collection
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -19,7 +26,9 @@ from torch import Tensor
 from sslfast._extras import require
 
 from .draws import Draw
+from .pillow import decode
 from .recipe import View
+from .walk import why_not_a_file
 
 
 def _dali() -> tuple[Any, Any, Any]:
@@ -36,7 +45,7 @@ class ViewPipeline:
         views: the views to produce; none: images are decoded, and nothing comes out of it.
         batch_size: images a batch, always full.
         device: "cpu", or a CUDA device with its index.
-        threads: DALI's CPU threads.
+        threads: DALI's CPU threads, and Pillow's.
         depth: batches in work at a time; so many must be submitted before the first is collected.
     """
 
@@ -75,13 +84,26 @@ class ViewPipeline:
 
         self._views, self._device, self.depth = views, device, depth
         self._submitted = 0
+        self._pool, self._threads = ThreadPoolExecutor(threads, "sslfast-files"), threads
+        self._in_memory: deque[list[int]] = deque()  # of each batch in work, its files in memory
         self.pipeline = graph()
 
-    def submit(self, paths: list[str], draws: list[Draw]) -> None:
-        """Queue one batch: as many files as the batch size, and one Draw for each view."""
+    def submit(
+        self, paths: list[str], draws: list[Draw], by_pillow: Collection[str] = frozenset()
+    ) -> None:
+        """Queue one batch: as many files as the batch size, and one Draw for each view.
+
+        Args:
+            paths: image files.
+            draws: see there.
+            by_pillow: those that Pillow decodes.
+
+        Raises:
+            RuntimeError: one of them is no regular file, or Pillow cannot decode it.
+        """
         feed = self.pipeline.feed_input
         # One padded table, not an array a file: half the cost. A file name ends at its first zero.
-        names = [os.fsencode(path) for path in paths]
+        names = [os.fsencode(path) for path in self._readable(paths, by_pillow)]
         width = max(map(len, names)) + 1
         table = b"".join(name.ljust(width, b"\0") for name in names)
         feed("names", np.frombuffer(table, np.uint8).reshape(len(names), -1))
@@ -112,7 +134,66 @@ class ViewPipeline:
         outputs = self.pipeline.share_outputs(cuda_stream=stream)
         tensors = [torch.from_dlpack(output.as_tensor()) for output in outputs]
         self.pipeline.release_outputs()
+        _close(self._in_memory.popleft())
         return tensors
+
+    def close(self) -> None:
+        """Free threads and memory, but for that of tensors handed out."""
+        self._pool.shutdown(cancel_futures=True)
+        del self.pipeline  # before what it may still be reading
+        while self._in_memory:
+            _close(self._in_memory.popleft())
+
+    def _readable(self, paths: list[str], by_pillow: Collection[str]) -> list[str]:
+        """The paths, but of files in memory where Pillow decodes."""
+        step = -(-len(paths) // self._threads)
+        parts = [paths[i : i + step] for i in range(0, len(paths), step)]
+        for reason in self._pool.map(_first_reason, parts):
+            if reason is not None:
+                raise RuntimeError(reason)
+        chosen = [i for i, path in enumerate(paths) if path in by_pillow]
+        if chosen:
+            _allow_open_files(self.depth * len(paths))
+        self._in_memory.append([])
+        paths = list(paths)
+        work = [self._pool.submit(decode, paths[i]) for i in chosen]
+        for i, future in zip(chosen, work, strict=True):
+            handle = _in_memory(future.result())
+            self._in_memory[-1].append(handle)
+            paths[i] = f"/proc/self/fd/{handle}"
+        return paths
+
+
+def _first_reason(paths: list[str]) -> str | None:
+    for path in paths:
+        reason = why_not_a_file(path)
+        if reason is not None:
+            return f"{path}: {reason}"
+    return None
+
+
+def _allow_open_files(count: int) -> None:
+    """Raise the process's limit of open files, 1,024 on most systems, as far as that goes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count + 1024
+    if resource.RLIM_INFINITY != soft < wanted:
+        limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+
+
+def _in_memory(pixels: np.ndarray) -> int:
+    """An image uint8 [H, W, 3] as a PPM file without a name: its descriptor."""
+    height, width, _ = pixels.shape
+    handle = os.memfd_create("sslfast-image")
+    with os.fdopen(handle, "wb", closefd=False) as file:
+        file.write(b"P6\n%d %d\n255\n" % (width, height))
+        file.write(np.ascontiguousarray(pixels).data)
+    return handle
+
+
+def _close(handles: list[int]) -> None:
+    for handle in handles:
+        os.close(handle)
 
 
 def _view(fn: Any, types: Any, images: Any, v: int, view: View) -> Any:

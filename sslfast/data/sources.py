@@ -9,15 +9,22 @@ from typing import Literal, get_args
 from . import video
 from .builtin import builtin_folder
 from .cache import cache_folder
-from .check import check_files
+from .check import Verdict, check_files
+from .manifest import Manifest
+from .splits import SERVES, split_folders
+from .walk import Found, find_files, sub_folders
 
 logger = logging.getLogger("sslfast")
 
 OnBadImage = Literal["skip", "raise"]
 Modality = Literal["image", "video"]
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+EXTENSIONS = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff"),
+    *(".gif", ".ppm", ".pgm", ".pbm", ".pnm", ".avif"),
+)
 _EXTENSIONS: dict[Modality, tuple[str, ...]] = {"image": EXTENSIONS, "video": video.EXTENSIONS}
-_SPLITS = {"train": ("train",), "test": ("test", "val"), "val": ("val", "test")}
+_BUILTIN = "builtin:"
+MAX_PIXELS = 178_956_970  # Pillow's: an image of 3 bytes a pixel then takes half a gigabyte
 
 
 @dataclass(frozen=True)
@@ -29,8 +36,15 @@ class ImageDataset:
         paths: files, sorted; a sample's id is its position here.
         labels: class of each file, a position in ``classes``; None where there are no labels.
         classes: names of the classes; None where there are no labels.
-        skipped: (path, reason) of every file left out because it is bad.
+        skipped: (path, reason) of every file left out because it is bad, and of every folder that
+            could not be listed.
         sizes: (height, width) of each file in pixels; None makes a loader look them up.
+        by_pillow: those of ``paths`` that DALI cannot be given, and Pillow decodes.
+        passed_over: of everything else in the folder, how many of each kind: extensions of other
+            files, "hidden" and so on.
+        root: the folder it was opened from, absolute.
+        folder: the folder of the split, which the files lie in; None where no folder was opened.
+        lengths: bytes of each file.
     """
 
     name: str
@@ -39,6 +53,20 @@ class ImageDataset:
     classes: list[str] | None = None
     skipped: list[tuple[str, str]] = field(default_factory=list)
     sizes: list[tuple[int, int]] | None = None
+    by_pillow: frozenset[str] = frozenset()
+    passed_over: dict[str, int] = field(default_factory=dict)
+    root: str | None = None
+    folder: str | None = None
+    lengths: list[int] = field(default_factory=list)
+
+    @property
+    def manifest(self) -> Manifest:
+        """What there is to compare with the files of another time (made anew by each call)."""
+        names = self.paths
+        if self.folder is not None:
+            names = [os.path.relpath(path, self.folder) for path in names]
+        root = None if self.name.startswith(_BUILTIN) else self.root
+        return Manifest(self.name, root, names, self.lengths or [0] * len(names))
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -62,15 +90,18 @@ def open_dataset(
     *,
     on_bad_image: OnBadImage = "skip",
     modality: Modality = "image",
+    max_pixels: int | None = None,
 ) -> ImageDataset:
     """Open a folder of images or of videos, or a built-in data set.
 
     Where FOLDER/train and FOLDER/test (or FOLDER/val) exist, ``split`` picks among them; any other
-    folder is one training split. Files are searched for at any depth, by extension (images: jpg,
-    jpeg, png, webp, bmp, tif, tiff; videos: mp4, m4v, mov, mkv, webm, avi; in any case);
-    hidden files and folders are passed over. They are labelled by first-level sub-folder if every
-    file lies in one and there are at least two, else unlabelled. Every file gets a quick check: of
-    its header and end mark, or of its index.
+    folder is one training split. Other usual names of splits count too (training, testing, eval,
+    evaluation, valid, validation, dev), in any case. Files are searched for at any depth, by
+    extension (images: jpg, jpeg, jpe, jfif, png, webp, bmp, tif, tiff, gif, ppm, pgm, pbm, pnm,
+    avif; videos: mp4, m4v, mov, mkv, webm, avi; in any case); hidden files and folders are passed
+    over, and so are the folders of runs. Links are followed, but not to a folder around them.
+    Files are labelled by first-level sub-folder if every file lies in one and there are at least
+    two, else unlabelled. Every file gets a quick check: of its header and end mark, or its index.
 
     Args:
         spec: a folder, or ``builtin:NAME`` (see ``builtin``).
@@ -81,44 +112,57 @@ def open_dataset(
             stops; so for videos.
         modality: "image", or "video", which gives a VideoDataset. Files of the other kind are
             passed over.
+        max_pixels: the largest image, or frame, that is read: the product of height and width, by
+            its header. A small file can claim any size. None is $SSLFAST_MAX_PIXELS or 178,956,970,
+            where Pillow stops too.
 
     Raises:
         FileNotFoundError: no such folder.
-        ValueError: no images or videos, none that is good, no such split, an unknown built-in set,
-            one of the other kind, or a bad file with ``on_bad_image="raise"``.
-        MissingExtra: PyAV is not installed, which reads videos.
+        ValueError: no images or videos, none that is good, no such split, several folders for a
+            split, files beside the splits, an unknown built-in set, one of the other kind, or a
+            bad file with ``on_bad_image="raise"``.
+        MissingExtra: PyAV is not installed, which reads videos, or Pillow, where there are GIF, PPM
+            or AVIF files.
     """
     check_policy(on_bad_image)
     if modality not in _EXTENSIONS:
         raise ValueError(f"modality is one of {sorted(_EXTENSIONS)}; got '{modality}'")
     if modality == "video":
         video.av()  # or say at once that it is missing
-    if split not in _SPLITS:
-        raise ValueError(f"split is one of {sorted(_SPLITS)}; got '{split}'")
+    if split not in SERVES:
+        raise ValueError(f"split is one of {sorted(SERVES)}; got '{split}'")
     cache = cache_folder(cache_dir)
-    kind, _, name = spec.partition(":")
-    root = builtin_folder(name, cache) if kind == "builtin" else Path(spec).expanduser().absolute()
-    folder, classes = _split_folder(root, split)
-    found = _find_files(folder, _EXTENSIONS[modality])
-    if not found:
-        raise ValueError(_nothing_found(folder, modality))
-    paths = [os.path.join(folder, name) for name in found]
+    if spec.startswith(_BUILTIN):
+        root = builtin_folder(spec.removeprefix(_BUILTIN), cache)
+    else:
+        root = Path(os.path.abspath(Path(spec).expanduser()))  # without ".."
+    folder, classes = _choose(root, split, modality)
+    found = find_files(folder, _EXTENSIONS[modality])
+    if not found.files:
+        raise ValueError(_nothing_found(folder, found, modality))
+    paths = [os.path.join(folder, name) for name in found.files]
 
     look = video.check_video if modality == "video" else None
     verdicts = check_files(paths, str(folder), cache, look=look)
-    reasons = [verdict.reason for verdict in verdicts]
+    limit = _max_pixels(max_pixels)
+    reasons = [verdict.reason or _too_large(verdict, limit) for verdict in verdicts]
     skipped = [(path, why) for path, why in zip(paths, reasons, strict=True) if why is not None]
-    _report(skipped, len(paths), on_bad_image, modality)
+    _report(folder, found, skipped, on_bad_image, modality)
 
     good = [i for i, why in enumerate(reasons) if why is None]
-    labels = _labels(found, classes)
+    labels = _labels(found.files, classes)
     dataset = ImageDataset(
         name=spec,
         paths=[paths[i] for i in good],
         labels=None if labels is None else [labels[i] for i in good],
         classes=None if labels is None else classes,
-        skipped=skipped,
+        skipped=found.unreadable + skipped,
+        passed_over=dict(found.passed_over),
         sizes=[(verdicts[i].height, verdicts[i].width) for i in good],
+        by_pillow=frozenset(paths[i] for i in good if verdicts[i].by_pillow),
+        root=str(root),
+        folder=str(folder),
+        lengths=[verdicts[i].length for i in good],
     )
     if modality == "image":
         return dataset
@@ -131,62 +175,40 @@ def check_policy(on_bad_image: str) -> None:
         raise ValueError(f"on_bad_image is 'skip' or 'raise'; got '{on_bad_image}'")
 
 
-def _split_folder(root: Path, split: str) -> tuple[Path, list[str]]:
+def has_split(spec: str, split: str, modality: Modality = "image") -> bool:
+    """Whether ``open_dataset`` finds such a split."""
+    if spec.startswith(_BUILTIN):
+        return True
+    splits = split_folders(Path(spec).expanduser().absolute(), _EXTENSIONS[modality])
+    return any(name in splits for name in SERVES[split])
+
+
+def _choose(root: Path, split: str, modality: Modality) -> tuple[Path, list[str]]:
     """The folder of a split, and the names of the first-level sub-folders of all splits."""
-    if not root.exists():
-        raise FileNotFoundError(
-            f"no such folder: {root}. Give a folder of images or videos, or builtin:NAME for a "
-            "built-in set"
-        )
-    if not root.is_dir():
-        raise ValueError(f"{root} is a file; give the folder that holds the files")
-    present = [name for name in _SPLITS if (root / name).is_dir()]
-    if "train" in present and len(present) > 1:
-        folder = next(root / name for name in _SPLITS[split] if name in present)
-        # Classes of all splits together: a label means the same in each.
-        tops = [root / name for name in present]
-    elif split == "train":
-        folder, tops = root, [root]
-    else:
-        raise ValueError(
-            f"{root} has no '{split}' split: that takes {root / 'train'} and {root / split}"
-        )
-    classes = {
-        entry.name
-        for top in tops
-        for entry in os.scandir(top)
-        if entry.is_dir() and not entry.name.startswith(".")
-    }
-    return folder, sorted(classes)
+    splits = split_folders(root, _EXTENSIONS[modality])
+    folder = next((splits[name] for name in SERVES[split] if name in splits), None)
+    if folder is None:
+        if splits or split != "train":
+            raise ValueError(
+                f"{root} has no '{split}' split: that takes {root / 'train'} and {root / split}"
+            )
+        folder, splits = root, {"train": root}
+    # Classes of all splits together: a label means the same in each.
+    return folder, sorted({name for top in splits.values() for name in sub_folders(top)})
 
 
-def _find_files(folder: Path, extensions: tuple[str, ...]) -> list[str]:
-    """Sorted paths of such files below ``folder``, relative to it; links are followed."""
-    found = []
-    seen = set()
-    for parent, folders, files in os.walk(folder, followlinks=True):
-        real = os.path.realpath(parent)
-        folders[:] = [] if real in seen else [f for f in folders if not f.startswith(".")]
-        if real not in seen:
-            seen.add(real)
-            found += [
-                os.path.relpath(os.path.join(parent, name), folder)
-                for name in files
-                if name.lower().endswith(extensions) and not name.startswith(".")
-            ]
-    return sorted(found)
-
-
-def _nothing_found(folder: Path, modality: Modality) -> str:
+def _nothing_found(folder: Path, found: Found, modality: Modality) -> str:
     ends = " ".join(_EXTENSIONS[modality])
     message = f"no {modality}s in {folder}: no file ends in one of {ends}"
     for other, extensions in _EXTENSIONS.items():
-        count = len(_find_files(folder, extensions))
+        count = sum(found.passed_over[extension] for extension in extensions)
         if count:
             message += (
                 f". It holds {count} {other}s: for these, choose a method and a recipe that learn "
                 f'from {other}s (in Python: modality="{other}")'
             )
+    for path, reason in found.unreadable:
+        message += f". {path} cannot be read: {reason}"
     return message
 
 
@@ -198,18 +220,48 @@ def _labels(found: list[str], classes: list[str]) -> list[int] | None:
     return [number[top] for top in tops if top is not None]
 
 
+def _max_pixels(given: int | None) -> int:
+    asked = os.environ.get("SSLFAST_MAX_PIXELS") if given is None else str(given)
+    if not asked:
+        return MAX_PIXELS
+    if not asked.isdecimal() or int(asked) < 1:
+        raise ValueError(f"max_pixels (SSLFAST_MAX_PIXELS) is a number of pixels; got '{asked}'")
+    return int(asked)
+
+
+def _too_large(seen: Verdict, limit: int) -> str | None:
+    if seen.height * seen.width <= limit:
+        return None
+    return (
+        f"{seen.height:,} x {seen.width:,} pixels, more than {limit:,} "
+        "(SSLFAST_MAX_PIXELS sets the limit)"
+    )
+
+
 def _report(
-    skipped: list[tuple[str, str]], total: int, on_bad_image: OnBadImage, modality: Modality
+    folder: Path,
+    found: Found,
+    skipped: list[tuple[str, str]],
+    on_bad_image: OnBadImage,
+    modality: Modality,
 ) -> None:
-    if not skipped:
-        return
-    if on_bad_image == "raise":
-        path, reason = skipped[0]
-        more = f" ({len(skipped) - 1} more bad files)" if len(skipped) > 1 else ""
-        raise ValueError(f"unreadable {modality}: {path}: {reason}{more}")
-    for path, reason in skipped:
-        logger.warning("skipping unreadable %s %s: %s", modality, path, reason)
-    logger.warning("skipped %d of %d %ss as unreadable", len(skipped), total, modality)
+    """Say what was left out, or raise."""
+    if found.passed_over:
+        kinds = sorted(found.passed_over.items(), key=lambda item: (-item[1], item[0]))
+        what = ", ".join(f"{count} {kind}" for kind, count in kinds[:10])
+        more = f" and {len(kinds) - 10} kinds more" if len(kinds) > 10 else ""
+        logger.info("passed over in %s: %s%s", folder, what, more)
+    bad = [("folder", path, why) for path, why in found.unreadable]
+    bad += [(modality, path, why) for path, why in skipped]
+    if bad and on_bad_image == "raise":
+        what, path, reason = bad[0]
+        more = f" ({len(bad) - 1} more bad files)" if len(bad) > 1 else ""
+        raise ValueError(f"unreadable {what}: {path}: {reason}{more}")
+    for what, path, reason in bad:
+        logger.warning("skipping unreadable %s %s: %s", what, path, reason)
+    total = len(found.files)
+    if skipped:
+        logger.warning("skipped %d of %d %ss as unreadable", len(skipped), total, modality)
     if len(skipped) == total:
         path, reason = skipped[0]
         raise ValueError(

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -14,11 +15,12 @@ from torch import Tensor
 from .batch import Batch
 from .colour import recolour
 from .draws import Draw, draw
+from .manifest import Manifest
 from .order import EpochOrder
 from .recipe import Recipe
 from .sources import ImageDataset, OnBadImage, check_policy
 
-logger = logging.getLogger("sslfast")
+logger = logging.getLogger(__name__)  # of its own: heard from every rank (sslfast.cli)
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,7 @@ class StepLoader(ABC):
 
     @abstractmethod
     def _submit(self, batch: Planned) -> None:
-        """Begin to work on a batch."""
+        """Begin to work on a batch; RuntimeError where a file breaks it."""
 
     @abstractmethod
     def _collect(self) -> list[Tensor]:
@@ -129,8 +131,11 @@ class StepLoader(ABC):
         """Forget all batches in work."""
 
     @abstractmethod
-    def _find_bad(self, batches: list[Planned]) -> dict[int, str]:
-        """After _collect raised: {sample: reason} of the bad files in what was in work."""
+    def _find_bad(self, batches: list[Planned]) -> dict[int, str] | None:
+        """After _submit or _collect raised: {sample: reason} of the bad files in what was in work.
+
+        None where no file was at fault; none in it where the fault has been mended.
+        """
 
     def __len__(self) -> int:
         return self.steps_per_epoch
@@ -156,7 +161,7 @@ class StepLoader(ABC):
         """Go on from a state of the same data set, seed and global batch, on any number of ranks.
 
         Raises:
-            ValueError: the state belongs to another data set size, seed or global batch size.
+            ValueError: the state belongs to other files, another seed or global batch size.
         """
         if state.get("version") != 1:
             raise ValueError(
@@ -164,10 +169,8 @@ class StepLoader(ABC):
                 "resume with the version of sslfast that wrote it"
             )
         for key, mine in self._identity().items():
-            if state[key] != mine:
-                raise ValueError(
-                    f"cannot resume the data order: {key} was {state[key]} and is now {mine}"
-                )
+            if (was := state.get(key, mine)) != mine:  # earlier states lack the files
+                raise ValueError(f"cannot resume the data order: {key} was {was} and is now {mine}")
         self._restart()
         self._epoch, self._step = state["epoch"], state["step"]
         new = [i for i in state["excluded"] if i not in self._excluded]
@@ -178,8 +181,14 @@ class StepLoader(ABC):
         self._restart()
         self._closed = True
 
-    def _identity(self) -> dict[str, int | bool]:
+    @cached_property
+    def manifest(self) -> Manifest:
+        """The files that positions and sample ids are about."""
+        return self._dataset.manifest
+
+    def _identity(self) -> dict[str, int | bool | str]:
         return {
+            "files": self.manifest.fingerprint,
             "seed": self._seed,
             "train": self._train,
             "num_samples": self.num_samples,
@@ -233,14 +242,14 @@ class StepLoader(ABC):
     def _plan(self, epoch: int, ahead: int) -> Planned:
         """The batch of a step (which may count on past its epoch's end)."""
         block, row = divmod(ahead % self.steps_per_epoch, self._block)
-        ids, planned = self._order.epoch(epoch)
+        ids, places = self._order.epoch(epoch)
         steps = slice(block * self._block, (block + 1) * self._block)
-        ids, planned = ids[steps], planned[steps]
+        ids, places = ids[steps], places[steps]
         if self._drawn is None or self._drawn[0] != (epoch, block):
             flat = ids.flatten()
             draws = draw(
                 self._recipe.views,
-                flat,
+                places.flatten(),
                 self._sizes[flat],
                 epoch=epoch if self._train else 0,
                 seed=self._seed,
@@ -248,7 +257,8 @@ class StepLoader(ABC):
             self._drawn = ((epoch, block), draws)
         size = self._order.batch_size
         rows = slice(row * size, (row + 1) * size)
-        return Planned(ids[row], planned[row], [draws.rows(rows) for draws in self._drawn[1]])
+        planned = ids[row] == places[row]
+        return Planned(ids[row], planned, [draws.rows(rows) for draws in self._drawn[1]])
 
     def _finish(self, batch: Planned, images: list[Tensor]) -> Batch:
         """Colours, and without ``train`` the removal of rows that only filled the batch."""
@@ -274,8 +284,10 @@ class StepLoader(ABC):
         batches = list(self._pending)
         self._restart()
         reasons = self._find_bad(batches)
-        if not reasons:
+        if reasons is None:
             raise error
+        if not reasons:
+            return
         if self._on_bad_image == "raise":
             files = ", ".join(f"{self._dataset.paths[i]} ({why})" for i, why in reasons.items())
             raise ValueError(f"unreadable {self._recipe.modality}: {files}") from error

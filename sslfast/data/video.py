@@ -14,6 +14,7 @@ import numpy as np
 from sslfast._extras import require
 
 from .check import Verdict
+from .walk import open_file
 
 # Not MPEG program streams: after a seek, their times are off by a frame.
 EXTENSIONS = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi")
@@ -74,6 +75,7 @@ def check_video(path: str) -> Verdict:
 
 def _opened(library: Any, path: str) -> Any:
     """The container; titles and the like may be in any encoding."""
+    open_file(path).close()  # or raise: FFmpeg would wait for a pipe without end
     return library.open(path, metadata_errors="replace")
 
 

@@ -76,11 +76,11 @@ class VideoLoader(StepLoader):
         self._pool = None
         self._work.clear()
 
-    def _find_bad(self, batches: list[Planned]) -> dict[int, str]:
+    def _find_bad(self, batches: list[Planned]) -> dict[int, str] | None:
         # Only those of the oldest batch: what is bad in a later one may depend on its clips, and
         # nothing may depend on how many batches were in work.
         bad, self._bad = self._bad, {}
-        return bad
+        return bad or None
 
 
 def read_clip(path: str, frames: int, view: View, draw: Draw) -> Tensor:

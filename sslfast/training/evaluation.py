@@ -1,6 +1,7 @@
 """Evaluation of a run: which images, seen how, by which encoder."""
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
@@ -13,6 +14,7 @@ from torch import nn
 
 from sslfast import data
 from sslfast.data import ImageDataset, Loader, Recipe
+from sslfast.data.sources import has_split
 from sslfast.eval import Features, extract, knn_accuracy, linear_probe, raw_pixels
 from sslfast.training.config import read_yaml
 from sslfast.training.distributed import resolve_device
@@ -30,7 +32,7 @@ class FinishedRun:
     Attributes:
         folder: its files.
         description: what encoder.safetensors says: model, model_args, image_size, mean, std ...
-        settings: what config.yaml says.
+        settings: what config.yaml says, but ``data`` where it is found from any working directory.
         device: where to compute.
         threads: CPU threads for loading data; None: chosen by the loader.
     """
@@ -55,6 +57,9 @@ class FinishedRun:
             if not file.is_file():
                 raise RunFolderError(f"{path} holds no finished run: there is no {file.name}")
         description, settings = read_description(folder.encoder), read_yaml(folder.config)
+        manifest = folder.manifest()
+        if manifest is not None and os.path.exists(manifest.place):
+            settings["data"] = manifest.place
         return cls(folder, description, settings, resolve_device(device), threads)
 
     def encoder(self) -> nn.Module:
@@ -70,6 +75,10 @@ class FinishedRun:
     def dataset(self, spec: str, split: str) -> ImageDataset:
         """Images for this encoder, or videos."""
         return data.open_dataset(spec, split, modality=self._recipe().modality)
+
+    def has_split(self, spec: str, split: str) -> bool:
+        """Whether ``dataset`` finds such a split."""
+        return has_split(spec, split, self._recipe().modality)
 
     def features(self, encoder: nn.Module | None, images: ImageDataset) -> Features:
         """The features of all images, in their order; without an encoder, the pixels."""
@@ -95,14 +104,6 @@ class FinishedRun:
         if self.description.get("num_frames") is not None:
             view |= {key: self.description[key] for key in ("num_frames", "sampling_rate")}
         return data.recipe("eval", size=self.description["image_size"], **view)
-
-
-def has_test_split(spec: str) -> bool:
-    """Whether a data set comes with images to test on."""
-    if spec.startswith("builtin:"):
-        return True
-    root = Path(spec).expanduser()
-    return (root / "train").is_dir() and any((root / name).is_dir() for name in ("test", "val"))
 
 
 def evaluate(

@@ -19,7 +19,7 @@ from sslfast.eval.plots import plot_loss_curve, plot_map, plot_views
 from sslfast.methods.base import Context
 from sslfast.training import checkpoint
 from sslfast.training.config import TrainConfig
-from sslfast.training.evaluation import FinishedRun, has_test_split
+from sslfast.training.evaluation import FinishedRun
 from sslfast.training.pipeline import build_recipe
 from sslfast.training.run_folder import RunFolderError
 from sslfast.training.run_log import read_metrics
@@ -78,7 +78,7 @@ def report(run: FinishedRun, labels_per_class: int | None = None, k: int = K) ->
     config = TrainConfig(**run.settings)
     folder = run.folder.path
     train = run.dataset(config.data, "train")
-    test = run.dataset(config.data, "test") if has_test_split(config.data) else train
+    test = run.dataset(config.data, "test") if run.has_split(config.data, "test") else train
 
     encoder = run.encoder()
     test_features = run.features(encoder, test)

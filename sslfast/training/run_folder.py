@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from sslfast.data.manifest import Manifest
 from sslfast.training import checkpoint
 from sslfast.training.config import ConfigError, TrainConfig
 from sslfast.training.encoder import FILE_NAME
@@ -18,7 +19,7 @@ logger = logging.getLogger("sslfast")
 
 # What may differ between the run that wrote a checkpoint and the one that goes on from it.
 _MAY_CHANGE = (
-    *("out", "epochs", "steps", "lr", "weight_decay", "momentum", "warmup_epochs", "init"),
+    *("data", "out", "epochs", "steps", "lr", "weight_decay", "momentum", "warmup_epochs", "init"),
     *("device", "compile", "threads", "resume", "log_every", "schema_version", "on_bad_image"),
     *("checkpoint_every", "keep_checkpoints"),
 )
@@ -42,6 +43,7 @@ class RunFolder:
         self.checkpoints = self.path / checkpoint.FOLDER_NAME
         self.files = self.path / "files"
         self.encoder = self.path / FILE_NAME
+        self._manifest = self.path / "data.json.gz"
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -99,14 +101,33 @@ class RunFolder:
                 with open(source, "rb") as file:
                     write_atomically(copy, partial(shutil.copyfileobj, file))
 
-    def resume_state(self, config: TrainConfig) -> dict[str, Any] | None:
+    def keep_manifest(self, manifest: Manifest) -> None:
+        """Write down which files the run learns from, and where they are."""
+        write_atomically(self._manifest, lambda file: file.write(manifest.to_bytes()))
+
+    def manifest(self) -> Manifest | None:
+        """What ``keep_manifest`` wrote; None where that is missing or damaged, which is said."""
+        try:
+            return Manifest.from_bytes(self._manifest.read_bytes())
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            logger.warning("%s cannot be read: %s", self._manifest, error)
+            return None
+
+    def resume_state(self, config: TrainConfig, manifest: Manifest) -> dict[str, Any] | None:
         """The checkpoint to go on from, as ``config.resume`` asks, or None to start anew.
+
+        Args:
+            config: the settings.
+            manifest: the files that there are to learn from.
 
         Raises:
             RunFolderError: the folder holds something that ``config.resume`` does not allow.
             CheckpointError: no checkpoint can be read.
-            ConfigError: the checkpoint belongs to a run with other settings.
+            ConfigError: the checkpoint belongs to a run with other settings or on other files.
         """
+        source = self
         others = [p for p in self.path.iterdir() if p.name != ".lock"]
         if config.resume == "never" and others:
             raise RunFolderError(
@@ -115,6 +136,7 @@ class RunFolder:
             )
         if config.resume not in ("auto", "never"):
             state: dict[str, Any] | None = self._explicit(Path(config.resume))
+            source = self.of_checkpoint(config.resume)
         elif others and not self.config.exists():
             raise RunFolderError(
                 f"{self.path} holds files that are not of a run (no config.yaml): choose another "
@@ -124,7 +146,23 @@ class RunFolder:
             state = checkpoint.load_newest(self.checkpoints)
         if state is not None:
             _check_same_run(TrainConfig(**state["config"]), config)
+            source._check_same_files(state, manifest)
         return state
+
+    def _check_same_files(self, state: dict[str, Any], now: Manifest) -> None:
+        """With one file more or less, or in another place, every later batch would be another."""
+        before = state["ranks"][0]["loader"].get("files", now.fingerprint)
+        if before == now.fingerprint:
+            return
+        known = self.manifest()
+        if known is not None and known.fingerprint == before:
+            what = known.changes(now)
+        else:
+            what = f"there were {state['num_samples']} samples, and now {len(now.names)}"
+        raise ConfigError(
+            f"the data is not what the run to go on with learnt from: {what}. Restore it, or start "
+            "anew with another --out and --init from this run"
+        )
 
     def _explicit(self, path: Path) -> dict[str, Any]:
         state = checkpoint.load_newest(path / checkpoint.FOLDER_NAME) if path.is_dir() else None

@@ -64,13 +64,13 @@ def train(config: TrainConfig) -> Path:
         method = build_method(config, ranks.device, run)
         check_image_size(build_recipe(config, method), method.encoder)
         loader = stack.enter_context(closing(build_loader(config, method, ranks)))
-        data = {"samples": loader.num_samples, "batches an epoch": loader.steps_per_epoch}
+        data = {"files": loader.manifest.fingerprint, "batches an epoch": loader.steps_per_epoch}
         ranks.must_agree({"settings": config.shared(), "data": data})
         # Up to here nothing is written: a wrong setting leaves no folder behind.
         saved = None
         if ranks.is_main:
             stack.enter_context(run.locked())
-            saved = run.resume_state(config)
+            saved = run.resume_state(config, loader.manifest)
         # The other ranks read the checkpoint that rank 0 found to be whole.
         path = ranks.share(saved and saved["path"])
         if path and not saved:
@@ -139,6 +139,7 @@ def fit(
         log = None
         if ranks.is_main:
             config.write(run.config)
+            run.keep_manifest(loader.manifest)
             run.keep_copies(method_files(type(method), config, run))
             log = stack.enter_context(RunLog(run.metrics, step, total_steps, steps_per_epoch))
         poll = StopPoll(ranks, stack.enter_context(catch_signals()))

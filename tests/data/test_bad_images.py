@@ -46,11 +46,12 @@ def decoded(folder: Path) -> torch.Tensor:
     + [("png", mode) for mode in ("1", "L", "LA", "P", "RGBA")]
     + [("webp", mode) for mode in ("RGB", "RGBA")]
     + [("bmp", mode) for mode in ("L", "P", "RGB")]
-    + [("tif", mode) for mode in ("L", "P", "RGB", "RGBA", "CMYK")],
+    + [("tif", mode) for mode in ("1", "L", "P", "RGB", "RGBA", "CMYK")]
+    + [("gif", "P"), ("ppm", "RGB"), ("pgm", "L"), ("pbm", "1"), ("avif", "RGB"), ("jfif", "RGB")],
 )
 def test_every_kind_of_image_becomes_rgb(suffix, mode, tmp_path, pictures):
     path = tmp_path / f"image.{suffix}"
-    options = {"lossless": True} if suffix == "webp" else {}
+    options = {"webp": {"lossless": True}, "jfif": {"format": "JPEG"}}.get(suffix, {})
     Image.fromarray(pictures[5]).convert(mode).save(path, **options)
     with Image.open(path) as file:
         expected = np.array(file.convert("RGB")).transpose(2, 0, 1)
@@ -131,6 +132,20 @@ def test_the_rest_of_the_data_is_as_without_the_accident(damaged):
     assert len(knows.skipped) == 3
     finds.close()
     knows.close()
+
+
+def test_one_batch_an_epoch_never_shows_a_filler_its_own_picture_again(damaged):
+    # The filler can only come from the same batch: then at least its draws are its own.
+    dataset, _ = damaged
+    loader = make_loader(dataset, recipe("simclr_small"), batch_size=40, threads=1)
+    (batch,) = list(loader)
+    ids, times = batch.sample_ids.unique(return_counts=True)
+    assert sorted(times.tolist()) == [1] * 34 + [2] * 3
+    for i in ids[times == 2]:
+        one, other = (batch.sample_ids == i).nonzero().flatten()
+        for view in batch.views:
+            assert not torch.equal(view[one], view[other])
+    loader.close()
 
 
 def test_evaluation_leaves_them_out(damaged):

@@ -1,3 +1,4 @@
+import shutil
 import subprocess
 import sys
 import threading
@@ -85,6 +86,25 @@ def test_mnist_files_need_no_writing_twice(cache):
     stamp = Path(before.paths[0]).stat().st_mtime_ns
     assert open_dataset("builtin:mnist") == before
     assert Path(before.paths[0]).stat().st_mtime_ns == stamp
+
+
+def test_a_half_deleted_cache_is_filled_up(tmp_path, monkeypatch, caplog):
+    images, labels = builtin("mnist", "test")
+    few = {"train": (images[:3].numpy(), labels[:3].numpy())}
+    few["test"] = (images[500:502].numpy(), labels[500:502].numpy())
+    monkeypatch.setitem(sys.modules["sslfast.data.builtin"]._READERS, "mnist", few.get)
+    monkeypatch.setenv("SSLFAST_CACHE", str(tmp_path))
+    before = open_dataset("builtin:mnist")
+    kept, lost = (Path(path) for path in before.paths[:2])
+    content, stamp = lost.read_bytes(), kept.stat().st_mtime_ns
+    assert "not complete" not in caplog.text
+    lost.unlink()
+    shutil.rmtree(tmp_path / "builtin" / "mnist-v1" / "test")
+    assert open_dataset("builtin:mnist").paths == before.paths
+    assert "not complete" in caplog.text
+    assert len(open_dataset("builtin:mnist", "test")) == 2
+    assert lost.read_bytes() == content
+    assert kept.stat().st_mtime_ns == stamp
 
 
 def test_of_two_that_want_a_folder_one_makes_it(tmp_path):

@@ -97,3 +97,22 @@ def test_without_a_crop_the_centred_square_is_taken():
     d = one(View(crop_scale=None), torch.arange(2), torch.tensor([[50, 100], [64, 64]]))
     torch.testing.assert_close(d.start, torch.tensor([[0, 0.25], [0, 0]]))
     torch.testing.assert_close(d.end, torch.tensor([[1, 0.75], [1, 1]]))
+
+
+def test_what_needs_no_resizing_is_cut_between_pixels():
+    # As torchvision's CenterCrop rounds: half to even.
+    sizes = torch.tensor([[33, 32], [32, 35], [32, 32], [60, 32], [32, 37]])
+    d = one(View(size=32, crop_scale=None), torch.arange(5), sizes)
+    start = torch.tensor([[0, 0], [0, 2], [0, 0], [14, 0], [0, 2]])
+    torch.testing.assert_close(d.start * sizes, start.float())
+    torch.testing.assert_close(d.end * sizes, start.float() + 32)
+
+
+def test_the_centred_square_is_that_of_resize_and_centre_crop():
+    # 101 x 64 at 32: resized to 50 x 32, rows 9 to 41 of it, which are rows 18 to 82 of the image.
+    d = one(View(size=32, crop_scale=None), torch.arange(1), torch.tensor([[101, 64]]))
+    torch.testing.assert_close(d.start[0] * torch.tensor([101, 64]), torch.tensor([18.0, 0.0]))
+    # 3 x 2 at 7: resized to 10 x 7, room for 3 rows: 2 (1.5, half to even) of the 7 that are 2.
+    d = one(View(size=7, crop_scale=None), torch.arange(1), torch.tensor([[3, 2]]))
+    torch.testing.assert_close(d.start[0] * torch.tensor([3, 2]), torch.tensor([4 / 7, 0.0]))
+    assert (d.end <= 1).all()

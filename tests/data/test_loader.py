@@ -199,6 +199,20 @@ def test_the_eval_view_resizes_the_shorter_side_and_cuts_the_middle(loader, tmp_
     assert np.abs(difference[:, 2:-2, 2:-2]).max() <= 1.01
 
 
+@pytest.mark.parametrize("size", [(33, 32), (32, 35), (47, 32)])
+def test_an_image_of_the_views_size_keeps_its_pixels(loader, tmp_path, pictures, size):
+    height, width = size
+    pixels = np.concatenate([pictures[0], pictures[8]], 0)
+    pixels = np.concatenate([pixels, pixels[::-1]], 1)[:height, :width]
+    (tmp_path / "one").mkdir()
+    Image.fromarray(pixels).save(tmp_path / "one" / "0.png")
+    data = open_dataset(str(tmp_path / "one"))
+    (batch,) = loader(Recipe("bare", (BARE,)), dataset=data, train=False, batch_size=1)
+    top, left = round((height - 32) / 2), round((width - 32) / 2)
+    expected = pixels[top : top + 32, left : left + 32].transpose(2, 0, 1) / 255
+    np.testing.assert_allclose(batch.views[0][0].numpy(), expected, atol=1e-6)
+
+
 def test_flip(loader):
     plain = only(loader(Recipe("r", (BARE,))))
     flipped = only(loader(Recipe("r", (replace(BARE, flip=1.0),))))

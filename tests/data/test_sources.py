@@ -61,14 +61,6 @@ def test_depth_extensions_and_hidden_files(tmp_path, pictures):
     assert dataset.sizes == [(32, 32)] * 6
 
 
-def test_links_are_followed_once(folder):
-    (folder / "even" / "loop").symlink_to(folder)
-    (folder / "more").symlink_to(folder / "odd")
-    dataset = open_dataset(str(folder))
-    assert len({os.path.realpath(path) for path in dataset.paths}) == 40
-    assert len(dataset) == 40
-
-
 def test_splits_share_their_classes(tmp_path, pictures):
     for name in ("train/a/1.png", "train/b/2.png", "train/c/3.png", "val/a/4.png", "val/c/5.png"):
         save(pictures[0], tmp_path / name)

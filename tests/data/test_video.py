@@ -1,5 +1,6 @@
 """Frames of video files: those of a straight decode, whatever is asked for, or a clear refusal."""
 
+import os
 from pathlib import Path
 
 import av
@@ -190,3 +191,11 @@ def test_every_place_of_a_clip_is_reached() -> None:
     starts = [clip_frames(10, view, k / 40)[0] for k in range(40)]
     assert starts == sorted(starts)
     assert [starts.count(place) for place in range(5)] == [10, 10, 10, 10, 0]
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.mp4")
+    with pytest.raises(OSError, match="not a regular file"):
+        video._opened(av, str(tmp_path / "pipe.mp4"))
+    with pytest.raises(BadVideoError, match="not a regular file"):
+        read_frames(str(tmp_path / "pipe.mp4"), [0])

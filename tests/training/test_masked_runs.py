@@ -173,16 +173,16 @@ def test_tokens_of_pixels_then_of_features_from_the_command_line(
     fit = ["tokenizer", "fit", "--data", data, "--vocab-size", "24", *common]
     sizes = ["--patch-size", "4", "--image-size", "16", "--images", "150"]
     for number, own in enumerate((sizes, ["--run", runs[0]])):
-        tokens, png = (str(tmp_path / f"tokens{number}.{end}") for end in ("safetensors", "png"))
+        tokens, png = (str(tmp_path / f"tokens {number}.{end}") for end in ("safetensors", "png"))
         assert main([*fit, *own, "--out", tokens, "--png", png]) == 0
         printed = capsys.readouterr().out
         assert "24 of 24" in printed
-        assert f"--method-args.tokenizer {tokens}" in printed
+        assert f"--method-args.tokenizer '{tokens}'" in printed
         with Image.open(png) as picture:
             assert min(picture.size) > 100
         assert main(["train", *words, tokens, "--out", runs[number]]) == 0
         capsys.readouterr()
-    first, second = (load_tokenizer(tmp_path / f"tokens{n}.safetensors") for n in range(2))
+    first, second = (load_tokenizer(tmp_path / f"tokens {n}.safetensors") for n in range(2))
     assert (first.codebook.shape, second.codebook.shape) == ((24, 48), (24, 32))
     assert (first.spec.norm_pix, second.spec.norm_pix) == (True, False)
     assert first.spec.made["images"] == 150
@@ -192,7 +192,7 @@ def test_tokens_of_pixels_then_of_features_from_the_command_line(
     assert all(torch.equal(t, trained[n]) for n, t in second.encoder.state_dict().items())
     again = str(tmp_path / "again.safetensors")
     assert main([*fit, *sizes, "--out", again]) == 0
-    assert Path(again).read_bytes() == (tmp_path / "tokens0.safetensors").read_bytes()
+    assert Path(again).read_bytes() == (tmp_path / "tokens 0.safetensors").read_bytes()
 
 
 def test_init_from_a_run_with_smaller_images(settings: dict[str, Any], tmp_path: Path) -> None:

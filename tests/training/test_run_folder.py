@@ -56,7 +56,7 @@ def resume(out: Path, **changes: Any) -> dict[str, Any] | None:
     config = toy_config(out, **changes)
     run = RunFolder(out)
     with run.locked():
-        return run.resume_state(config)
+        return run.resume_state(config, ToyLoader().manifest)
 
 
 def test_an_empty_folder_starts_anew(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sslfast.data.batch import Batch
+from sslfast.data.manifest import Manifest
 from sslfast.functional import ntxent
 from sslfast.methods.base import Context, Method, Reference
 from sslfast.training.config import TrainConfig
@@ -77,6 +78,9 @@ class ToyLoader:
         self.num_samples, self.batch_size = num_samples, batch_size
         self.rank, self.world_size = rank, world_size
         self.steps_per_epoch = num_samples // (batch_size * world_size)
+        self.manifest = Manifest(
+            "toy", None, [str(i) for i in range(num_samples)], [1] * num_samples
+        )
         generator = torch.Generator().manual_seed(1)
         self.images = torch.randn(num_samples, 3, 8, 8, generator=generator)
         self.epoch = self.position = 0

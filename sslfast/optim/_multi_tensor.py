@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from sslfast.ema import EMATeacher, Pairs
+from sslfast.ema import EMATeacher
+from sslfast.ema.pairs import Pairs
 from sslfast.functional._common import FLOATS
 from sslfast.functional._ema import local_shard, whole
 from sslfast.kernels._tensors import is_dense, same_layout, to_device

@@ -11,7 +11,7 @@ from torch import Tensor
 from sslfast.ema import EMATeacher
 from sslfast.ema.pairs import Pairs
 from sslfast.functional._ema import local_shard, whole
-from sslfast.kernels._tensors import is_dense, same_layout, to_device
+from sslfast.kernels._tensors import same_layout, to_device
 
 from ._parts import check, gradient_of, without_holes
 
@@ -157,11 +157,12 @@ class MultiTensor(ABC):
         taken = None if found_inf is None else found_inf.reshape(()) == 0
         if params:
             control, numbers = self._upload(params, momentum, taken)
-            parts = list(map(without_holes, params))
+            locals_ = list(map(local_shard, params))
+            parts = list(map(without_holes, locals_))
             self._update([g for g, _ in found], params, parts, teachers, numbers, control)
-            for p, part in zip(params, parts, strict=True):
-                if not is_dense(local_shard(p)):
-                    local_shard(p).copy_(part)
+            for local, part in zip(locals_, parts, strict=True):
+                if part is not local:
+                    local.copy_(part)
         if self.ema is not None and rest is not None and momentum is not None:
             self.ema.follow(rest, momentum, rest.checked(), taken)
         return loss

@@ -14,10 +14,23 @@ def gradient_of(p: Tensor) -> Tensor:
     return p.grad
 
 
-def without_holes(p: Tensor) -> Tensor:
-    """The local part of a parameter, or a copy of it where it is a view with holes."""
-    local = local_shard(p)
-    return local if is_dense(local) else torch.empty_like(local).copy_(local)
+def without_holes(local: Tensor) -> Tensor:
+    """The local part of a parameter, or a copy of it where it is a view with holes.
+
+    Raises:
+        ValueError: elements may lie in the same place of memory.
+    """
+    if is_dense(local):
+        return local
+    reach = 0
+    for stride, size in sorted(zip(local.stride(), local.shape, strict=True)):
+        if size > 1 and stride <= reach:
+            raise ValueError(
+                f"elements of a parameter of shape {list(local.shape)} share memory (expand): make "
+                "it contiguous"
+            )
+        reach += stride * (size - 1)
+    return torch.empty_like(local).copy_(local)
 
 
 def local_gradient(p: Tensor, part: Tensor) -> Tensor:
@@ -46,19 +59,3 @@ def check(p: Tensor, first: Tensor) -> None:
         raise ValueError(
             f"parameters are on {first.device} and {p.device}: make an optimiser for each device"
         )
-    if _overlaps(local_shard(p)):
-        raise ValueError(
-            f"elements of a parameter of shape {shape} share memory (expand): make it contiguous"
-        )
-
-
-def _overlaps(tensor: Tensor) -> bool:
-    """Whether elements may lie in the same place of memory."""
-    if is_dense(tensor):
-        return False
-    reach = 0
-    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
-        if size > 1 and stride <= reach:
-            return True
-        reach += stride * (size - 1)
-    return False

@@ -100,9 +100,12 @@ class AdamW(MultiTensor, torch.optim.AdamW):
 
     def _step_of(self, p: Tensor) -> Tensor:
         """How many steps a parameter has had: one float32, as the kernels read it."""
-        state = self.state[p]
-        step = state.get("step", torch.zeros(()))
+        state, device = self.state[p], local_shard(p).device
+        if "step" not in state:
+            state["step"] = torch.zeros((), dtype=torch.float32, device=device)
+        step: Tensor = state["step"]
         if step.numel() != 1:
             raise ValueError(f"the step of a parameter is of shape {list(step.shape)}")
-        state["step"] = step.to(local_shard(p).device, torch.float32)
-        return state["step"]
+        if step.dtype != torch.float32 or step.device != device:
+            step = state["step"] = step.to(device, torch.float32)
+        return step

@@ -1,5 +1,6 @@
 """What a teacher copies of its student, and how it goes with timm's: states, warm-up, devices."""
 
+import copy
 import threading
 import warnings
 
@@ -45,6 +46,7 @@ def test_caches_are_left_to_each_network() -> None:
         student(torch.randn(2, 9, 4))
     student(torch.randn(2, 12, 4))
     assert teacher.pairs() is known  # a new table is no change of the structure
+    copy.deepcopy(teacher).update(student)  # which has to find its pairs anew
     twin = EMATeacher(student, 0.5)
     assert len(twin.module[0].table) == 12  # it starts as a whole copy
 
@@ -68,7 +70,6 @@ def test_modules_that_deepcopy_refuses() -> None:
     assert held is teacher.module.again  # one tensor stays one
     assert not held.requires_grad
     assert held.data_ptr() != student.again.data_ptr()
-    assert all(p.grad is None for p in teacher.parameters())
     x = torch.randn(2, 4)
     torch.testing.assert_close(teacher(x), student.eval()(x))
     with torch.no_grad():

@@ -362,9 +362,10 @@ def test_op_and_compile() -> None:
     torch.testing.assert_close(out, want[0] + 1)
 
 
-def test_update_inside_a_compiled_step() -> None:
+@pytest.mark.parametrize("options", [{}, {"device": "cpu", "skip_non_finite": True}])
+def test_update_inside_a_compiled_step(options) -> None:
     student = nn.Linear(3, 2)
-    teacher = EMATeacher(student, 0.5)
+    teacher = EMATeacher(student, 0.5, **options)
     with torch.no_grad():
         student.weight.add_(1)
     want = student.weight.detach() - 0.5

@@ -44,7 +44,7 @@ class _Detached(TorchFunctionMode):
 def copy_of(
     student: nn.Module, dtype: torch.dtype | None, device: torch.device | None
 ) -> nn.Module:
-    """A copy in eval mode, whose parameters take no gradients and hold none.
+    """A copy in eval mode, whose parameters take no gradients.
 
     Raises:
         TypeError: a student in TorchScript, or one that holds what cannot be copied.
@@ -71,6 +71,4 @@ def copy_of(
                 f"the student cannot be copied ({error}): keep what is no state of the network out "
                 "of it, or give its class a __deepcopy__"
             ) from error
-    for parameter in copy.parameters():
-        parameter.requires_grad_(False).grad = None
-    return copy.eval().to(device, dtype)
+    return copy.requires_grad_(False).eval().to(device, dtype)

@@ -2,8 +2,7 @@
 
 import operator
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass, field, replace
 from itertools import compress
 from typing import Literal
 
@@ -26,6 +25,15 @@ class Pairs:
     ways: list[Way]
     modules: list[nn.Module]
     contents: list[object]
+    # Teacher's and student's tensors of every way that there is.
+    by_way: dict[Way, tuple[list[Tensor], list[Tensor]]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.by_way = {}
+        for way, t, s in zip(self.ways, self.teacher, self.student, strict=True):
+            ours, theirs = self.by_way.setdefault(way, ([], []))
+            ours.append(t)
+            theirs.append(s)
 
     def still_hold(self, *networks: nn.Module) -> bool:
         """Whether these networks are meant, and nothing in them has come, gone or been replaced."""
@@ -33,16 +41,6 @@ class Pairs:
             return False
         now = _contents(self.modules)
         return len(now) == len(self.contents) and all(map(operator.is_, now, self.contents))
-
-    @cached_property
-    def by_way(self) -> dict[Way, tuple[list[Tensor], list[Tensor]]]:
-        """Teacher's and student's tensors of every way that there is."""
-        chosen: dict[Way, tuple[list[Tensor], list[Tensor]]] = {}
-        for way, t, s in zip(self.ways, self.teacher, self.student, strict=True):
-            ours, theirs = chosen.setdefault(way, ([], []))
-            ours.append(t)
-            theirs.append(s)
-        return chosen
 
     @property
     def numbers(self) -> tuple[list[Tensor], list[Tensor]]:

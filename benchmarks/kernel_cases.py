@@ -189,7 +189,7 @@ def lars_() -> Iterator[Case]:
         teachers = [t and empty(1023, dtype=t, offset=at) for _, t in types]
         tensors = lars.Tensors(*own, teachers, [0] * len(types))
         groups, control = empty(1, len(lars.FIELDS), dtype=F64), empty(2, dtype=F64)
-        backend.step(tensors, groups, control, empty(len(types)))
+        backend.step(tensors, groups, control, empty(len(types), dtype=F64))
 
     for name, types, offset in _optimizers():
         yield name, partial(step, types, offset)

@@ -33,26 +33,44 @@ def arithmetic(FIRST: tl.constexpr, SECOND: tl.constexpr):  # type: ignore[no-un
 
 @triton.jit
 def lerp(start, end, weight):  # type: ignore[no-untyped-def]
-    """Interpolate: start + weight (end - start), exact at both ends: as torch.lerp."""
-    near = start + weight * (end - start)
-    return tl.where(weight < 0.5, near, end - (end - start) * (1 - weight))
+    """Interpolate: start + weight (end - start), exact at both ends: as torch.lerp.
+
+    Infinities are weighed as they are, since equal ones have no difference.
+    """
+    difference = end - start
+    near = start + weight * difference
+    between = tl.where(weight < 0.5, near, end - difference * (1 - weight))
+    weighed = (1 - weight) * start + weight * end
+    return tl.where(tl.abs(difference) < float("inf"), between, weighed)
+
+
+@triton.jit
+def converted(value, T: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The same numbers in another type; float32 is on the way to 16 bits."""
+    if T.primitive_bitwidth == 16 and value.dtype != T:
+        return value.to(tl.float32).to(T)
+    else:  # noqa: RET505 - Triton takes one branch only
+        return value.to(T)
 
 
 @triton.jit
 def put(p_tensor, i, m, value):  # type: ignore[no-untyped-def]
-    """Store elements in the tensor's type, and return them; float32 is on the way to 16 bits."""
-    if p_tensor.dtype.element_ty.primitive_bitwidth == 16:
-        value = value.to(tl.float32)
-    stored = value.to(p_tensor.dtype.element_ty)
+    """Store elements in the tensor's type, and return them."""
+    stored = converted(value, p_tensor.dtype.element_ty)
     tl.store(p_tensor + i, stored, mask=m)
     return stored
 
 
 @triton.jit
 def follow(p_teacher, i, m, student, weight):  # type: ignore[no-untyped-def]
-    """Move elements of a teacher towards those of a student; weight has the arithmetic's type."""
+    """Move elements of a teacher towards those of a student; weight has the arithmetic's type.
+
+    Weight 1 copies.
+    """
     t = tl.load(p_teacher + i, mask=m)
-    put(p_teacher, i, m, lerp(t.to(weight.dtype), student.to(weight.dtype), weight))
+    moved = lerp(t.to(weight.dtype), student.to(weight.dtype), weight)
+    copied = converted(student, t.dtype)
+    tl.store(p_teacher + i, tl.where(weight == 1, copied, converted(moved, t.dtype)), mask=m)
 
 
 def pairs(types: Sequence[int]) -> tuple[tuple[int, Any, Any], ...]:

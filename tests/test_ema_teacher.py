@@ -285,6 +285,33 @@ def test_non_finite_students_are_skipped_and_counted(poison: float) -> None:
     assert not plain.module.frozen.isfinite().all()
 
 
+@pytest.mark.parametrize("buffers", ["average", "copy"])
+@pytest.mark.parametrize("name", ["reference", "tiled", "cpu"])
+def test_a_mask_of_infinities_stays_and_is_no_reason_to_skip(name: str, buffers: str) -> None:
+    student = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+    mask = torch.full((5, 5), -torch.inf).triu(1)
+    student.register_buffer("mask", mask.clone())
+    student.register_buffer("mask16", mask.bfloat16())
+    student.frozen = nn.Parameter(mask.clone(), requires_grad=False)
+    teacher = EMATeacher(student, 0.75, skip_non_finite=True, buffers=buffers)
+    want = student[0].weight.detach() + 1
+    with torch.no_grad():
+        student[0].weight.add_(4)
+    with sslfast.use_backend(name):
+        teacher.update(student)
+    for held in (teacher.module.mask, teacher.module.mask16, teacher.module.frozen):
+        assert torch.equal(held.float(), mask)
+    torch.testing.assert_close(teacher.module[0].weight, want)
+    assert (teacher.updates, teacher.skipped) == (1, 0)
+    student.mask[2, 2] = torch.nan  # turned bad since, beside its infinities
+    teacher.update(student)
+    student.mask.copy_(mask)
+    student[1].running_mean[1] = torch.inf
+    teacher.update(student)
+    assert (teacher.updates, teacher.skipped) == (1, 2)
+    assert torch.equal(teacher.module.mask, mask)
+
+
 def test_wrappers_are_taken_off() -> None:
     student = Net()
     teacher = EMATeacher(torch.compile(nn.DataParallel(student)), 0.5)
@@ -335,9 +362,10 @@ def test_op_and_compile() -> None:
     torch.testing.assert_close(out, want[0] + 1)
 
 
-def test_update_inside_a_compiled_step() -> None:
+@pytest.mark.parametrize("options", [{}, {"device": "cpu", "skip_non_finite": True}])
+def test_update_inside_a_compiled_step(options) -> None:
     student = nn.Linear(3, 2)
-    teacher = EMATeacher(student, 0.5)
+    teacher = EMATeacher(student, 0.5, **options)
     with torch.no_grad():
         student.weight.add_(1)
     want = student.weight.detach() - 0.5

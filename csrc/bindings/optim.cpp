@@ -21,7 +21,7 @@ void optim(py::module_& module) {
         [](Address rows, std::int64_t n, Address control, Address groups, Address trust,
            int threads) {
             sslfast::cpu::lars_step(pointer<const Row>(rows), n, pointer<const double>(control),
-                                    pointer<const double>(groups), pointer<const float>(trust),
+                                    pointer<const double>(groups), pointer<const double>(trust),
                                     threads);
         },
         Release());
@@ -42,7 +42,7 @@ void optim(py::module_& module) {
             sslfast::cuda::lars_step(
                 pointer<const Row>(rows), pointer<const std::int64_t>(chunks), n,
                 pointer<const double>(control), pointer<const double>(groups),
-                pointer<const float>(trust), pointer<void>(stream));
+                pointer<const double>(trust), pointer<void>(stream));
         },
         Release());
 #endif

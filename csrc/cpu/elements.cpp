@@ -13,11 +13,12 @@ namespace {
 template <typename T, typename S>
 void ema_slice(T* __restrict__ teacher, const S* __restrict__ student, std::int64_t n,
                double momentum) {
-    using A = typename Arithmetic<T, S>::type;
-    const A weight = static_cast<A>(1 - momentum);
+    if (momentum == 0) {
+        for (std::int64_t i = 0; i < n; ++i) teacher[i] = converted<T>(student[i]);
+        return;
+    }
 #pragma omp simd
-    for (std::int64_t i = 0; i < n; ++i)
-        teacher[i] = narrow<T>(lerp<A>(widen(teacher[i]), widen(student[i]), weight));
+    for (std::int64_t i = 0; i < n; ++i) follow(teacher[i], student[i], 1 - momentum);
 }
 
 void ema(const Row& row, std::int64_t begin, std::int64_t end, double momentum) {

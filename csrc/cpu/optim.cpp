@@ -23,7 +23,7 @@ void adamw_step(const Row* rows, std::int64_t n, const double* control, const do
 }
 
 void lars_step(const Row* rows, std::int64_t n, const double* control, const double* groups,
-               const float* trust, int threads) {
+               const double* trust, int threads) {
     if (control[0] < 0) return;
     const auto& kernels = element_kernels();
     for_each_slice(rows, n, threads, [&](const Row& row, std::int64_t begin, std::int64_t end) {

@@ -9,8 +9,6 @@ namespace {
 
 template <typename T, typename S>
 __device__ __forceinline__ void ema_chunk(const Chunk& chunk, double momentum) {
-    using A = typename sslfast::Arithmetic<T, S>::type;
-    const A weight = static_cast<A>(1 - momentum);
     T* teacher = slice<T>(chunk.row, 0, chunk.begin);
     const S* student = slice<const S>(chunk.row, 1, chunk.begin);
     for_elements<width_of<T, S>>(chunk, [&](int i, auto width) {
@@ -19,7 +17,10 @@ __device__ __forceinline__ void ema_chunk(const Chunk& chunk, double momentum) {
         const auto s = load<n>(student + i);
 #pragma unroll
         for (int k = 0; k < n; ++k)
-            t.value[k] = narrow<T>(lerp<A>(widen(t.value[k]), widen(s.value[k]), weight));
+            if (momentum == 0)
+                t.value[k] = converted<T>(s.value[k]);
+            else
+                follow(t.value[k], s.value[k], 1 - momentum);
         store(teacher + i, t);
     });
 }

@@ -11,7 +11,7 @@ namespace {
 __global__ void __launch_bounds__(threads, 2)
     lars_kernel(const Row* __restrict__ rows, const std::int64_t* __restrict__ chunks,
                 std::int64_t n, const double* __restrict__ control,
-                const double* __restrict__ groups, const float* __restrict__ trust) {
+                const double* __restrict__ groups, const double* __restrict__ trust) {
     if (control[0] < 0) return;
     for (std::int64_t c = blockIdx.x; c < n; c += gridDim.x) {
         const Chunk chunk = chunk_of(rows, chunks[c]);
@@ -31,7 +31,7 @@ __global__ void __launch_bounds__(threads, 2)
 }  // namespace
 
 void lars_step(const Row* rows, const std::int64_t* chunks, std::int64_t n, const double* control,
-               const double* groups, const float* trust, void* stream) {
+               const double* groups, const double* trust, void* stream) {
     launch("lars_step", lars_kernel, n, stream, rows, chunks, n, control, groups, trust);
 }
 

@@ -5,7 +5,9 @@ those of a pair of one shape, floating-point, of any dtypes, all on one device; 
 float64 tensor there, which is not read on the host of a GPU; and the table of the pairs
 (``kernels._tensors.plain_rows``) where it is known. The teacher is written in place. Arithmetic is
 in float32, or float64 where one of the pair is; t + (1 - m)(s - t), or s - m (s - t) for m <= 1/2,
-so that both ends are exact. Momentum 1 leaves the teacher as it is, whatever the student holds.
+so that both ends are exact, and m t + (1 - m) s where s - t is not finite, so that infinities that
+both hold stay. Momentum 1 leaves the teacher as it is, whatever the student holds; momentum 0
+copies the student, bit for bit where the dtypes agree, whatever the teacher holds.
 
 Traffic: a pair is read once and its teacher written once, 12 bytes an element in float32, 10 for a
 16-bit student of a float32 teacher.

@@ -9,7 +9,7 @@ arXiv:1708.03888, algorithm 1; without dampening):
 
 Every backend has ``step(tensors, groups, control, trust)``, in place, with ``groups`` float64
 [G, 4] (lr, momentum, weight_decay, nesterov as 0 or 1), ``control`` float64 [2] (factor, momentum
-of the teacher) and ``trust`` float32 [tensors] on the tensors' device, which are not read on the
+of the teacher) and ``trust`` float64 [tensors] on the tensors' device, which are not read on the
 host of a GPU; a negative factor leaves the whole step out. Arithmetic is in float32, or float64
 for float64.
 

@@ -27,7 +27,7 @@ def step(tensors: Tensors, groups: Tensor, control: Tensor, trust: Tensor) -> No
         lr, momentum, weight_decay, nesterov = groups[tensors.groups[n]].unbind()
         dtype = torch.float64 if p.dtype == torch.float64 else torch.float32
         decayed = factor * tensors.grads[n].to(dtype) + weight_decay * p.to(dtype)
-        direction = trust[n].double() * decayed
+        direction = trust[n] * decayed
         buffer, teacher = tensors.buffers[n], tensors.teachers[n]
         moved = direction if buffer is None else momentum * buffer.to(dtype) + direction
         if buffer is not None:

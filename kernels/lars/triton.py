@@ -105,7 +105,7 @@ def lars_kernel(  # type: ignore[no-untyped-def]
     chunk = tl.load(p_chunks + tl.program_id(0))
     p_row = p_rows + (chunk >> 32) * WORDS
     begin = (chunk & 0xFFFFFFFF) * CHUNK
-    trust = tl.load(p_trust + (chunk >> 32)).to(tl.float64)
+    trust = tl.load(p_trust + (chunk >> 32))
     word = tl.load(p_row + 7)
     types, p_group = word & 0xFFFFFFFF, p_groups + (word >> 32) * FIELDS
     if teacher_momentum == 1:  # the teacher stays as it is, whatever the parameter holds

@@ -154,17 +154,25 @@ def whole(value: Tensor) -> Tensor:
     return value if _sharding(value) is None else value.full_tensor()  # type: ignore[attr-defined]
 
 
-def all_finite(tensors: Sequence[Tensor]) -> Tensor:
-    """Whether every number is finite, on any rank that has a shard of one: bool []."""
-    local = [shard for shard in map(local_shard, tensors) if shard.numel()]
-    bad = ~torch.nn.utils.get_total_norm(local, math.inf).isfinite()
-    mesh = next((t.device_mesh for t in tensors if _sharding(t) is not None), None)  # type: ignore[attr-defined]
+def none_turned_bad(teacher: Sequence[Tensor], student: Sequence[Tensor]) -> Tensor:
+    """Whether no student's tensor turned NaN or infinite, on any rank that has a shard: bool [].
+
+    One whose teacher holds an infinity already turns bad with a NaN, and none does beside a NaN.
+    """
+    pairs = [(local_shard(t), local_shard(s)) for t, s in zip(teacher, student, strict=True)]
+    pairs = [(t, s) for t, s in pairs if s.numel()]
+    good = torch.ones((), dtype=torch.bool, device=student[0].device if student else None)
+    if pairs:
+        columns = zip(*pairs, strict=True)
+        before, now = (torch.stack(torch._foreach_norm(c, math.inf)) for c in columns)
+        good = (now.isfinite() | (now == before) | before.isnan()).all()
+    mesh = next((t.device_mesh for t in student if _sharding(t) is not None), None)  # type: ignore[attr-defined]
     if mesh is None:
-        return ~bad
+        return good
     from torch.distributed.tensor import DTensor, Partial
 
     # A sum: the greatest of a NaN and a number may be the number.
-    count = DTensor.from_local(bad.float(), mesh, [Partial()] * mesh.ndim, run_check=False)
+    count = DTensor.from_local((~good).float(), mesh, [Partial()] * mesh.ndim, run_check=False)
     return count.full_tensor() == 0
 
 

@@ -19,7 +19,7 @@ def _update(
 ) -> None:
     backend = registry.pick("ema", kernels.problem(teacher, student, table))
     with torch.no_grad():
-        backend.update(teacher, student, momentum, table)
+        backend.update(teacher, student, momentum.to(torch.float64), table)
     torch.autograd.graph.increment_version(teacher)
 
 

@@ -8,10 +8,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from sslfast.ema import EMATeacher, Pairs
-from sslfast.functional._common import FLOATS
+from sslfast.ema import EMATeacher
+from sslfast.ema.pairs import Pairs
 from sslfast.functional._ema import local_shard, whole
-from sslfast.kernels._tensors import is_dense, same_layout, to_device
+from sslfast.kernels._tensors import same_layout, to_device
+
+from ._parts import check, gradient_of, without_holes
 
 
 class MultiTensor(ABC):
@@ -40,6 +42,11 @@ class MultiTensor(ABC):
             raise ValueError(
                 "a teacher with skip_non_finite looks at the whole student before it follows: call "
                 "its update(student) after step() instead of passing ema="
+            )
+        if ema is not None and ema.elsewhere:
+            raise ValueError(
+                "a teacher on a device of its own cannot follow in the pass: call its "
+                "update(student) after step() instead of passing ema="
             )
         if max_norm is not None and not max_norm > 0:
             raise ValueError(f"max_norm must be positive, got {max_norm}")
@@ -104,8 +111,10 @@ class MultiTensor(ABC):
         for group in groups:
             for option in self.UNSUPPORTED:
                 if group.get(option):
+                    name = type(self).__name__
                     raise ValueError(
-                        f"{type(self).__name__} has no {option}, which a parameter group asks for"
+                        f"{name} has no {option}, which an argument or a parameter group asks for: "
+                        "leave it out, or use PyTorch's own class"
                     )
 
     # One launch already: a compiled step runs this as it is, between its graphs.
@@ -125,18 +134,20 @@ class MultiTensor(ABC):
         Raises:
             TypeError: a parameter that is not real, or a gradient that is sparse or of another
                 dtype.
-            ValueError: parameters on several devices or with holes in memory, a gradient of another
-                shape, a state or a teacher that no longer fits. Nothing has been written then.
+            ValueError: parameters on several devices or whose elements share memory, a gradient of
+                another shape, a state or a teacher that no longer fits, an option of a group that
+                this optimiser does not have. Nothing has been written then.
         """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        self._refuse_unsupported(self.param_groups)
         found = [(g, p) for g, group in enumerate(self.param_groups) for p in group["params"]]
         found = [(g, p) for g, p in found if p.grad is not None]
         params = [p for _, p in found]
         for p in params:
-            _check(p, params[0])
+            check(p, params[0])
         rest = momentum = None
         teachers: list[Tensor | None] = [None] * len(params)
         if self.ema is not None:
@@ -146,7 +157,12 @@ class MultiTensor(ABC):
         taken = None if found_inf is None else found_inf.reshape(()) == 0
         if params:
             control, numbers = self._upload(params, momentum, taken)
-            self._update([g for g, _ in found], params, teachers, numbers, control)
+            locals_ = list(map(local_shard, params))
+            parts = list(map(without_holes, locals_))
+            self._update([g for g, _ in found], params, parts, teachers, numbers, control)
+            for local, part in zip(locals_, parts, strict=True):
+                if part is not local:
+                    local.copy_(part)
         if self.ema is not None and rest is not None and momentum is not None:
             self.ema.follow(rest, momentum, rest.checked(), taken)
         return loss
@@ -156,11 +172,15 @@ class MultiTensor(ABC):
         self,
         groups: list[int],
         params: list[Tensor],
+        parts: list[Tensor],
         teachers: list[Tensor | None],
         numbers: Tensor,
         control: Tensor,
     ) -> None:
-        """One step of parameters that have been checked; numbers [groups, fields], control [2]."""
+        """One step of parameters that have been checked; numbers [groups, fields], control [2].
+
+        The parts are what is written: local, and without holes in memory.
+        """
 
     @abstractmethod
     def _fields(self, group: dict[str, Any]) -> Sequence[float | Tensor]:
@@ -220,13 +240,13 @@ class MultiTensor(ABC):
         if scale is not None:
             factor = scale.squeeze().double().reciprocal()
         if self.max_norm is not None:
-            norm = whole(torch.nn.utils.get_total_norm(list(map(_gradient, params))))
+            norm = whole(torch.nn.utils.get_total_norm(list(map(gradient_of, params))))
             self.grad_norm = norm if scale is None else norm / scale.squeeze()
             if self.max_norm < math.inf:
                 factor = factor * (self.max_norm / (self.grad_norm + 1e-6)).clamp(max=1)
         return factor if taken is None else torch.where(taken, factor, -1.0)
 
-    def _moments(self, p: Tensor, name: str) -> Tensor:
+    def _moments(self, p: Tensor, part: Tensor, name: str) -> Tensor:
         """The local part of a state of the parameter's shape, made on first use."""
         state = self.state[p]
         if state.get(name) is None:
@@ -242,42 +262,6 @@ class MultiTensor(ABC):
                 f"{state[name].device}, but the parameter {p.dtype} on {p.device}: after moving "
                 "parameters call optimizer.load_state_dict(optimizer.state_dict())"
             )
-        if not same_layout(local_shard(p), local_shard(state[name])):  # as a state_dict had it
+        if not same_layout(part, local_shard(state[name])):  # as a state_dict had it
             state[name] = torch.empty_like(p).copy_(state[name])
         return local_shard(state[name])
-
-
-def _gradient(p: Tensor) -> Tensor:
-    assert p.grad is not None
-    return p.grad
-
-
-def local_gradient(p: Tensor) -> Tensor:
-    """The local part of a gradient, in the layout of its parameter."""
-    gradient, parameter = local_shard(_gradient(p)), local_shard(p)
-    if same_layout(parameter, gradient):
-        return gradient
-    return torch.empty_like(parameter).copy_(gradient)
-
-
-def _check(p: Tensor, first: Tensor) -> None:
-    shape, gradient = list(p.shape), _gradient(p)
-    if p.dtype not in FLOATS:
-        raise TypeError(f"a parameter of shape {shape} is {p.dtype}: only real numbers are trained")
-    if gradient.layout != torch.strided:
-        raise TypeError(f"the gradient of a parameter of shape {shape} is sparse: make it dense")
-    if gradient.shape != p.shape:
-        raise ValueError(
-            f"the gradient of a parameter of shape {shape} has shape {list(gradient.shape)}"
-        )
-    if gradient.dtype != p.dtype:
-        raise TypeError(
-            f"the gradient of a parameter of shape {shape} is {gradient.dtype}, but the parameter "
-            f"{p.dtype}"
-        )
-    if p.device != first.device:
-        raise ValueError(
-            f"parameters are on {first.device} and {p.device}: make an optimiser for each device"
-        )
-    if not is_dense(local_shard(p)):
-        raise ValueError(f"a parameter of shape {shape} is a view with holes: make it contiguous")

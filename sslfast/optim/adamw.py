@@ -12,7 +12,8 @@ from sslfast.functional._ema import local_shard
 from sslfast.kernels import adamw as kernels
 from sslfast.kernels import registry
 
-from ._multi_tensor import MultiTensor, local_gradient
+from ._multi_tensor import MultiTensor
+from ._parts import local_gradient
 
 
 class AdamW(MultiTensor, torch.optim.AdamW):
@@ -30,6 +31,9 @@ class AdamW(MultiTensor, torch.optim.AdamW):
         betas: decay of the averages of the gradient and its square.
         eps: added to the denominator.
         weight_decay: decoupled: every step takes lr * weight_decay of a parameter.
+        amsgrad, maximize, differentiable: torch's; only False.
+        foreach, capturable, fused: torch's, which change nothing here: it is one pass that can be
+            captured, whatever they are.
         max_norm: clip the gradients to this Euclidean norm over all parameters, as
             ``torch.nn.utils.clip_grad_norm_``, without writing them; ``grad_norm`` is the norm
             before, a tensor (``math.inf`` measures it and clips nothing).
@@ -51,11 +55,19 @@ class AdamW(MultiTensor, torch.optim.AdamW):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 1e-2,
+        amsgrad: bool = False,
         *,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
         max_norm: float | None = None,
         ema: EMATeacher | None = None,
     ) -> None:
-        super().__init__(params, lr, betas, eps, weight_decay, fused=True)
+        asked = {"amsgrad": amsgrad, "maximize": maximize, "differentiable": differentiable}
+        self._refuse_unsupported([asked])
+        super().__init__(params, lr, betas, eps, weight_decay, capturable=capturable, fused=True)
         self.attach(ema, max_norm)
 
     def _fields(self, group: dict[str, Any]) -> Sequence[float | Tensor]:
@@ -65,16 +77,18 @@ class AdamW(MultiTensor, torch.optim.AdamW):
         self,
         groups: list[int],
         params: list[Tensor],
+        parts: list[Tensor],
         teachers: list[Tensor | None],
         numbers: Tensor,
         control: Tensor,
     ) -> None:
         steps = [self._step_of(p) for p in params]
+        both = list(zip(params, parts, strict=True))
         tensors = kernels.Tensors(
-            params=list(map(local_shard, params)),
-            grads=list(map(local_gradient, params)),
-            exp_avgs=[self._moments(p, "exp_avg") for p in params],
-            exp_avg_sqs=[self._moments(p, "exp_avg_sq") for p in params],
+            params=parts,
+            grads=list(map(local_gradient, params, parts)),
+            exp_avgs=[self._moments(*each, "exp_avg") for each in both],
+            exp_avg_sqs=[self._moments(*each, "exp_avg_sq") for each in both],
             steps=steps,
             teachers=teachers,
             groups=groups,
@@ -85,10 +99,13 @@ class AdamW(MultiTensor, torch.optim.AdamW):
         backend.step(tensors, numbers, control)
 
     def _step_of(self, p: Tensor) -> Tensor:
-        state = self.state[p]
+        """How many steps a parameter has had: one float32, as the kernels read it."""
+        state, device = self.state[p], local_shard(p).device
         if "step" not in state:
-            device = local_shard(p).device
             state["step"] = torch.zeros((), dtype=torch.float32, device=device)
-        if state["step"].numel() != 1:
-            raise ValueError(f"the step of a parameter is of shape {list(state['step'].shape)}")
-        return state["step"]
+        step: Tensor = state["step"]
+        if step.numel() != 1:
+            raise ValueError(f"the step of a parameter is of shape {list(step.shape)}")
+        if step.dtype != torch.float32 or step.device != device:
+            step = state["step"] = step.to(device, torch.float32)
+        return step

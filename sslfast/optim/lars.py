@@ -8,11 +8,12 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from sslfast.ema import EMATeacher
-from sslfast.functional._ema import local_shard, whole
+from sslfast.functional._ema import whole
 from sslfast.kernels import lars as kernels
 from sslfast.kernels import registry
 
-from ._multi_tensor import MultiTensor, local_gradient
+from ._multi_tensor import MultiTensor
+from ._parts import local_gradient
 
 
 class LARS(MultiTensor, torch.optim.SGD):
@@ -35,6 +36,8 @@ class LARS(MultiTensor, torch.optim.SGD):
             do.
         trust_coefficient: of the ratio.
         eps: added to its denominator.
+        dampening, maximize, differentiable: torch's; only 0 and False.
+        foreach, fused: torch's, which change nothing here: it is one pass, whatever they are.
         max_norm: clip the gradients to this Euclidean norm over all parameters first, without
             writing them; ``grad_norm`` is the norm before, a tensor (``math.inf`` measures it and
             clips nothing).
@@ -58,9 +61,16 @@ class LARS(MultiTensor, torch.optim.SGD):
         trust: bool | None = None,
         trust_coefficient: float = 1e-3,
         eps: float = 1e-8,
+        dampening: float = 0.0,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        differentiable: bool = False,
+        fused: bool | None = None,
         max_norm: float | None = None,
         ema: EMATeacher | None = None,
     ) -> None:
+        asked = {"dampening": dampening, "maximize": maximize, "differentiable": differentiable}
+        self._refuse_unsupported([asked])
         if not trust_coefficient > 0:
             raise ValueError(f"trust_coefficient must be positive, got {trust_coefficient}")
         if not eps >= 0:
@@ -98,17 +108,18 @@ class LARS(MultiTensor, torch.optim.SGD):
         self,
         groups: list[int],
         params: list[Tensor],
+        parts: list[Tensor],
         teachers: list[Tensor | None],
         numbers: Tensor,
         control: Tensor,
     ) -> None:
         with_buffer = [self.param_groups[g]["momentum"] != 0 for g in groups]
         tensors = kernels.Tensors(
-            params=list(map(local_shard, params)),
-            grads=list(map(local_gradient, params)),
+            params=parts,
+            grads=list(map(local_gradient, params, parts)),
             buffers=[
-                self._moments(p, "momentum_buffer") if has else None
-                for p, has in zip(params, with_buffer, strict=True)
+                self._moments(p, part, "momentum_buffer") if has else None
+                for p, part, has in zip(params, parts, with_buffer, strict=True)
             ],
             teachers=teachers,
             groups=groups,
@@ -117,14 +128,14 @@ class LARS(MultiTensor, torch.optim.SGD):
         backend.step(tensors, numbers, control, self._ratios(groups, params, control[0]))
 
     def _ratios(self, groups: list[int], params: list[Tensor], factor: Tensor) -> Tensor:
-        """The trust ratio of every parameter, float32 [n]; 1 where there is none."""
-        ratios = torch.ones(len(params), device=factor.device)
+        """The trust ratio of every parameter, float64 [n]; 1 where there is none."""
+        ratios = torch.ones(len(params), dtype=torch.float64, device=factor.device)
         for g, group in enumerate(self.param_groups):
             here = [n for n, owner in enumerate(groups) if owner == g]
             trust = group["weight_decay"] != 0 if group["trust"] is None else group["trust"]
             if here and trust:
                 weights = _norms([params[n] for n in here])
-                gradients = _norms([params[n].grad for n in here]) * factor.float()
+                gradients = _norms([params[n].grad for n in here]) * factor
                 below = gradients + group["weight_decay"] * weights + group["eps"]
                 ratio = group["trust_coefficient"] * weights / below
                 both = (weights > 0) & (gradients > 0)
@@ -134,6 +145,8 @@ class LARS(MultiTensor, torch.optim.SGD):
 
 
 def _norms(tensors: Sequence[Tensor | None]) -> Tensor:
-    """Euclidean norms, float32 [n]; of whole DTensors."""
-    norms = torch._foreach_norm([t for t in tensors if t is not None], dtype=torch.float32)
-    return torch.stack([whole(n) for n in norms])
+    """Euclidean norms of whole tensors, float64 [n]; summed in float32 unless one is float64."""
+    some = [t for t in tensors if t is not None]
+    double = any(t.dtype == torch.float64 for t in some)
+    norms = torch._foreach_norm(some, dtype=torch.float64 if double else torch.float32)
+    return torch.stack([whole(n) for n in norms]).double()

@@ -60,6 +60,36 @@ def test_momentum_one_leaves_the_teacher(name: str) -> None:
     assert torch.equal(teacher, before)
 
 
+@pytest.mark.parametrize("name", backends("ema"))
+def test_infinities_that_both_hold_stay_and_momentum_zero_copies_bits(name: str) -> None:
+    mask = torch.full((300, 300), -torch.inf, device="cuda").triu(1)
+    for dtype in ROUNDING:
+        teacher, student = mask.to(dtype), mask.to(dtype)
+        student[0, 0] = torch.nan
+        with sslfast.use_backend(name):
+            ema_update_([teacher], [mask.to(dtype)], 0.9)
+            assert torch.equal(teacher, mask.to(dtype))
+            ema_update_([teacher], [student], 0.0)
+        assert torch.equal(teacher.view(torch.uint8), student.view(torch.uint8))
+
+
+def test_a_teacher_on_a_device_of_its_own() -> None:
+    student = network()
+    teacher = EMATeacher(student, 0.5, device="cpu", skip_non_finite=True)
+    assert {v.device.type for v in teacher.state_dict().values()} == {"cpu"}
+    first = student[0].weight.detach().clone()
+    with torch.no_grad():
+        student[0].weight.add_(1)
+    teacher.update(student)
+    torch.testing.assert_close(teacher.module[0].weight, (first + 0.5).cpu())
+    with teacher.swapped(student):
+        torch.testing.assert_close(student[0].weight.detach(), first + 0.5)
+    teacher.set(student)
+    assert torch.equal(teacher.module[0].weight, student[0].weight.detach().cpu())
+    with pytest.raises(ValueError, match="in the teacher, but on cuda"):
+        EMATeacher(student).to("cpu").update(student)
+
+
 def network() -> nn.Module:
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(70, 300), nn.Tanh(), nn.LayerNorm(300), nn.Linear(300, 9)).cuda()

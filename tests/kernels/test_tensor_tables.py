@@ -125,7 +125,7 @@ def test_a_walk_keeps_nothing() -> None:
 def test_updates_without_the_walk(monkeypatch: pytest.MonkeyPatch) -> None:
     """What PyTorch before 2.10 gets: the same results and refusals."""
     in_python(monkeypatch)
-    for module in ("sslfast.ema", "sslfast.functional._ema"):
+    for module in ("sslfast.ema.pairs", "sslfast.functional._ema"):
         monkeypatch.setattr(f"{module}.plain_rows", lambda *_, **__: None)
     student = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
     teacher = EMATeacher(student, 0.5, dtype=torch.float64)

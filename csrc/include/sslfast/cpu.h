@@ -160,7 +160,7 @@ constexpr int adamw_fields = 5, lars_fields = 4;
 void adamw_step(const Row* rows, std::int64_t n, const double* control, const double* groups,
                 int threads);
 void lars_step(const Row* rows, std::int64_t n, const double* control, const double* groups,
-               const float* trust, int threads);
+               const double* trust, int threads);
 
 // The level of the instruction set in use: "v4", "v3" (x86-64) or "baseline".
 const char* instruction_set();

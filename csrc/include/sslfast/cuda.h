@@ -71,6 +71,6 @@ void ema_update(const Row* rows, const std::int64_t* chunks, std::int64_t n, con
 void adamw_step(const Row* rows, const std::int64_t* chunks, std::int64_t n, const double* control,
                 const double* groups, void* stream);
 void lars_step(const Row* rows, const std::int64_t* chunks, std::int64_t n, const double* control,
-               const double* groups, const float* trust, void* stream);
+               const double* groups, const double* trust, void* stream);
 
 }  // namespace sslfast::cuda

@@ -8,18 +8,38 @@ namespace sslfast {
 SSLFAST_HOST_DEVICE float square_root(float x) { return __builtin_sqrtf(x); }
 SSLFAST_HOST_DEVICE double square_root(double x) { return __builtin_sqrt(x); }
 
-// start + weight (end - start), exact at both ends: as torch.lerp.
+SSLFAST_HOST_DEVICE bool is_finite(float x) { return __builtin_fabsf(x) <= 3.402823466e38f; }
+SSLFAST_HOST_DEVICE bool is_finite(double x) { return __builtin_fabs(x) <= 1.7976931348623157e308; }
+
+// start + weight (end - start), exact at both ends: as torch.lerp. Infinities are weighed as they are,
+// since equal ones have no difference; of weight 1 it is the end, whatever the start.
 template <typename A>
 SSLFAST_HOST_DEVICE A lerp(A start, A end, A weight) {
-    return weight < A(0.5) ? start + weight * (end - start)
-                           : end - (end - start) * (A(1) - weight);
+    const A difference = end - start, rest = A(1) - weight;
+    const A between = weight < A(0.5) ? start + weight * difference : end - difference * rest;
+    const A moved = is_finite(difference) ? between : rest * start + weight * end;
+    return weight == A(1) ? end : moved;
 }
 
-// A teacher follows the parameter as it is stored.
-template <typename P, typename E>
-SSLFAST_HOST_DEVICE void follow(E& teacher, P parameter, double weight) {
-    using A = typename Arithmetic<P, E>::type;
-    teacher = narrow<E>(lerp<A>(widen(teacher), widen(parameter), static_cast<A>(weight)));
+// The same number in another type; in its own the same bits, of any NaN too.
+template <typename T, typename S>
+SSLFAST_HOST_DEVICE T converted(S x) {
+    return narrow<T>(widen(x));
+}
+template <>
+SSLFAST_HOST_DEVICE BFloat16 converted<BFloat16>(BFloat16 x) {
+    return x;
+}
+template <>
+SSLFAST_HOST_DEVICE Float16 converted<Float16>(Float16 x) {
+    return x;
+}
+
+// A teacher follows a student, of an optimiser the parameter as it is stored.
+template <typename T, typename S>
+SSLFAST_HOST_DEVICE void follow(T& teacher, S student, double weight) {
+    using A = typename Arithmetic<T, S>::type;
+    teacher = narrow<T>(lerp<A>(widen(teacher), widen(student), static_cast<A>(weight)));
 }
 
 // Of one tensor, in one step.

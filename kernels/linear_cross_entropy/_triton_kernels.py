@@ -104,10 +104,11 @@ def logits_of(p_logits, p_bias, softcap, j, N):
     b_t = tl.load(p_logits + j, mask=j < row_step(N), other=0)
     if p_bias is not None:
         b_t += tl.load(p_bias + j, mask=j < N, other=0).to(tl.float32)
+    m_class = j < N
     b_t *= LOG2E
     if softcap is not None:
         b_t = softcapped(b_t, softcap)
-    return tl.where(j < N, b_t, -INFINITY)
+    return tl.where(m_class, b_t, -INFINITY)
 
 
 @triton.jit(do_not_specialize=["M"])

@@ -157,7 +157,7 @@ def checked_options(
     if isinstance(softcap, str):
         if reduction != "mean":
             raise TypeError(f"the reduction is given twice, as {softcap!r} and {reduction!r}")
-        softcap, reduction = None, softcap
+        reduction, softcap = softcap, None
     check_reduction(reduction)
     if not 0.0 <= label_smoothing <= 1.0:
         raise ValueError(f"label_smoothing must lie in [0, 1], got {label_smoothing}")

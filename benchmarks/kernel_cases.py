@@ -108,10 +108,17 @@ def sigmoid_contrast() -> Iterator[Case]:
                 yield f"{size}{label}", _in(precision, _contrast, *given)
 
 
-def _classifier(backend: Any, x: Tensor, w: Tensor, bias: Tensor | None, targets: Tensor) -> None:
+def _classifier(
+    backend: Any,
+    x: Tensor,
+    w: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    softcap: float | None = None,
+) -> None:
     wants = linear_cross_entropy.Wants(True, True, bias is not None)
-    backend.forward(x, w, bias, targets)
-    backend.gradients(x, w, bias, targets, empty(len(x)), 0.1, wants)
+    backend.forward(x, w, bias, targets, softcap)
+    backend.gradients(x, w, bias, targets, empty(len(x)), 0.1, wants, softcap)
 
 
 def linear_cross_entropy_() -> Iterator[Case]:
@@ -130,6 +137,9 @@ def linear_cross_entropy_() -> Iterator[Case]:
             yield case(LABELS[dtype], v, d, dtype, biased, "ieee")
     yield case("tf32", 9001, 256, F32, False, "tf32")
     for dtype in DTYPES:
+        given = empty(70, 128, dtype=dtype), empty(700, 128, dtype=dtype), None
+        classes = empty(70, dtype=torch.int64)
+        yield f"softcap {LABELS[dtype]} D=128", _in("ieee", _classifier, *given, classes, 30.0)
         given = empty(70, 128, dtype=dtype), empty(65536, 128, dtype=dtype), None, empty(70)
         yield f"given targets {LABELS[dtype]} D=128", _in("ieee", _classifier, *given)
 

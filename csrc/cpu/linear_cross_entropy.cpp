@@ -48,10 +48,9 @@ class Work {
           maximum_(height_),
           weight_(height_),
           target_weight_(height_) {
-        if (g_ == nullptr) {
+        if (g_ == nullptr || p_.softcap != 0)
             tiles_ = make_buffer(static_cast<std::size_t>(class_block) * height_ * p_.threads);
-            return;
-        }
+        if (g_ == nullptr) return;
         if (g_->d_hidden != nullptr) {
             partial_ = make_buffer(static_cast<std::size_t>(spans_) * height_ * p_.dim);
             panels_ = make_buffer(panels_size() * p_.threads);
@@ -103,6 +102,11 @@ class Work {
     std::size_t panels_size() const {
         return packed_values_size(class_block, p_.dim, kernels_.width);
     }
+    // Room for a block's tile that is this thread's own.
+    float* own_tile() {
+        return tiles_.get() +
+               static_cast<std::size_t>(class_block) * height_ * omp_get_thread_num();
+    }
     // Calls visit(row, class within the block) for the rows whose target is in a block.
     template <typename Visit>
     void for_targets(Block classes, Visit visit) const {
@@ -113,10 +117,7 @@ class Work {
     }
 
     void forward(Block classes, std::int64_t b, Panels columns, float* target_logit) {
-        float* tile = g_ == nullptr
-                          ? tiles_.get() + static_cast<std::size_t>(class_block) * height_ *
-                                               omp_get_thread_num()
-                          : logits_.get() + classes.first * height_;
+        float* tile = g_ == nullptr ? own_tile() : logits_.get() + classes.first * height_;
         kernels_.multiply(classes.size, count_, p_.dim,
                           {p_.weight + classes.first * p_.dim, p_.dim, 1}, columns, &factor_, false,
                           tile, height_);
@@ -124,6 +125,8 @@ class Work {
             const float bias = p_.bias[classes.first + j] * log2_e;
             for (int r = 0; r < count_; ++r) tile[j * height_ + r] += bias;
         }
+        if (p_.softcap != 0)
+            kernels_.softcap(tile, height_, classes.size, count_, inverse_cap_, cap_);
         for_targets(classes, [&](int r, std::int64_t j) {
             target_[r] = tile[j * height_ + r];
             target_logit[first_ + r] = target_[r] * ln_2;
@@ -153,18 +156,33 @@ class Work {
         maximum_[r] = static_cast<float>(greatest);
         weight_[r] = static_cast<float>(weight / total * std::exp2(maximum_[r] - greatest));
         // 1 - p of the target, not as a difference: p may be close to 1.
-        target_weight_[r] = static_cast<float>(weight * (g_->smoothing - uniform_ - others / total));
+        double slope = 1;
+        if (p_.softcap != 0) {
+            const double share = target / (p_.softcap * log2_e_exact);
+            slope -= share * share;
+        }
+        target_weight_[r] =
+            static_cast<float>(weight * (g_->smoothing - uniform_ - others / total) * slope);
     }
 
     // The targets come in last, and not within the products: beside them the other classes' small
     // shares would lose digits.
     void backward(Block classes, std::int64_t span, bool first_of_span, Panels values) {
         float* tile = logits_.get() + classes.first * height_;
+        // Of the softcap, 1 - tanh^2, from the logits before the weights take their place.
+        float* slopes = p_.softcap == 0 ? nullptr : own_tile();
+        for (int j = 0; slopes != nullptr && j < classes.size; ++j)
+            for (int r = 0; r < count_; ++r) {
+                const float share = inverse_cap_ * tile[j * height_ + r];
+                slopes[j * height_ + r] = 1.0f - share * share;
+            }
         kernels_.weigh(tile, height_, classes.size, count_, nullptr, nullptr, maximum_.data(),
                        weight_.data(), nullptr);
         for (int j = 0; uniform_ != 0.0f && j < classes.size; ++j)
             for (int r = 0; r < count_; ++r)
                 tile[j * height_ + r] -= uniform_ * g_->row_weight[first_ + r];
+        for (int j = 0; slopes != nullptr && j < classes.size; ++j)
+            for (int r = 0; r < count_; ++r) tile[j * height_ + r] *= slopes[j * height_ + r];
         for_targets(classes, [&](int r, std::int64_t j) { tile[j * height_ + r] = 0.0f; });
         if (g_->d_bias != nullptr)
             for (int j = 0; j < classes.size; ++j) {
@@ -221,6 +239,8 @@ class Work {
     const LinearGradients* g_;
     const TileKernels& kernels_;
     Factor factor_ = make_factor(log2_e_exact);  // logits are to base 2
+    Factor cap_ = make_factor(p_.softcap * log2_e_exact);
+    float inverse_cap_ = static_cast<float>(1 / (p_.softcap * log2_e_exact));  // unused without
     std::int64_t blocks_, spans_;
     int height_;  // rows of a full block
     PackedTransposed transposed_;

@@ -62,6 +62,10 @@ struct TileKernels {
     void (*weigh)(float* tile, std::ptrdiff_t ld, int rows, int columns, const float* row_lse,
                   const float* row_g, const float* column_lse, const float* column_g,
                   float* scratch);
+
+    // t <- cap tanh(inverse t), for inverse = 1 / cap.
+    void (*softcap)(float* tile, std::ptrdiff_t ld, int rows, int columns, float inverse,
+                    Factor cap);
 };
 
 // The best level that this processor has; SSLFAST_CPU_LEVEL names a lower one.

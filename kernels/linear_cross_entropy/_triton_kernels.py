@@ -4,8 +4,9 @@
 2 N V D FLOP and N V exponentials, reads the weights once a row block (from L2), writes 8 bytes a
 row. Gradients need every logit twice, so there a block of logits lies in memory: ``logits_kernel``
 reads it once (4 bytes a logit), ``weigh_kernel`` turns it into the weights G of the two products
-(reads 4, writes 2 or 4). All exponents are to base 2. Of each, S programs share the classes of a
-row where rows are few; partial log-sum-exps are joined by ``merge_kernel``.
+(reads 4, writes 2 or 4). All exponents are to base 2; so is ``softcap``, None for none. Of each, S
+programs share the classes of a row where rows are few; partial log-sum-exps are joined by
+``merge_kernel``.
 """
 
 # mypy: disable-error-code="no-untyped-def, index"
@@ -24,9 +25,22 @@ from ..similarity_softmax._triton_tiles import (
 )
 
 
+@triton.jit
+def softcapped(b_t, cap):
+    """Cap tanh(b_t / cap); near 0 by a Pade approximant, where 1 - u would have few digits."""
+    b_x = b_t / cap
+    b_size, b_q = tl.abs(b_x), b_x * b_x
+    b_u = tl.exp2(b_size * (-2 * LOG2E))
+    m_small = b_size < 0.75
+    b_above = tl.where(m_small, b_size * (945 + b_q * (105 + b_q)), 1 - b_u)
+    b_below = tl.where(m_small, 945 + b_q * (420 + b_q * 15), 1 + b_u)
+    b_tanh = b_above / b_below
+    return cap * tl.where(b_x < 0, -b_tanh, b_tanh)
+
+
 @triton.jit(do_not_specialize=["M"])
 def classifier_kernel(
-    p_x, p_w, p_bias, p_targets, p_lse, p_target_logit, M, N,
+    p_x, p_w, p_bias, p_targets, p_lse, p_target_logit, softcap, M, N,
     D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
     OPERAND: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -59,6 +73,8 @@ def classifier_kernel(
             if p_bias is not None:
                 b_bias = tl.load(p_bias + j, mask=None if PLAIN else j < N).to(tl.float32)
                 b_t += (b_bias * LOG2E)[None, :]
+            if softcap is not None:
+                b_t = softcapped(b_t, softcap)
             m_target = j[None, :] == i_target[:, None]
             b_target += tl.sum(tl.where(m_target, b_t, 0), 1)
             m_out = m_target if PLAIN else m_target | (j >= N)[None, :]
@@ -80,7 +96,7 @@ def row_step(N):
 
 
 @triton.jit
-def logits_of(p_logits, p_bias, j, N):
+def logits_of(p_logits, p_bias, softcap, j, N):
     """Logits at classes j of one row, to base 2, -inf for those that are none.
 
     What lies behind a row is read, so that vectors are full, and not used.
@@ -88,12 +104,16 @@ def logits_of(p_logits, p_bias, j, N):
     b_t = tl.load(p_logits + j, mask=j < row_step(N), other=0)
     if p_bias is not None:
         b_t += tl.load(p_bias + j, mask=j < N, other=0).to(tl.float32)
-    return tl.where(j < N, b_t * LOG2E, -INFINITY)
+    m_class = j < N
+    b_t *= LOG2E
+    if softcap is not None:
+        b_t = softcapped(b_t, softcap)
+    return tl.where(m_class, b_t, -INFINITY)
 
 
 @triton.jit(do_not_specialize=["M"])
 def logits_kernel(
-    p_logits, p_bias, p_targets, p_lse, p_target_logit, M, N, BLOCK: tl.constexpr
+    p_logits, p_bias, p_targets, p_lse, p_target_logit, softcap, M, N, BLOCK: tl.constexpr
 ):  # fmt: skip
     """Partial log-sum-exp over the other classes and target's logit [S, M] of one row."""
     i, i_part, parts = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
@@ -105,7 +125,7 @@ def logits_kernel(
     begin, end = share(tl.cdiv(N, BLOCK), i_part, parts)
     for n in tl.range(begin, end):
         j = n * BLOCK + tl.arange(0, BLOCK)
-        b_t = logits_of(p_logits, p_bias, j, N)
+        b_t = logits_of(p_logits, p_bias, softcap, j, N)
         target += tl.sum(tl.where(j == i_target, b_t, 0), 0)
         b_t = tl.where(j == i_target, -INFINITY, b_t)
         # The maximum drops a NaN, the sum keeps it.
@@ -119,7 +139,7 @@ def logits_kernel(
 @triton.jit
 def weigh_kernel(
     p_logits, p_bias, p_targets, p_lse, p_target_logit, p_row_weight, p_growth, p_out,
-    smoothing, uniform, N, BLOCK: tl.constexpr,
+    smoothing, uniform, softcap, N, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """BLOCK weights G of one row; ``p_out`` may be ``p_logits``, uniform is smoothing / V."""
     i = tl.program_id(0)
@@ -134,7 +154,10 @@ def weigh_kernel(
 
     j = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     offset = tl.cast(i, tl.int64) * row_step(N)
-    b_t = logits_of(p_logits + offset, p_bias, j, N)
+    b_t = logits_of(p_logits + offset, p_bias, softcap, j, N)
     b_g = tl.exp2(b_t - whole) - uniform
     b_g = tl.where(j == i_target, smoothing - uniform - other, b_g) * weight
+    if softcap is not None:
+        b_x = b_t / softcap
+        b_g *= 1 - b_x * b_x
     tl.store(p_out + offset + j, b_g.to(p_out.dtype.element_ty), mask=j < row_step(N))

@@ -20,10 +20,15 @@ def supports(problem: Problem) -> str | None:
 
 
 def forward(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    softcap: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Log-sum-exps over the other classes, and the targets' logits; see the package."""
-    return _run(hidden, weight, bias, targets, None, 0.0, Wants(False, False, False))[:2]
+    none = Wants(False, False, False)
+    return _run(hidden, weight, bias, targets, None, 0.0, none, softcap)[:2]
 
 
 def gradients(
@@ -34,9 +39,11 @@ def gradients(
     row_weight: Tensor,
     smoothing: float,
     wants: Wants,
+    softcap: float | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Statistics and gradients; see the package."""
-    return _run(hidden, weight, bias, targets, row_weight.contiguous(), smoothing, wants)
+    row_weight = row_weight.contiguous()
+    return _run(hidden, weight, bias, targets, row_weight, smoothing, wants, softcap)
 
 
 def _run(
@@ -47,6 +54,7 @@ def _run(
     row_weight: Tensor | None,
     smoothing: float,
     wants: Wants,
+    softcap: float | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     hidden, weight = hidden.float(), weight.float()
     bias = None if bias is None else bias.float()
@@ -73,6 +81,7 @@ def _run(
         target_logit.data_ptr(),
         address(row_weight),
         smoothing,
+        softcap or 0.0,
         address(d_hidden if wants.hidden else None),
         address(d_weight if wants.weight else None),
         address(d_bias if wants.bias else None),

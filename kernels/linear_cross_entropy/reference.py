@@ -15,17 +15,25 @@ def supports(problem: Problem) -> str | None:
     return None
 
 
-def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def _logits(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, softcap: float | None = None
+) -> Tensor:
     dtype = accumulation_dtype(hidden.dtype)
     logits = hidden.to(dtype) @ weight.to(dtype).T
-    return logits if bias is None else logits + bias.to(dtype)
+    if bias is not None:
+        logits = logits + bias.to(dtype)
+    return logits if softcap is None else softcap * (logits / softcap).tanh()
 
 
 def forward(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    softcap: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Log-sum-exps over the other classes, and the targets' logits; see the package."""
-    logits = _logits(hidden, weight, bias)
+    logits = _logits(hidden, weight, bias, softcap)
     if targets.is_floating_point():
         return logits.logsumexp(1), targets
     at = targets[:, None]
@@ -40,14 +48,18 @@ def gradients(
     row_weight: Tensor,
     smoothing: float,
     wants: Wants,
+    softcap: float | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Statistics and gradients; see the package."""
-    lse, target_logit = forward(hidden, weight, bias, targets)
-    p = (_logits(hidden, weight, bias) - torch.logaddexp(lse, target_logit)[:, None]).exp()
+    lse, target_logit = forward(hidden, weight, bias, targets, softcap)
+    logits = _logits(hidden, weight, bias, softcap)
+    p = (logits - torch.logaddexp(lse, target_logit)[:, None]).exp()
     share = torch.zeros_like(p)
     if not targets.is_floating_point():
         share.scatter_(1, targets[:, None], 1.0)
     g = row_weight[:, None] * (p - share + smoothing * (share - 1 / len(weight)))
+    if softcap is not None:
+        g = g * (1 - (logits / softcap).square())
     return (
         lse,
         target_logit,

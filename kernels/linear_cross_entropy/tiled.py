@@ -1,6 +1,7 @@
 """Torch only, any device: a block of rows meets all classes, and leaves its gradients behind.
 
-6 N V D FLOP with gradients, in three products a block; extra memory: the logits of a block.
+6 N V D FLOP with gradients, in three products a block; extra memory: the logits of a block, with a
+softcap twice.
 """
 
 import torch
@@ -26,25 +27,33 @@ def rows_of_a_block(classes: int) -> int:
 
 
 def _block(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Logits of a block with -inf for the targets, and the targets' logits."""
-    logits = hidden @ weight.T
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, softcap: float | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Logits of a block with -inf for the targets, the targets' logits, the softcap's slopes."""
+    logits, slopes = hidden @ weight.T, None
     if bias is not None:
         logits += bias
+    if softcap is not None:
+        logits.div_(softcap).tanh_()
+        slopes = 1 - logits.square()
+        logits.mul_(softcap)
     if targets.is_floating_point():
-        return logits, targets
+        return logits, targets, slopes
     target_logit = logits.gather(1, targets[:, None]).squeeze(1)
     logits.scatter_(1, targets[:, None], -torch.inf)
-    return logits, target_logit
+    return logits, target_logit, slopes
 
 
 def forward(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    softcap: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Log-sum-exps over the other classes, and the targets' logits; see the package."""
     none = Wants(False, False, False)
-    return _run(hidden, weight, bias, targets, None, 0.0, none)[:2]
+    return _run(hidden, weight, bias, targets, None, 0.0, none, softcap)[:2]
 
 
 def gradients(
@@ -55,9 +64,10 @@ def gradients(
     row_weight: Tensor,
     smoothing: float,
     wants: Wants,
+    softcap: float | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Statistics and gradients; see the package."""
-    return _run(hidden, weight, bias, targets, row_weight, smoothing, wants)
+    return _run(hidden, weight, bias, targets, row_weight, smoothing, wants, softcap)
 
 
 def _run(
@@ -68,6 +78,7 @@ def _run(
     row_weight: Tensor | None,
     smoothing: float,
     wants: Wants,
+    softcap: float | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     dtype = accumulation_dtype(hidden.dtype)
     hidden, weight = hidden.to(dtype), weight.to(dtype)
@@ -80,7 +91,7 @@ def _run(
     for i in range(0, len(hidden), step):
         rows = slice(i, i + step)
         x, y = hidden[rows], targets[rows]
-        g, target = _block(x, weight, bias, y)
+        g, target, slopes = _block(x, weight, bias, y, softcap)
         target_logit[rows] = target
         # Without a log-sum-exp: rounded, those of a cold softmax have few digits behind the point.
         maximum = g.amax(1).clamp_min_(torch.finfo(dtype).min)  # where there is no other class
@@ -97,6 +108,8 @@ def _run(
             others *= factor / total
             g.scatter_(1, y[:, None], (smoothing - uniform - others)[:, None])
         g.mul_(row_weight[rows, None])
+        if slopes is not None:
+            g.mul_(slopes)
         if wants.hidden:
             torch.mm(g, weight, out=d_hidden[rows])
         if wants.weight:

@@ -21,6 +21,8 @@ class). It has no weight a row, its chunks take no label smoothing, and its ``au
 up 16-bit gradients in 16 bits. benchmarks/losses.py times it as a peer.
 """
 
+import math
+
 import torch
 import triton
 from torch import Tensor
@@ -57,7 +59,11 @@ def supports(problem: Problem) -> str | None:
 
 
 def forward(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    softcap: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Log-sum-exps over the other classes, and the targets' logits; see the package."""
     n, dim = hidden.shape
@@ -74,8 +80,9 @@ def forward(
     lse, target_logit = _empty(hidden, parts, n), _empty(hidden, parts, n)
     with torch.cuda.device_of(hidden):
         classifier_kernel[(blocks, parts)](
-            hidden, weight, bias, classes, lse, target_logit, n, len(weight), **constants, **options
-        )
+            hidden, weight, bias, classes, lse, target_logit, _to_base_2(softcap), n, len(weight),
+            **constants, **options,
+        )  # fmt: skip
     lse, target_logit = merged(lse, target_logit)
     return lse, target_logit if given is None else given
 
@@ -95,6 +102,7 @@ def gradients(
     row_weight: Tensor,
     smoothing: float,
     wants: Wants,
+    softcap: float | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Statistics and gradients; see the package.
 
@@ -116,7 +124,7 @@ def gradients(
         rows = slice(first, first + step)
         x = hidden[rows]
         g, lse[rows], target_logit[rows] = _weights(
-            x, weight, bias, targets[rows], row_weight[rows], growth, smoothing
+            x, weight, bias, targets[rows], row_weight[rows], growth, smoothing, softcap
         )
         if wants.hidden:
             multiply(g, weight, d_hidden[rows])
@@ -140,6 +148,7 @@ def _weights(
     row_weight: Tensor,
     growth: Tensor | None,
     smoothing: float,
+    softcap: float | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """G of a block in the operands' dtype, times its growth; log-sum-exps and targets' logits."""
     n, v = len(x), len(weight)
@@ -150,15 +159,23 @@ def _weights(
     lse, target_logit = _empty(x, parts, n), _empty(x, parts, n)
     settings = _ELEMENTWISE | _ELEMENTWISE_OPTIONS
     classes, given = _classes(targets)
+    softcap = _to_base_2(softcap)
     with torch.cuda.device_of(x):
-        logits_kernel[(n, parts)](logits, bias, classes, lse, target_logit, n, v, **settings)
+        logits_kernel[(n, parts)](
+            logits, bias, classes, lse, target_logit, softcap, n, v, **settings
+        )
         lse, target_logit = merged(lse, target_logit)
         target_logit = target_logit if given is None else given
         weigh_kernel[(n, chunks)](
             logits, bias, classes, lse, target_logit, row_weight, growth, g,
-            smoothing, smoothing / v, v, **settings,
+            smoothing, smoothing / v, softcap, v, **settings,
         )  # fmt: skip
     return g, lse, target_logit
+
+
+def _to_base_2(softcap: float | None) -> float | None:
+    """As the kernels take it."""
+    return None if softcap is None else softcap / math.log(2)
 
 
 def _empty(like: Tensor, *shape: int) -> Tensor:

@@ -1,6 +1,9 @@
 """Cross-entropy over the classes of a linear layer."""
 
+from typing import Any, Literal, overload
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from sslfast.kernels.similarity_softmax import accumulation_dtype
@@ -9,6 +12,43 @@ from sslfast.ops.linear_cross_entropy import weighted_linear_cross_entropy
 
 from ._common import FLOATS, check_reduction
 
+# cut-cross-entropy's choice among its ways to form gradients, of which there is one here.
+_WAYS = {"filter_eps", "accum_e_fp32", "accum_c_fp32", "filter_e_grad", "filter_c_grad", "impl"}
+
+
+@overload
+def linear_cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    bias: Tensor | None = None,
+    ignore_index: int = -100,
+    softcap: float | str | None = None,
+    reduction: str = "mean",
+    shift: bool | int = 0,
+    return_lse: Literal[False] = False,
+    *,
+    label_smoothing: float = 0.0,
+    **ways: Any,
+) -> Tensor: ...
+
+
+@overload
+def linear_cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    bias: Tensor | None = None,
+    ignore_index: int = -100,
+    softcap: float | str | None = None,
+    reduction: str = "mean",
+    shift: bool | int = 0,
+    return_lse: bool = False,
+    *,
+    label_smoothing: float = 0.0,
+    **ways: Any,
+) -> Tensor | tuple[Tensor, Tensor]: ...
+
 
 def linear_cross_entropy(
     hidden: Tensor,
@@ -16,15 +56,20 @@ def linear_cross_entropy(
     targets: Tensor,
     bias: Tensor | None = None,
     ignore_index: int = -100,
+    softcap: float | str | None = None,
     reduction: str = "mean",
+    shift: bool | int = 0,
+    return_lse: bool = False,
     *,
     label_smoothing: float = 0.0,
-) -> Tensor:
+    **ways: Any,
+) -> Tensor | tuple[Tensor, Tensor]:
     """F.cross_entropy(F.linear(hidden, weight, bias), targets), without the logits [N, V].
 
     Wijmans et al. 2024 (Cut Cross-Entropy, arXiv:2411.09009) have the problem and an approximate
-    answer; this one is exact. The gradients of "mean" and "sum" are formed in the forward pass, a
-    block of rows at a time, 6 N V D FLOP in all; "none" takes 8. Rows that are ignored cost
+    answer; this one is exact, and takes the arguments of cut_cross_entropy.linear_cross_entropy in
+    their order. The gradients of "mean" and "sum" are formed in the forward pass, a block of rows
+    at a time, 6 N V D FLOP in all; "none" and return_lse take 8. Rows that are ignored cost
     nothing on a CPU; on a GPU leave them out beforehand where they are many.
 
     Args:
@@ -33,23 +78,38 @@ def linear_cross_entropy(
         targets: int64 [...], classes in [0, V) or ignore_index.
         bias: [V] or None.
         ignore_index: the target of rows that have no loss.
+        softcap: logits t become softcap tanh(t / softcap), as in Gemma 2; None: as they are. A
+            string in this place is taken for the reduction, which was here before.
         reduction: "mean" (over rows that are not ignored; NaN if none is left, as in PyTorch),
             "sum" or "none" (losses in the shape of targets, 0 where ignored).
-        label_smoothing: the share of probability spread over all classes, in [0, 1].
+        shift: of sequences hidden [..., T, D], position t predicts targets[..., t + shift]: 1 or
+            True for the next token. "none" then returns [..., T - shift].
+        return_lse: return the pair (loss, lse), lse the log-sum-exp of each row's logits in the
+            shape of the losses of "none", 0 where ignored, with its gradient (for a z-loss).
+        label_smoothing: the share of probability spread over all classes, in [0, 1]; without
+            softcap and return_lse.
+        ways: filter_eps, accum_e_fp32, accum_c_fp32, filter_e_grad, filter_c_grad and impl of
+            cut-cross-entropy, accepted for compatibility: gradients are always complete and added
+            up in float32.
 
     Returns:
         The loss in float32 (float64 for float64 hidden). Under autocast hidden, and otherwise
         weight and bias, are used in autocast's dtype or that of hidden; sums are in float32.
 
     Raises:
-        TypeError: tensors that are not of a floating dtype, targets that are not int64.
-        ValueError: shapes or devices that do not fit, a label_smoothing outside [0, 1].
+        TypeError: tensors that are not of a floating dtype, targets that are not int64, an
+            argument that is unknown.
+        ValueError: shapes or devices that do not fit, a label_smoothing outside [0, 1] or beside
+            what it does not go with, a softcap that is not positive, a shift outside [0, T).
         IndexError: a target that is neither a class nor ignore_index (on a GPU: NaN).
     """
-    check_reduction(reduction)
+    cap, reduction = checked_options(softcap, reduction, return_lse, label_smoothing, ways)
     _check(hidden, weight, targets, bias)
-    if not 0.0 <= label_smoothing <= 1.0:
-        raise ValueError(f"label_smoothing must lie in [0, 1], got {label_smoothing}")
+    length = targets.shape[-1]
+    if not 0 <= shift < max(length, 1):
+        raise ValueError(f"shift must lie in [0, {length}), the length of targets, got {shift}")
+    if shift:  # ignored rows stay until the end, so that hidden is not copied
+        targets = F.pad(targets[..., shift:], (0, int(shift)), value=ignore_index)
     device = hidden.device.type
     if torch.is_autocast_enabled(device) and hidden.dtype != torch.float64:
         hidden = hidden.to(torch.get_autocast_dtype(device))
@@ -57,16 +117,61 @@ def linear_cross_entropy(
     tensors = x, weight, bias
     options = ignore_index, float(label_smoothing)
     needs = [t is not None and t.requires_grad and torch.is_grad_enabled() for t in tensors]
-    if reduction == "none" or not any(needs) or not len(y):
-        losses = losses_of_rows(*tensors, y, *options)
-        if reduction == "none":
-            return losses.view(targets.shape)
-        total = losses.sum()
-        return total if reduction == "sum" else total / (y != ignore_index).sum()
-    row_weight = (y != ignore_index).to(accumulation_dtype(x.dtype))
-    if reduction == "mean":
-        row_weight /= row_weight.sum()
-    return weighted_linear_cross_entropy(*tensors, y, row_weight, *options, *needs)[0]
+    used = y != ignore_index
+    if reduction != "none" and not return_lse and any(needs) and len(y):
+        row_weight = used.to(accumulation_dtype(x.dtype))
+        if reduction == "mean":
+            row_weight /= row_weight.sum()
+        return weighted_linear_cross_entropy(*tensors, y, row_weight, *options, *needs, cap)[0]
+    losses = losses_of_rows(*tensors, y, *options, cap)
+    if reduction == "none":
+        loss = losses.view(targets.shape)[..., : length - shift]
+    else:
+        loss = losses.sum() if reduction == "sum" else losses.sum() / used.sum()
+    if not return_lse:
+        return loss
+    lse = losses + _target_logits(x, weight, bias, y, cap).where(used, 0)
+    return loss, lse.view(targets.shape)[..., : length - shift]
+
+
+def _target_logits(
+    x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, softcap: float | None
+) -> Tensor:
+    """Every row's own target's logit [N]; of any class where the target is none."""
+    dtype = accumulation_dtype(x.dtype)
+    y = y.where((y >= 0) & (y < len(weight)), 0)
+    logits = (x.to(dtype) * weight[y].to(x.dtype).to(dtype)).sum(1)
+    if bias is not None:
+        logits = logits + bias[y].to(x.dtype).to(dtype)
+    return logits if softcap is None else softcap * (logits / softcap).tanh()
+
+
+def checked_options(
+    softcap: float | str | None,
+    reduction: str,
+    return_lse: bool,
+    label_smoothing: float,
+    ways: dict[str, Any],
+) -> tuple[float | None, str]:
+    """Return softcap and reduction, or raise what linear_cross_entropy does for its options."""
+    if isinstance(softcap, str):
+        if reduction != "mean":
+            raise TypeError(f"the reduction is given twice, as {softcap!r} and {reduction!r}")
+        reduction, softcap = softcap, None
+    check_reduction(reduction)
+    if not 0.0 <= label_smoothing <= 1.0:
+        raise ValueError(f"label_smoothing must lie in [0, 1], got {label_smoothing}")
+    if softcap is not None and not 0.0 < softcap < float("inf"):
+        raise ValueError(f"softcap must be a positive number, or None for none, got {softcap}")
+    if label_smoothing and (return_lse or softcap is not None):
+        raise ValueError("label_smoothing goes with neither softcap nor return_lse")
+    for name, value in ways.items():
+        if name == "vocab_parallel_options":
+            if value is not None:
+                raise ValueError(f"{name} is not supported: every rank needs all of weight")
+        elif name not in _WAYS:
+            raise TypeError(f"linear_cross_entropy() got an unexpected keyword argument {name!r}")
+    return None if softcap is None else float(softcap), reduction
 
 
 def _check(hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None) -> None:

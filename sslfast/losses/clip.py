@@ -14,7 +14,7 @@ from sslfast.functional._common import (
     plain_logits,
 )
 from sslfast.losses.distributed import global_pair_rows
-from sslfast.losses.exchange import check_exchange, check_rank
+from sslfast.losses.exchange import check_exchange, check_rank, gather_rows, name_of
 
 
 class ClipLoss(nn.Module):
@@ -80,17 +80,40 @@ class ClipLoss(nn.Module):
         logit_scale: float | Tensor,
         logit_bias: float | Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Return the matrix of logits [N, N], images by texts, and that of texts by images.
+        """Return the matrix of logits, images by texts, and that of texts by images.
 
-        For evaluation and for losses of your own: this class's loss makes no use of it.
+        For evaluation and for losses of your own, such as open_clip's DistillClipLoss: this class's
+        loss makes no use of it.
+
+        Returns:
+            Both [N, N], or over several ranks, as in open_clip, [M, M] for the M pairs of all, with
+            local_loss [N, M] for this rank's rows. Whatever gather_with_grad says, gradients pass
+            to the features of all ranks.
 
         Raises:
-            ValueError: over several ranks, whose features are never here with their gradients.
+            ValueError: with local_loss, ranks of different batch sizes, for get_ground_truth()
+                takes them to be the same.
         """
-        if self.world_size > 1:
-            raise ValueError("get_logits is for one rank: make a ClipLoss() without world_size")
-        logits = plain_logits(image_features, text_features, logit_scale, logit_bias)
-        return logits, logits.T
+        if self.world_size == 1:
+            logits = plain_logits(image_features, text_features, logit_scale, logit_bias)
+            return logits, logits.T
+        check_embeddings(image_features=image_features, text_features=text_features)
+        check_rank("ClipLoss", self.rank, self.world_size, self.process_group)
+        pairs = torch.stack((image_features, text_features), 1)
+        all_pairs, _ = gather_rows(pairs, name_of(self.process_group))
+        images, texts = all_pairs.unbind(1)
+        if not self.local_loss:
+            logits = plain_logits(images, texts, logit_scale, logit_bias)
+            return logits, logits.T
+        if len(images) != len(pairs) * self.world_size:
+            raise ValueError(
+                f"get_logits with local_loss takes batches of one size: this rank has {len(pairs)} "
+                f"of {len(images)} pairs on {self.world_size} ranks"
+            )
+        return (
+            plain_logits(image_features, texts, logit_scale, logit_bias),
+            plain_logits(text_features, images, logit_scale, logit_bias),
+        )
 
     def forward(
         self,

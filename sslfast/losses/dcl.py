@@ -71,7 +71,7 @@ class DCLLoss(nn.Module):
         exchange: str = "gather",
     ) -> None:
         super().__init__()
-        check_exchange(exchange)
+        check_exchange(exchange, gather_distributed)
         self.exchange = exchange
         self.temperature = temperature
         self.weight_fn = weight_fn

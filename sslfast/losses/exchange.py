@@ -193,8 +193,13 @@ gather_rows.register_autograd(_backward, setup_context=_setup)
 _sum_rows.register_autograd(no_double_backward)
 
 
-def check_exchange(how: str) -> None:
-    """Raise ValueError unless it is "gather" or "ring"."""
+def check_exchange(how: str, gathers: bool = False) -> None:
+    """Raise ValueError unless it is "gather" or "ring", or where nothing can be gathered."""
+    if gathers and not dist.is_available():
+        raise ValueError(
+            "gather_distributed=True needs torch.distributed, which this torch was built without: "
+            "leave it out"
+        )
     if how not in ("gather", "ring"):
         raise ValueError(f"exchange must be 'gather' or 'ring', got {how!r}")
 

@@ -31,6 +31,7 @@ class NTXentLoss(nn.Module):
         gather_distributed: negatives are the embeddings of all ranks; with a bank, all ranks'
             ``out1`` go into it. Averaging gradients over ranks (DDP, FSDP) gives that of one
             process with the global batch; sslfast.losses.distributed has the loss's factor.
+            Without a process group that is initialised, there is one rank and nothing to gather.
         process_group: the ranks to gather from; None: all.
         exchange: "gather" brings the embeddings of all ranks here at once; "ring" one rank's at a
             time, for when they do not fit.
@@ -40,8 +41,8 @@ class NTXentLoss(nn.Module):
         over the 2N rows (N with a bank), in float32 (float64 for float64 inputs).
 
     Raises:
-        ValueError: a temperature below 1e-8 in magnitude, another exchange, shapes, dtypes or
-            devices that do not fit.
+        ValueError: a temperature below 1e-8 in magnitude, another exchange, gather_distributed in
+            a torch without torch.distributed, shapes, dtypes or devices that do not fit.
         TypeError: embeddings that are no floating-point tensors.
 
     Differences from lightly 1.6: the bank is saved with the state, wraps around where lightly
@@ -57,7 +58,7 @@ class NTXentLoss(nn.Module):
         exchange: str = "gather",
     ) -> None:
         super().__init__()
-        check_exchange(exchange)
+        check_exchange(exchange, gather_distributed)
         if not abs(temperature) >= 1e-8:
             raise ValueError(f"temperature must be a number other than 0, got {temperature}")
         self.temperature = temperature

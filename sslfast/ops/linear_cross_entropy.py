@@ -41,8 +41,11 @@ def _run(
     smoothing: float,
     row_weight: Tensor | None,
     wants: Wants,
+    softcap: float | None,
 ) -> tuple[Tensor, Gradients]:
     """Losses of all rows, 0 where ignored, and the gradients of their weighted sum if asked for."""
+    if smoothing and softcap is not None:
+        raise ValueError("a softcap takes no smoothing: the mean of capped logits is not at hand")
     x, w = hidden.contiguous(), weight.to(hidden.dtype).contiguous()
     b = None if bias is None else bias.to(hidden.dtype).contiguous()
     v, n = len(w), len(x)
@@ -64,10 +67,12 @@ def _run(
     with torch.autocast(hidden.device.type, enabled=False):  # sums are never in half precision
         backend = registry.pick(OP, kernels.problem(x, w))
         if row_weight is None:
-            lse, target_logit = backend.forward(x, w, b, y)
+            lse, target_logit = backend.forward(x, w, b, y, softcap)
             gradients = (lse.new_empty(0),) * 3
         else:
-            lse, target_logit, *rest = backend.gradients(x, w, b, y, row_weight, smoothing, wants)
+            lse, target_logit, *rest = backend.gradients(
+                x, w, b, y, row_weight, smoothing, wants, softcap
+            )
             gradients = (rest[0], rest[1], rest[2])
         mean_logit = None
         if smoothing:
@@ -94,6 +99,7 @@ def linear_cross_entropy(
     targets: Tensor,
     ignore_index: int,
     smoothing: float,
+    softcap: float | None = None,
 ) -> Tensor:
     """-log softmax(hidden weight^T + bias) of every row's target.
 
@@ -104,12 +110,13 @@ def linear_cross_entropy(
         targets: int64 [N]: a class, or ignore_index.
         ignore_index: the target of rows that have no loss.
         smoothing: the share of the target's probability that is spread over all classes.
+        softcap: logits t become softcap tanh(t / softcap), without smoothing; None: as they are.
 
     Returns:
         Losses [N] in the accumulation dtype, 0 where ignored.
     """
     none = Wants(False, False, False)
-    return _run(hidden, weight, bias, targets, ignore_index, smoothing, None, none)[0]
+    return _run(hidden, weight, bias, targets, ignore_index, smoothing, None, none, softcap)[0]
 
 
 @linear_cross_entropy.register_fake
@@ -120,6 +127,7 @@ def _(
     targets: Tensor,
     ignore_index: int,
     smoothing: float,
+    softcap: float | None = None,
 ) -> Tensor:
     return hidden.new_empty(hidden.shape[0], dtype=accumulation_dtype(hidden.dtype))
 
@@ -136,6 +144,7 @@ def weighted_linear_cross_entropy(
     hidden_gradient: bool,
     weight_gradient: bool,
     bias_gradient: bool,
+    softcap: float | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """sum_i row_weight_i loss_i and its gradients, formed where the logits are at hand.
 
@@ -148,7 +157,7 @@ def weighted_linear_cross_entropy(
     """
     wants = Wants(hidden_gradient, weight_gradient, bias_gradient)
     losses, gradients = _run(
-        hidden, weight, bias, targets, ignore_index, smoothing, row_weight, wants
+        hidden, weight, bias, targets, ignore_index, smoothing, row_weight, wants, softcap
     )
     return (losses * row_weight).sum(), *gradients
 
@@ -165,6 +174,7 @@ def _(
     hidden_gradient: bool,
     weight_gradient: bool,
     bias_gradient: bool,
+    softcap: float | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     dtype = accumulation_dtype(hidden.dtype)
     none = hidden.new_empty(0, dtype=dtype)
@@ -177,7 +187,7 @@ def _(
 
 
 def _setup_rows(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    hidden, weight, bias, targets, *ctx.options = inputs
+    hidden, weight, bias, targets, *ctx.options, ctx.softcap = inputs
     ctx.save_for_backward(hidden, weight, bias, targets)
 
 
@@ -185,9 +195,9 @@ def _backward_rows(ctx: Any, d_losses: Tensor) -> tuple[Tensor | None, ...]:
     hidden, weight, bias, targets = ctx.saved_tensors
     needs = ctx.needs_input_grad[:3]
     _, *gradients = weighted_linear_cross_entropy(
-        hidden, weight, bias, targets, d_losses.contiguous(), *ctx.options, *needs
+        hidden, weight, bias, targets, d_losses.contiguous(), *ctx.options, *needs, ctx.softcap
     )
-    return *_as_inputs(gradients, (hidden, weight, bias), needs, None), None, None, None
+    return *_as_inputs(gradients, (hidden, weight, bias), needs, None), *[None] * 4
 
 
 def _setup_sum(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -201,10 +211,10 @@ def _backward_sum(
 ) -> tuple[Tensor | None, ...]:
     refuse_double_backward(d_gradients)
     if d_sum is None:
-        return (None,) * 10
+        return (None,) * 11
     needs = ctx.needs_input_grad[:3]
     gradients = _as_inputs(ctx.saved_tensors, ctx.dtypes, needs, d_sum)
-    return *gradients, None, None, None, None, None, None, None
+    return *gradients, *[None] * 8
 
 
 def _as_inputs(

@@ -209,10 +209,10 @@ def test_sigmoid_contrast(
 
 @pytest.mark.parametrize("name", cuda_backends("linear_cross_entropy"))
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize(("biased", "softcap"), [(False, None), (True, None), (True, 3.0)])
 @pytest.mark.parametrize(("n", "v", "d"), [(7, 30522, 768), (252, 507, 123), (4000, 9001, 256)])
 def test_linear_cross_entropy(
-    name: str, dtype: torch.dtype, biased: bool, n: int, v: int, d: int
+    name: str, dtype: torch.dtype, biased: bool, softcap: float | None, n: int, v: int, d: int
 ) -> None:
     x = torch.randn(n, d, device="cuda").to(dtype)
     w = (torch.randn(v, d, device="cuda") / d**0.5).to(dtype)
@@ -220,13 +220,13 @@ def test_linear_cross_entropy(
     targets = torch.randint(v, (n,), device="cuda")
     module = module_for("linear_cross_entropy", name, classifier.problem(x, w))
     weight, wants = torch.randn(n, device="cuda") / n, classifier.Wants(True, True, True)
-    got = twice(lambda: module.gradients(x, w, bias, targets, weight, 0.1, wants))
+    got = twice(lambda: module.gradients(x, w, bias, targets, weight, 0.1, wants, softcap))
     wide = x.double(), w.double(), None if bias is None else bias.double(), targets
-    truth = classifier_oracle.gradients(*wide, weight.double(), 0.1, wants)
-    eager = classifier_oracle.gradients(x, w, bias, targets, weight, 0.1, wants)
+    truth = classifier_oracle.gradients(*wide, weight.double(), 0.1, wants, softcap)
+    eager = classifier_oracle.gradients(x, w, bias, targets, weight, 0.1, wants, softcap)
     for value, exact, other in zip(got, truth, eager, strict=True):
         assert relative(value, exact) <= relative(other, exact) + TOLERANCE[dtype]
-    for value, exact in zip(module.forward(x, w, bias, targets), truth, strict=False):
+    for value, exact in zip(module.forward(x, w, bias, targets, softcap), truth, strict=False):
         assert (value.double() - exact).abs().max() <= 1e-4
 
 

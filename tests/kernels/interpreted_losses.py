@@ -147,12 +147,12 @@ def test_tiny_upstream_gradients_lose_nothing(
 
 
 @pytest.mark.parametrize(
-    ("parts", "rows", "biased", "smoothing", "dtype"),
+    ("parts", "rows", "biased", "smoothing", "softcap", "dtype"),
     [
-        (1, 40, True, 0.1, torch.float32),
-        (1, 14, True, 0.0, torch.bfloat16),
-        (3, 14, False, 0.0, torch.float16),
-        (12, 40, True, 0.0, torch.float32),
+        (1, 40, True, 0.1, None, torch.float32),
+        (1, 14, True, 0.0, 1.0, torch.bfloat16),
+        (3, 14, False, 0.0, None, torch.float16),
+        (12, 40, True, 0.1, 3.0, torch.float32),
     ],
 )
 def test_classifier(
@@ -160,6 +160,7 @@ def test_classifier(
     rows: int,
     biased: bool,
     smoothing: float,
+    softcap: float | None,
     dtype: torch.dtype,
     generator: torch.Generator,
     monkeypatch: pytest.MonkeyPatch,
@@ -175,9 +176,9 @@ def test_classifier(
     weight = torch.randn(40, generator=generator) / 1e6
     given = x, w, bias, targets
     wide = x.double(), w.double(), None if bias is None else bias.double(), targets
-    got = classifier.gradients(*given, weight, smoothing, ALL)
-    want = classifier_oracle.gradients(*wide, weight.double(), smoothing, ALL)
-    for statistics in (got[:2], classifier.forward(*given)):
+    got = classifier.gradients(*given, weight, smoothing, ALL, softcap)
+    want = classifier_oracle.gradients(*wide, weight.double(), smoothing, ALL, softcap)
+    for statistics in (got[:2], classifier.forward(*given, softcap)):
         for a, b in zip(statistics, want[:2], strict=True):
             torch.testing.assert_close(a.double(), b, rtol=0, atol=2e-5)
     for a, b in zip(got[2:], want[2:], strict=True):

@@ -46,22 +46,25 @@ def double(x: Tensor, w: Tensor, b: Tensor | None, targets: Tensor) -> Layer:
     return x.double(), w.double(), None if b is None else b.double(), targets
 
 
-def check(name: str, given: Layer, smoothing: float, seed: int) -> tuple[Tensor, ...]:
+def check(
+    name: str, given: Layer, smoothing: float, seed: int, softcap: float | None = None
+) -> tuple[Tensor, ...]:
     """Compare with float64 on the same (rounded) inputs, beside eager in float32."""
     x, w, _, _ = given
     module = backend_for(name, x, w)
     generator = torch.Generator().manual_seed(seed)
     row_weight = torch.randn(len(x), generator=generator, dtype=torch.float64) / max(len(x), 1)
-    truth = reference.gradients(*double(*given), row_weight, smoothing, ALL)
-    eager = reference.gradients(*given, row_weight.float(), smoothing, ALL)
-    got = module.gradients(*given, row_weight.float(), smoothing, ALL)
+    options = smoothing, ALL, softcap
+    truth = reference.gradients(*double(*given), row_weight, *options)
+    eager = reference.gradients(*given, row_weight.float(), *options)
+    got = module.gradients(*given, row_weight.float(), *options)
     for value, exact, other in zip(got[2:], truth[2:], eager[2:], strict=True):
         assert value.dtype == torch.float32
         assert value.shape == exact.shape
         assert relative(value, exact) <= relative(other, exact) + TOLERANCE[x.dtype]
     logits = reference._logits(*double(*given)[:3])
     known = 2e-6 * (1 + logits.abs().amax().item() if logits.numel() else 1)
-    for statistics in (got[:2], module.forward(*given)):
+    for statistics in (got[:2], module.forward(*given, softcap)):
         for value, exact in zip(statistics, truth[:2], strict=True):
             assert value.dtype == torch.float32
             torch.testing.assert_close(value.double(), exact, rtol=0, atol=known)
@@ -95,7 +98,8 @@ def test_any_shape(name: str, data: st.DataObject) -> None:
     spread = data.draw(st.sampled_from([0.0, 1.0, 30.0]))
     x, w, b, targets = layer(n, v, d, torch.float32, generator, spread)
     bias = b if data.draw(st.booleans()) else None
-    check(name, (x, w, bias, targets), data.draw(st.sampled_from([0.0, 0.2])), seed)
+    softcap = data.draw(st.sampled_from([None, 2.0, 30.0]))
+    check(name, (x, w, bias, targets), data.draw(st.sampled_from([0.0, 0.2])), seed, softcap)
 
 
 @pytest.mark.parametrize("name", RUNNABLE)
@@ -103,6 +107,20 @@ def test_several_blocks_of_rows(name, generator, monkeypatch) -> None:
     """Gradients of the weights add up over blocks."""
     monkeypatch.setattr(tiled, "BLOCK_ELEMENTS", 40_000)
     check(name, layer(1100, 600, 16, torch.float32, generator), 0.0, 2)
+
+
+@pytest.mark.parametrize("name", RUNNABLE)
+@pytest.mark.parametrize("softcap", [1e-3, 1.5, 30.0, 1e4])
+def test_a_softcap_of_any_size(name, softcap, generator, monkeypatch) -> None:
+    """From logits that are all at the cap to some that it leaves as they are, in several blocks."""
+    monkeypatch.setattr(tiled, "BLOCK_ELEMENTS", 40_000)
+    given = layer(300, 270, 16, torch.float32, generator, spread=3.0)
+    logits = reference._logits(*double(*given)[:3])
+    check(name, given, 0.1, 2, softcap)
+    lse, target_logit = backend_for(name, *given[:2]).forward(*given, softcap)
+    capped = softcap * (logits / softcap).tanh()
+    whole = torch.logaddexp(lse, target_logit).double()
+    torch.testing.assert_close(whole, capped.logsumexp(1), rtol=1e-6, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", RUNNABLE)

@@ -6,6 +6,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+import peers
 from sslfast.functional import clip, info_nce, ntxent, siglip, supcon
 from sslfast.losses import (
     ClipLoss,
@@ -222,6 +223,24 @@ def clip_over_ranks(
     towers.compare(loss, truth, size, scale)
 
 
+def distill_over_ranks(rank: int, size: int, local_loss: bool) -> None:
+    """open_clip's DistillClipLoss over this class: it calls get_logits and get_ground_truth."""
+    theirs = peers.load_file("open_clip/loss.py").DistillClipLoss
+    methods = {"dist_loss": theirs.dist_loss, "forward": theirs.forward}
+    ours = type("DistillClipLoss", (ClipLoss,), methods)
+    towers, scale = Towers(rank, [4] * size), learnable(5.0)
+    generator = torch.Generator().manual_seed(11)
+    teachers = torch.randn(2, 4 * size, 6, dtype=torch.float64, generator=generator)
+    own = teachers[:, 4 * rank : 4 * rank + 4]
+    clip_truth, truth = theirs()(*towers.whole, scale, *teachers, 3.0)
+    contrast, loss = ours(local_loss, rank=rank, world_size=size)(*towers.own, scale, *own, 3.0)
+    towers.compare(contrast + 2 * loss, clip_truth + 2 * truth, size, scale)
+    if local_loss:
+        ragged = Towers(rank, [4 - r for r in range(size)]).own
+        with pytest.raises(ValueError, match="takes batches of one size"):
+            ours(True, rank=rank, world_size=size).get_logits(*ragged, 2.0)
+
+
 def siglip_over_ranks(rank: int, size: int, sizes: list[int], dist_impl: str) -> None:
     towers, scale, bias = Towers(rank, sizes), learnable(5.0), learnable(-2.0)
     criterion = SigLipLoss(rank=rank, world_size=size, dist_impl=dist_impl)
@@ -267,6 +286,7 @@ def two_ranks(rank: int, size: int) -> None:
     cached_with_ddp(rank, size)
     for local_loss in (False, True):
         clip_over_ranks(rank, size, [5, 2], local_loss)
+        distill_over_ranks(rank, size, local_loss)
     with pytest.raises(ValueError, match="made for rank 1 of 3"):
         ClipLoss(rank=1, world_size=3)(*torch.randn(2, 4, 3), 1.0)
     with pytest.raises(ValueError, match="leave negative_keys out"):
@@ -281,6 +301,15 @@ def test_temperature_ddp_memory_bank_and_clip_on_two_ranks() -> None:
 def test_without_a_process_group_nothing_is_gathered() -> None:
     a, b = torch.randn(2, 6, 4).unbind()
     assert torch.equal(NTXentLoss(0.2, gather_distributed=True)(a, b), NTXentLoss(0.2)(a, b))
+
+
+@pytest.mark.parametrize("kind", [NTXentLoss, DCLLoss, DCLWLoss])
+def test_gathering_in_a_torch_without_distributed_is_refused(kind, monkeypatch) -> None:
+    """As in lightly."""
+    monkeypatch.setattr(dist, "is_available", lambda: False)
+    kind(gather_distributed=False)
+    with pytest.raises(ValueError, match=r"needs torch\.distributed"):
+        kind(gather_distributed=True)
 
 
 def test_other_arguments_are_refused() -> None:

@@ -1,6 +1,7 @@
 """The op as torch sees it, and the function over it against F.cross_entropy in float64."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -34,11 +35,22 @@ def inputs(
 
 
 def plain(
-    x: Tensor, w: Tensor, t: Tensor, b: Tensor | None, reduction: str, smoothing: float
+    x: Tensor,
+    w: Tensor,
+    t: Tensor,
+    b: Tensor | None,
+    reduction: str,
+    smoothing: float = 0.0,
+    softcap: float | None = None,
 ) -> Tensor:
+    logits = capped(F.linear(x, w, b), softcap)
     return F.cross_entropy(
-        F.linear(x, w, b), t, ignore_index=IGNORED, reduction=reduction, label_smoothing=smoothing
+        logits, t, ignore_index=IGNORED, reduction=reduction, label_smoothing=smoothing
     )
+
+
+def capped(logits: Tensor, softcap: float | None) -> Tensor:
+    return logits if softcap is None else softcap * torch.tanh(logits / softcap)
 
 
 def same(ours: Tensor, truth: Tensor, *leaves: Tensor, **tolerance: float) -> None:
@@ -84,17 +96,72 @@ def test_float32_of_several_blocks(reduction: str, smoothing: float) -> None:
 
 
 @pytest.mark.parametrize("backend", ["reference", "tiled"])
-@pytest.mark.parametrize("smoothing", [0.0, 0.2])
-def test_gradcheck(backend: str, smoothing: float) -> None:
+@pytest.mark.parametrize(("smoothing", "softcap"), [(0.0, None), (0.2, None), (0.0, 2.0)])
+def test_gradcheck(backend: str, smoothing: float, softcap: float | None) -> None:
     x, w, b, t = inputs(7, 5, 3)
     weight = torch.rand(7, dtype=torch.float64)
+    options = IGNORED, smoothing
     with sslfast.use_backend(backend):
         torch.autograd.gradcheck(
-            lambda *a: rows_op(*a, t, IGNORED, smoothing), (x, w, b), check_undefined_grad=False
+            lambda *a: rows_op(*a, t, *options, softcap), (x, w, b), check_undefined_grad=False
         )
         torch.autograd.gradcheck(
-            lambda *a: sum_op(*a, t, weight, IGNORED, smoothing, True, True, True)[0], (x, w, b)
+            lambda *a: sum_op(*a, t, weight, *options, True, True, True, softcap)[0], (x, w, b)
         )
+
+
+@given(
+    reduction=st.sampled_from(["mean", "sum", "none"]),
+    shift=st.sampled_from([False, True, 3]),
+    softcap=st.sampled_from([None, 2.0, 30.0]),
+    with_bias=st.booleans(),
+    return_lse=st.booleans(),
+    seed=st.integers(0, 10**6),
+)
+@settings(max_examples=20, deadline=None)
+def test_the_arguments_of_cut_cross_entropy(
+    reduction: str, shift: int, softcap: float | None, with_bias: bool, return_lse: bool, seed: int
+) -> None:
+    """In their order, on sequences of which ignored targets are a part; lse has a gradient too."""
+    x, w, b, t = inputs(24, 17, 5, seed=seed)
+    x, t, bias = (
+        x.detach().view(2, 2, 6, 5).requires_grad_(),
+        t.view(2, 2, 6),
+        b if with_bias else None,
+    )
+    leaves = (x, w, b) if with_bias else (x, w)
+    cce = {"impl": "cce_kahan_full_c", "filter_eps": None, "vocab_parallel_options": None}
+    ours = linear_cross_entropy(
+        x, w, t, bias, IGNORED, softcap, reduction, shift, return_lse, **cce
+    )
+    e, y = x[..., : 6 - shift, :], t[..., int(shift) :]
+    truth = plain(e.flatten(0, -2), w, y.flatten(), bias, reduction, 0.0, softcap)
+    truth = truth.view(y.shape) if reduction == "none" else truth
+    if return_lse:
+        whole = capped(F.linear(e, w, bias), softcap).logsumexp(-1).where(y != IGNORED, 0)
+        assert ours[1].shape == y.shape
+        torch.testing.assert_close(ours[1], whole)
+        ours, truth = (loss.sum() + lse.square().mean() for loss, lse in (ours, (truth, whole)))
+    same(ours, truth, *leaves)
+
+
+def test_the_reduction_in_its_former_place() -> None:
+    x, w, _, t = inputs(9, 5, 3)
+    rows = linear_cross_entropy(x, w, t, reduction="none")
+    assert torch.equal(linear_cross_entropy(x, w, t, None, IGNORED, "none"), rows)
+    assert torch.equal(LinearCrossEntropyLoss(IGNORED, "none")(x, w, t), rows)
+    with pytest.raises(TypeError, match=r"given twice, as 'none' and 0\.1"):
+        LinearCrossEntropyLoss(IGNORED, "none", 0.1)
+
+
+def test_module_of_cut_cross_entropy() -> None:
+    x, w, b, t = inputs(12, 5, 3)
+    x, t = x.view(3, 4, 3), t.view(3, 4)
+    options = {"softcap": 3.0, "reduction": "sum", "shift": 1}
+    loss, lse = LinearCrossEntropyLoss(**options, return_lse=True, impl="cce")(x, w, t, b)
+    expected = linear_cross_entropy(x, w, t, b, **options, return_lse=True)
+    assert torch.equal(loss, expected[0])
+    assert torch.equal(lse, expected[1])
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
@@ -103,21 +170,22 @@ def test_opcheck(dtype: torch.dtype) -> None:
     weight = torch.rand(7, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
     checks = ("test_schema", "test_faketensor", "test_autograd_registration")
     torch.library.opcheck(rows_op, (x, w, b, t, IGNORED, 0.1))
+    torch.library.opcheck(rows_op, (x, w, b, t, IGNORED, 0.0, 2.0))
     # AOT dispatch differentiates all outputs; the gradients among these have none of their own.
     torch.library.opcheck(
         sum_op, (x, w, b, t, weight, IGNORED, 0.1, True, True, True), test_utils=checks
     )
     torch.library.opcheck(
-        sum_op, (x, w, None, t, weight, IGNORED, 0.0, True, False, False), test_utils=checks
+        sum_op, (x, w, None, t, weight, IGNORED, 0.0, True, False, False, 2.0), test_utils=checks
     )
 
 
 def test_compile_fullgraph() -> None:
     x, w, b, t = inputs(20, 8, 4, torch.float32)
-    for reduction in ("mean", "none"):
+    for reduction, options in (("mean", {}), ("none", {"softcap": 3.0, "shift": 1})):
 
-        def loss(x: Tensor, w: Tensor, b: Tensor, reduction: str = reduction) -> Tensor:
-            return linear_cross_entropy(x, w, t, b, reduction=reduction).square().sum()
+        def loss(x: Tensor, w: Tensor, b: Tensor, r: str = reduction, o: Any = options) -> Tensor:
+            return linear_cross_entropy(x, w, t, b, reduction=r, **o).square().sum()
 
         expected = torch.autograd.grad(loss(x, w, b), (x, w, b))
         found = torch.autograd.grad(torch.compile(loss, fullgraph=True)(x, w, b), (x, w, b))
@@ -247,3 +315,16 @@ def test_bad_arguments() -> None:
         linear_cross_entropy(x, w, t, reduction="average")
     with pytest.raises(ValueError, match="weight is empty"):
         linear_cross_entropy(x, w[:0], t)
+    for softcap in (0.0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="softcap must be a positive number"):
+            linear_cross_entropy(x, w, t, softcap=softcap)
+    for options in ({"softcap": 1.0}, {"return_lse": True}):
+        with pytest.raises(ValueError, match="label_smoothing goes with neither"):
+            linear_cross_entropy(x, w, t, label_smoothing=0.1, **options)
+    for shift in (-1, 6):
+        with pytest.raises(ValueError, match=rf"shift must lie in \[0, 6\).*, got {shift}"):
+            linear_cross_entropy(x, w, t, shift=shift)
+    with pytest.raises(ValueError, match="vocab_parallel_options is not supported"):
+        linear_cross_entropy(x, w, t, vocab_parallel_options=object())
+    with pytest.raises(TypeError, match="unexpected keyword argument 'soft_cap'"):
+        LinearCrossEntropyLoss(soft_cap=1.0)

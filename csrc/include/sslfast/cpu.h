@@ -51,7 +51,8 @@ void similarity_backward(const Similarities& problem, Statistics row, Statistics
                          const float* positive, Kept kept, float* d_rows, float* d_columns);
 
 // Logits <hidden_i, weight_j> + bias_j; bias may be null. targets[i] in [0, v), or null where the targets
-// are no class: then target_logit is given.
+// are no class: then target_logit is given. Unless softcap is 0, logits t stand for
+// softcap tanh(t / softcap).
 struct LinearClassifier {
     const float* hidden;
     std::int64_t n;
@@ -60,6 +61,7 @@ struct LinearClassifier {
     int dim;
     const float* bias;
     const std::int64_t* targets;
+    double softcap;
     int threads;
 };
 

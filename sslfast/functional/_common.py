@@ -75,6 +75,20 @@ def scale_of(temperature: float | Tensor, like: Tensor) -> Tensor:
     return as_scale(1.0 / temperature, like)
 
 
+def scale_in_halves(temperature: float | Tensor, like: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Two factors whose product is 1 / temperature: of queries, and of keys; None for 1.
+
+    For ops that take the scale within their rows. float16 ends at 65,504: where the scale might
+    come near it, keys take a power of two that is about its root, which rounds nothing.
+    """
+    scale = scale_of(temperature, like)
+    known = not isinstance(temperature, Tensor)
+    if like.dtype != torch.float16 or (known and abs(temperature) >= 2**-14):
+        return scale, None
+    of_keys = torch.exp2(torch.frexp(scale.detach()).exponent.clamp_min(0) // 2)
+    return scale / of_keys, of_keys
+
+
 def as_scale(logit_scale: float | Tensor, like: Tensor) -> Tensor:
     """A scale as the 0-d tensor that the op takes; gradients reach a tensor.
 

@@ -1,10 +1,10 @@
 """NT-Xent, the loss of SimCLR."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from sslfast.ops.similarity_softmax import similarity_softmax
+from sslfast.ops.unit_rows import wide_unit_rows
 
 from ._common import check_embeddings, reduce, scale_of
 from ._variants import Variant
@@ -61,7 +61,7 @@ def ntxent(
     )
 
     def mean_logit() -> Tensor:
-        unit = F.normalize(z.to(scale.dtype), dim=1) if normalize else z.to(scale.dtype)
+        unit = wide_unit_rows(z) if normalize else z.to(scale.dtype)
         return scale * (unit * (unit.sum(0) - unit)).sum(1) / (len(z) - 1)
 
     losses = variant.losses(lse, positive, scale, len(z) - 2, mean_logit)

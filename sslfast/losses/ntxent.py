@@ -4,18 +4,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sslfast.functional import ntxent
 from sslfast.functional._common import check_embeddings, info_nce_from_logits, scale_of
 from sslfast.functional._info_nce import summed_info_nce
-from sslfast.kernels.similarity_softmax import accumulation_dtype
 from sslfast.losses.distributed import global_ntxent_rows
 from sslfast.losses.exchange import check_exchange, gather_rows, name_of, world_size
 from sslfast.losses.memory_bank import MemoryBank
-from sslfast.ops.scaled_pairs import scaled_pairs
-from sslfast.ops.unit_rows import unit_rows
+from sslfast.ops.unit_rows import unit_rows, wide_unit_rows
 
 
 class NTXentLoss(nn.Module):
@@ -45,7 +42,7 @@ class NTXentLoss(nn.Module):
         TypeError: embeddings that are no floating-point tensors.
 
     Differences from lightly 1.6: the bank is saved with the state, wraps around where lightly
-    drops the end of a batch, and fp16 embeddings of zeros give no NaN.
+    drops the end of a batch, and embeddings of zeros get no gradient, not 1e12 or NaN.
     """
 
     def __init__(
@@ -90,7 +87,7 @@ class NTXentLoss(nn.Module):
             )
         loss = _moco(out0, out1, bank, self.temperature)
         if out0.requires_grad:
-            keys = F.normalize(out1.detach().to(accumulation_dtype(out1.dtype)), dim=1)
+            keys = wide_unit_rows(out1.detach())
             if self._gathers:
                 keys, _ = gather_rows(keys, name_of(self.process_group))
             self.memory_bank.enqueue(keys)
@@ -105,7 +102,6 @@ class NTXentLoss(nn.Module):
 
 def _moco(query: Tensor, key: Tensor, bank: Tensor, temperature: float) -> Tensor:
     """InfoNCE of queries against their keys and the bank's unit entries."""
-    rows, positive = scaled_pairs(query, key, scale_of(temperature, query))
     # The gradient is formed at once: nothing of the bank is kept, which goes on changing. A bank of
     # the queries' dtype (loss.to(dtype)) is used as it is, another one is copied.
-    return summed_info_nce(rows, bank.to(query.dtype), positive, "mean")
+    return summed_info_nce(query, key, bank.to(query.dtype), temperature, "mean")

@@ -47,3 +47,18 @@ def classes_of(labels: Tensor) -> tuple[Tensor, Tensor]:
     known = labels.sort().values
     first = torch.searchsorted(known, labels)
     return first, torch.searchsorted(known, labels, right=True) - first
+
+
+def in_pairs(classes: Tensor, sizes: Tensor) -> Tensor:
+    """An order int64 [M] in which rows i and i + M // 2 share a class, as far as that goes.
+
+    Rows that are left over, one of each class of an odd size, share pairs at the end of both
+    halves; of an odd M the last row is alone.
+    """
+    order = classes.argsort(stable=True)
+    place = torch.arange(len(order), device=order.device) - classes[order]  # within its class
+    over = (place % 2 == 0) & (place + 1 == sizes[order])
+    order = order[over.int().argsort(stable=True)]
+    half = len(order) // 2
+    pairs = order[: 2 * half].view(half, 2)
+    return torch.cat((pairs[:, 0], pairs[:, 1], order[2 * half :]))

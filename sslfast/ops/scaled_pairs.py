@@ -8,13 +8,13 @@ in float32.
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from sslfast.kernels.similarity_softmax import accumulation_dtype
 from sslfast.kernels.unit_rows import EPS
 
 from ._gradients import no_double_backward
+from .unit_rows import wide_unit_rows
 
 
 def scaled_pairs(query: Tensor, key: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
@@ -31,7 +31,7 @@ def scaled_pairs(query: Tensor, key: Tensor, scale: Tensor) -> tuple[Tensor, Ten
     dtype = accumulation_dtype(query.dtype)
     if query.is_cuda and query.dtype != dtype:
         return _scaled_pairs(query, key, scale)[:2]
-    q, k = (F.normalize(x.to(dtype), dim=1) for x in (query, key))
+    q, k = (wide_unit_rows(x) for x in (query, key))
     return (scale * q).to(query.dtype), scale * (q * k).sum(1)
 
 

@@ -8,7 +8,6 @@ on the way nor kept for the backward pass, which has the vectors as they were gi
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from sslfast.kernels import registry
@@ -30,7 +29,18 @@ def unit_rows(x: Tensor) -> Tensor:
     dtype = accumulation_dtype(x.dtype)
     if x.is_cuda and x.dtype != dtype:
         return _unit_rows(x)[0]
-    return F.normalize(x.to(dtype), dim=-1).to(x.dtype)  # on a CPU an op takes longer than a copy
+    return wide_unit_rows(x).to(x.dtype)  # on a CPU an op takes longer than a copy
+
+
+def wide_unit_rows(x: Tensor) -> Tensor:
+    """The same in the accumulation dtype, and differentiable as often as asked.
+
+    It is F.normalize, but for the gradient of a vector no longer than EPS: 0, and not 1 / EPS times
+    what comes from above, which would be the end of a training run.
+    """
+    wide = x.to(accumulation_dtype(x.dtype))
+    norms = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+    return torch.where(norms <= EPS, wide.detach(), wide) / norms.clamp_min(EPS)
 
 
 @torch.library.custom_op("sslfast::unit_rows", mutates_args=())

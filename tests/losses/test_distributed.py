@@ -238,12 +238,14 @@ def info_nce_over_ranks(rank: int, size: int, sizes: list[int]) -> None:
 
 
 def supcon_over_ranks(rank: int, size: int, sizes: list[int]) -> None:
-    towers = Towers(rank, sizes)
-    labels = torch.randint(4, (sum(sizes),), generator=torch.Generator().manual_seed(5))
     first = sum(sizes[:rank])
-    own = labels[first : first + sizes[rank]]
-    loss = SupConLoss(0.3, process_group=dist.group.WORLD)(towers.own[0] + towers.own[1], own)
-    towers.compare(loss, supcon(towers.whole[0] + towers.whole[1], labels, 0.3), size)
+    some = torch.randint(4, (sum(sizes),), generator=torch.Generator().manual_seed(5))
+    pairs = torch.arange(sum(sizes)) // 2  # on one rank, mostly
+    for labels in (some, pairs):
+        towers = Towers(rank, sizes)
+        own = labels[first : first + sizes[rank]]
+        loss = SupConLoss(0.3, process_group=dist.group.WORLD)(towers.own[0] + towers.own[1], own)
+        towers.compare(loss, supcon(towers.whole[0] + towers.whole[1], labels, 0.3), size)
 
 
 def a_group_of_one(rank: int) -> None:

@@ -1,7 +1,6 @@
 """What the losses share: checks of their inputs, scales, reductions."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from sslfast.kernels.similarity_softmax import accumulation_dtype
@@ -138,13 +137,3 @@ def row_weights(n: int, reduction: str, like: Tensor) -> Tensor:
     """What a mean or a sum weighs every row with [N], of the dtype and device of ``like``."""
     value = 1 / n if reduction == "mean" else 1.0
     return torch.full((n,), value, dtype=like.dtype, device=like.device)
-
-
-def info_nce_from_logits(lse: Tensor, positive: Tensor) -> Tensor:
-    """-log(exp(positive) / (exp(positive) + exp(lse))) per row, exact when pairs have converged.
-
-    ``lse`` is over the negatives alone, so that the loss is softplus(lse - positive) and no two
-    large numbers are subtracted where the result is small.
-    """
-    # Beyond 40, log1p(exp(-x)) is below the resolution of float64: softplus(x) is x.
-    return F.softplus(lse - positive, threshold=40.0)

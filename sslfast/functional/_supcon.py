@@ -3,11 +3,12 @@
 import torch
 from torch import Tensor
 
+from sslfast.ops._logits import info_nce_from_logits
 from sslfast.ops.class_sums import class_sums, classes_of, in_pairs
 from sslfast.ops.similarity_softmax import similarity_softmax
 from sslfast.ops.unit_rows import wide_unit_rows
 
-from ._common import check_labels, info_nce_from_logits, reduce, scale_of
+from ._common import check_labels, reduce, scale_of
 
 
 def supcon(

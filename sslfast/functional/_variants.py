@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from ._common import info_nce_from_logits
+from sslfast.ops._logits import info_nce_from_logits
 
 
 @dataclass(frozen=True)

@@ -7,14 +7,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from sslfast.functional import clip
-from sslfast.functional._common import (
-    as_scale,
-    check_embeddings,
-    info_nce_from_logits,
-    plain_logits,
-)
+from sslfast.functional._common import as_scale, check_embeddings, plain_logits
 from sslfast.losses.distributed import global_pair_rows
 from sslfast.losses.exchange import check_exchange, check_rank
+from sslfast.ops._logits import info_nce_from_logits
 
 
 class ClipLoss(nn.Module):

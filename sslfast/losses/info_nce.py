@@ -5,8 +5,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from sslfast.functional import info_nce
-from sslfast.functional._common import check_embeddings, info_nce_from_logits, scale_of
+from sslfast.functional._common import check_embeddings, scale_of
 from sslfast.losses.distributed import global_pair_rows
+from sslfast.ops._logits import info_nce_from_logits
 from sslfast.ops.unit_rows import unit_rows
 
 

@@ -7,11 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from sslfast.functional import ntxent
-from sslfast.functional._common import check_embeddings, info_nce_from_logits, scale_of
+from sslfast.functional._common import check_embeddings, scale_of
 from sslfast.functional._info_nce import summed_info_nce
 from sslfast.losses.distributed import global_ntxent_rows
 from sslfast.losses.exchange import check_exchange, gather_rows, name_of, world_size
 from sslfast.losses.memory_bank import MemoryBank
+from sslfast.ops._logits import info_nce_from_logits
 from sslfast.ops.unit_rows import unit_rows, wide_unit_rows
 
 

@@ -10,7 +10,6 @@ kernels/linear_cross_entropy.
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from sslfast.kernels import linear_cross_entropy as kernels
@@ -19,6 +18,7 @@ from sslfast.kernels.linear_cross_entropy import Wants
 from sslfast.kernels.similarity_softmax import accumulation_dtype
 
 from ._gradients import refuse_double_backward, times
+from ._logits import info_nce_from_logits
 
 OP = "linear_cross_entropy"
 Gradients = tuple[Tensor, Tensor, Tensor]
@@ -28,7 +28,7 @@ def _losses(
     lse: Tensor, target_logit: Tensor, mean_logit: Tensor | None, smoothing: float
 ) -> Tensor:
     """Losses of rows from their statistics, exact where the target's probability is near 1."""
-    losses = F.softplus(lse - target_logit, threshold=40.0)
+    losses = info_nce_from_logits(lse, target_logit)
     return losses if mean_logit is None else losses + smoothing * (target_logit - mean_logit)
 
 

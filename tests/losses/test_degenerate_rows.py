@@ -1,13 +1,15 @@
-"""Rows of zeros, and what fp16 cannot hold: no loss hands back what would end a training run."""
+"""Rows of zeros, scales beyond fp16, infinite logits: a run survives, or is told, as eagerly."""
 
 from collections.abc import Callable
 
 import every_loss
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from sslfast.functional import info_nce
+import sslfast
+from sslfast.functional import clip, info_nce, linear_cross_entropy, ntxent, siglip
 from sslfast.losses import ClipLoss, InfoNCE, MatryoshkaLoss, NTXentLoss
 
 
@@ -79,3 +81,62 @@ def test_fp16_at_scales_beyond_its_numbers(loss: Callable[..., Tensor], learned:
     for found, truth in zip(result(torch.float16), result(torch.float64), strict=True):
         assert truth.any()
         torch.testing.assert_close(found, truth, rtol=1e-3, atol=1e-3 * truth.abs().max().item())
+
+
+INF = torch.inf
+# Features of one number each, rows and columns, whose products are the logits.
+INFINITE = [
+    ([INF, 1.0], [1.0, -1.0]),  # the first row: +inf for its positive, -inf for the negative
+    ([INF, -INF], [1.0, -1.0]),
+    ([-INF, 2.0], [1.0, 1.0]),
+    ([1.0, 2.0], [1.0, -INF]),
+]
+
+
+def eager_clip(rows: Tensor, columns: Tensor) -> Tensor:
+    logits, targets = rows @ columns.T, torch.arange(len(rows))
+    both = (F.cross_entropy(t, targets, reduction="none") for t in (logits, logits.T))
+    return sum(both, torch.zeros(())) / 2
+
+
+def classes(reduction: str) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
+    targets = torch.arange(2)
+    return (
+        lambda x, w: linear_cross_entropy(x, w, targets, reduction=reduction),
+        lambda x, w: F.cross_entropy(x @ w.T, targets, reduction=reduction),
+    )
+
+
+def eager_siglip(rows: Tensor, columns: Tensor) -> Tensor:
+    return -F.logsigmoid((2 * torch.eye(len(rows)) - 1) * (rows @ columns.T)).sum(1)
+
+
+def eager_ntxent(out0: Tensor, out1: Tensor) -> Tensor:
+    z = torch.cat((out0, out1))
+    logits = (z @ z.T).masked_fill(torch.eye(len(z), dtype=torch.bool), -INF)
+    return F.cross_entropy(logits, torch.arange(len(z)).roll(len(out0)), reduction="none")
+
+
+PAIRS = {
+    "clip": (lambda x, y: clip(x, y, 1.0, reduction="none"), eager_clip),
+    "linear cross-entropy": classes("none"),
+    "its mean": classes("mean"),
+    "siglip": (lambda x, y: siglip(x, y, 1.0, 0.0, reduction="none"), eager_siglip),
+    "ntxent": (lambda x, y: ntxent(x, y, 1.0, normalize=False, reduction="none"), eager_ntxent),
+}
+
+
+@pytest.mark.parametrize("backend", ["cpu", "tiled"])
+@pytest.mark.parametrize("name", PAIRS)
+def test_infinite_logits_give_what_eager_gives(name: str, backend: str) -> None:
+    """A softmax over +inf is NaN, also where every other logit is -inf."""
+    for values in INFINITE:
+        results = []
+        for loss in PAIRS[name]:
+            leaves = [torch.tensor(x)[:, None].requires_grad_() for x in values]
+            with sslfast.use_backend(backend):
+                found = loss(*leaves)
+                gradients = torch.autograd.grad(found.sum(), leaves)
+            results.append((found, *(g.where(g.isfinite(), torch.nan) for g in gradients)))
+        for value, truth in zip(*results, strict=True):
+            torch.testing.assert_close(value, truth, equal_nan=True)

@@ -41,7 +41,9 @@ def clip(
         ValueError: shapes, dtypes or devices that do not fit, options out of range or more than one
             of the last three.
     """
-    check_embeddings(image_features=image_features, text_features=text_features)
+    image_features, text_features = check_embeddings(
+        image_features=image_features, text_features=text_features
+    )
     variant = Variant(decoupled, debiased, label_smoothing)
     scale = as_scale(logit_scale, image_features)
     lse, positive, lse_columns = similarity_softmax(

@@ -8,12 +8,18 @@ from sslfast.kernels.similarity_softmax import accumulation_dtype
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-def check_embeddings(same_rows: bool = True, **tensors: Tensor) -> None:
+def check_embeddings(same_rows: bool = True, **tensors: Tensor) -> tuple[Tensor, ...]:
     """Raise unless all are non-empty [N, D] matrices of one shape, floating dtype and device.
+
+    Under autocast their dtypes may differ, float64 aside: they come back in autocast's, as its
+    products would take them.
 
     Args:
         same_rows: whether N must be the same, and not only D.
         tensors: by the names that messages use.
+
+    Returns:
+        The tensors, of one dtype.
 
     Raises:
         TypeError: not a tensor, or not of a floating dtype.
@@ -35,10 +41,21 @@ def check_embeddings(same_rows: bool = True, **tensors: Tensor) -> None:
                 f"{first_name} and {name} must have the same {what}, "
                 f"got {list(first.shape)} and {list(x.shape)}"
             )
-        if x.dtype != first.dtype:
-            raise ValueError(f"{first_name} is {first.dtype}, but {name} is {x.dtype}")
         if x.device != first.device:
             raise ValueError(f"{first_name} is on {first.device}, but {name} is on {x.device}")
+    return _of_one_dtype(tensors)
+
+
+def _of_one_dtype(tensors: dict[str, Tensor]) -> tuple[Tensor, ...]:
+    (first_name, first), *_ = tensors.items()
+    other = next(((name, x) for name, x in tensors.items() if x.dtype != first.dtype), None)
+    if other is None:
+        return tuple(tensors.values())
+    device = first.device.type
+    wide = any(x.dtype == torch.float64 for x in tensors.values())
+    if wide or not torch.is_autocast_enabled(device):
+        raise ValueError(f"{first_name} is {first.dtype}, but {other[0]} is {other[1].dtype}")
+    return tuple(x.to(torch.get_autocast_dtype(device)) for x in tensors.values())
 
 
 def check_labels(features: Tensor, labels: Tensor) -> None:

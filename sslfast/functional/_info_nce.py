@@ -50,14 +50,16 @@ def info_nce(
         ValueError: shapes, dtypes or devices that do not fit, a temperature of 0, another mode,
             options out of range or more than one of the last three.
     """
-    check_embeddings(query=query, positive_key=positive_key)
+    query, positive_key = check_embeddings(query=query, positive_key=positive_key)
     if negative_mode not in ("unpaired", "paired"):
         raise ValueError(f"negative_mode must be 'unpaired' or 'paired', got {negative_mode!r}")
     variant = Variant(decoupled, debiased, label_smoothing)
     scale = scale_of(temperature, query)
 
     if negative_keys is not None and negative_mode == "unpaired":
-        check_embeddings(False, query=query, negative_keys=negative_keys)
+        query, positive_key, negative_keys = check_embeddings(
+            False, query=query, positive_key=positive_key, negative_keys=negative_keys
+        )
     # In-batch keys never change: where the fused kernels run, they compute the gradients later.
     in_forward = reduction in ("mean", "sum") and torch.is_grad_enabled()
     in_forward = in_forward and (negative_keys is not None or not runs_fused(query))

@@ -45,7 +45,7 @@ def ntxent(
         ValueError: shapes, dtypes or devices that do not fit, a temperature of 0, options out of
             range or more than one of the last three.
     """
-    check_embeddings(out0=out0, out1=out1)
+    out0, out1 = check_embeddings(out0=out0, out1=out1)
     variant = Variant(decoupled, debiased, label_smoothing)
     z = torch.cat((out0, out1))
     scale = scale_of(temperature, z)

@@ -109,7 +109,7 @@ class ClipLoss(nn.Module):
         return {"contrastive_loss": loss} if output_dict else loss
 
     def _global(self, image: Tensor, text: Tensor, logit_scale: float | Tensor) -> Tensor:
-        check_embeddings(image_features=image, text_features=text)
+        image, text = check_embeddings(image_features=image, text_features=text)
         group = self.process_group
         check_rank("ClipLoss", self.rank, self.world_size, group)
         scale = as_scale(logit_scale, image)

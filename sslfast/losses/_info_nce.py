@@ -68,7 +68,7 @@ class InfoNCE(nn.Module):
                 "with a process_group the negatives are the keys of all ranks: leave negative_keys "
                 "out, or gather them yourself and leave the process_group out"
             )
-        check_embeddings(query=query, positive_key=key)
+        query, key = check_embeddings(query=query, positive_key=key)
         scale = scale_of(self.temperature, query)
         q, k = unit_rows(query), unit_rows(key)
         lse, _, positive, factor = global_pair_rows(q, k, scale, self.process_group, both=False)

@@ -78,7 +78,7 @@ class NTXentLoss(nn.Module):
         """Return the mean loss of the embeddings [N, D] of two views."""
         if self.memory_bank is None and not self._gathers:
             return ntxent(out0, out1, self.temperature)
-        check_embeddings(out0=out0, out1=out1)
+        out0, out1 = check_embeddings(out0=out0, out1=out1)
         if self.memory_bank is None:
             return self._global(out0, out1)
         bank = self.memory_bank.bank

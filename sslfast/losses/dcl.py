@@ -87,12 +87,11 @@ class DCLLoss(nn.Module):
 
     def forward(self, out0: Tensor, out1: Tensor) -> Tensor:
         """Return the mean loss of the embeddings [N, D] of two views."""
+        out0, out1 = check_embeddings(out0=out0, out1=out1)
         if not self._gathers:
             loss = ntxent(out0, out1, self.temperature, decoupled=True)
             if self.weight_fn is None:
                 return loss
-        else:
-            check_embeddings(out0=out0, out1=out1)
         scale = scale_of(self.temperature, out0)
         factor: float | Tensor = 0.5 / len(out0)
         if self._gathers:

@@ -10,6 +10,7 @@ from sslfast.functional._supcon import supcon_from_logits
 from sslfast.losses.distributed import global_similarity_softmax
 from sslfast.losses.exchange import Exchange, Group, group_of, name_of
 from sslfast.ops._gradients import no_double_backward
+from sslfast.ops._schemas import NAMESPACE
 from sslfast.ops.class_sums import class_sums, classes_of, in_pairs
 
 
@@ -22,7 +23,7 @@ def _class_sums(x: Tensor, class_of: Tensor, classes: Tensor, group: str) -> Ten
     return sums[class_of]
 
 
-@torch.library.custom_op("sslfast::global_class_means", mutates_args=())
+@torch.library.custom_op(f"{NAMESPACE}::global_class_means", mutates_args=())
 def global_class_means(
     z: Tensor, scale: Tensor, labels: Tensor, sizes: Tensor, group: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -59,7 +60,7 @@ def _(
     return z.new_empty(len(z)), z.new_empty(len(z)), z.new_empty(z.shape), class_of, classes
 
 
-@torch.library.custom_op("sslfast::global_class_means_backward", mutates_args=())
+@torch.library.custom_op(f"{NAMESPACE}::global_class_means_backward", mutates_args=())
 def _global_backward(
     above: Tensor,
     z: Tensor,

@@ -8,10 +8,12 @@ from torch import Tensor
 from sslfast.kernels import class_sums as kernels
 from sslfast.kernels import registry
 
+from ._schemas import NAMESPACE
+
 OP = "class_sums"
 
 
-@torch.library.custom_op("sslfast::class_sums", mutates_args=())
+@torch.library.custom_op(f"{NAMESPACE}::class_sums", mutates_args=())
 def class_sums(x: Tensor, classes: Tensor) -> Tensor:
     """Of every row, the sum of all rows of its class, itself among them.
 

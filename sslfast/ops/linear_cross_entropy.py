@@ -19,6 +19,7 @@ from sslfast.kernels.similarity_softmax import accumulation_dtype
 
 from ._gradients import refuse_double_backward, times
 from ._logits import info_nce_from_logits
+from ._schemas import NAMESPACE
 
 OP = "linear_cross_entropy"
 Gradients = tuple[Tensor, Tensor, Tensor]
@@ -86,7 +87,7 @@ def _run(
     return losses, gradients
 
 
-@torch.library.custom_op("sslfast::linear_cross_entropy", mutates_args=())
+@torch.library.custom_op(f"{NAMESPACE}::linear_cross_entropy", mutates_args=())
 def linear_cross_entropy(
     hidden: Tensor,
     weight: Tensor,
@@ -124,7 +125,7 @@ def _(
     return hidden.new_empty(hidden.shape[0], dtype=accumulation_dtype(hidden.dtype))
 
 
-@torch.library.custom_op("sslfast::weighted_linear_cross_entropy", mutates_args=())
+@torch.library.custom_op(f"{NAMESPACE}::weighted_linear_cross_entropy", mutates_args=())
 def weighted_linear_cross_entropy(
     hidden: Tensor,
     weight: Tensor,

@@ -14,6 +14,7 @@ from sslfast.kernels.similarity_softmax import accumulation_dtype
 from sslfast.kernels.unit_rows import EPS
 
 from ._gradients import no_double_backward
+from ._schemas import NAMESPACE
 from .unit_rows import wide_unit_rows
 
 
@@ -39,7 +40,7 @@ def _norms(x: Tensor) -> Tensor:
     return torch.linalg.vector_norm(x, dim=1, dtype=torch.float32).clamp_min_(EPS)
 
 
-@torch.library.custom_op("sslfast::scaled_pairs", mutates_args=())
+@torch.library.custom_op(f"{NAMESPACE}::scaled_pairs", mutates_args=())
 def _scaled_pairs(
     query: Tensor, key: Tensor, scale: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -59,7 +60,7 @@ def _(query: Tensor, key: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor
     return query.new_empty(query.shape), positive, cosine, q, k
 
 
-@torch.library.custom_op("sslfast::scaled_pairs_backward", mutates_args=())
+@torch.library.custom_op(f"{NAMESPACE}::scaled_pairs_backward", mutates_args=())
 def _scaled_pairs_backward(
     d_rows: Tensor,
     d_positive: Tensor,

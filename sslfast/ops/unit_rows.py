@@ -16,6 +16,7 @@ from sslfast.kernels.similarity_softmax import accumulation_dtype
 from sslfast.kernels.unit_rows import EPS
 
 from ._gradients import no_double_backward
+from ._schemas import NAMESPACE
 
 OP = "unit_rows"
 
@@ -43,7 +44,7 @@ def wide_unit_rows(x: Tensor) -> Tensor:
     return torch.where(norms <= EPS, wide.detach(), wide) / norms.clamp_min(EPS)
 
 
-@torch.library.custom_op("sslfast::unit_rows", mutates_args=())
+@torch.library.custom_op(f"{NAMESPACE}::unit_rows", mutates_args=())
 def _unit_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     """The unit vectors of 16-bit ones, and their norms [..., 1] in float32."""
     rows = x.reshape(-1, x.shape[-1]).contiguous()
@@ -57,7 +58,7 @@ def _(x: Tensor) -> tuple[Tensor, Tensor]:
     return x.new_empty(x.shape), x.new_empty((*x.shape[:-1], 1), dtype=torch.float32)
 
 
-@torch.library.custom_op("sslfast::unit_rows_backward", mutates_args=())
+@torch.library.custom_op(f"{NAMESPACE}::unit_rows_backward", mutates_args=())
 def _unit_rows_backward(gradient: Tensor, x: Tensor, norms: Tensor) -> Tensor:
     """(g - u <u, g>) / ||x|| with u = x / ||x||; 0 for a vector no longer than EPS."""
     with torch.autocast(x.device.type, enabled=False):

@@ -98,8 +98,8 @@ def scale_in_halves(temperature: float | Tensor, like: Tensor) -> tuple[Tensor, 
     come near it, keys take a power of two that is about its root, which rounds nothing.
     """
     scale = scale_of(temperature, like)
-    known = not isinstance(temperature, Tensor)
-    if like.dtype != torch.float16 or (known and abs(temperature) >= 2**-14):
+    in_range = not isinstance(temperature, Tensor) and abs(temperature) >= 2**-14
+    if like.dtype != torch.float16 or in_range:
         return scale, None
     of_keys = torch.exp2(torch.frexp(scale.detach()).exponent.clamp_min(0) // 2)
     return scale / of_keys, of_keys

@@ -96,7 +96,7 @@ def info_nce(
         total = keys.sum(0) if negative_keys is None else keys + unit(negative_keys).sum(-2)
         return scale * (unit(query) * total).sum(1) / (negatives + 1)
 
-    losses = variant.losses(lse, positive, scale, negatives, mean_logit)
+    losses = variant.losses(lse, positive, scale, negatives, mean_logit, unit=True)
     return reduce(losses, reduction).to(scale.dtype)
 
 

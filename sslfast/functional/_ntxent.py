@@ -64,5 +64,5 @@ def ntxent(
         unit = wide_unit_rows(z) if normalize else z.to(scale.dtype)
         return scale * (unit * (unit.sum(0) - unit)).sum(1) / (len(z) - 1)
 
-    losses = variant.losses(lse, positive, scale, len(z) - 2, mean_logit)
+    losses = variant.losses(lse, positive, scale, len(z) - 2, mean_logit, normalize)
     return reduce(losses, reduction).to(scale.dtype)

@@ -86,6 +86,6 @@ def supcon_from_logits(
         others: how many these are [M].
         only: where the partner is the only positive [M].
     """
-    of_one = info_nce_from_logits(lse, partner)
+    of_one = info_nce_from_logits(lse, partner, unit=True)
     loss = torch.where(only, of_one, torch.logaddexp(lse, partner) - means)
     return torch.where(others > 0, loss, 0)

@@ -116,7 +116,8 @@ class ClipLoss(nn.Module):
         lse_image, lse_text, positive, factor = global_pair_rows(
             image, text, scale, group, how=self.exchange
         )
-        rows = info_nce_from_logits(lse_image, positive) + info_nce_from_logits(lse_text, positive)
+        rows = info_nce_from_logits(lse_image, positive, unit=False)
+        rows = rows + info_nce_from_logits(lse_text, positive, unit=False)
         local = (factor * rows.sum() / 2).to(scale.dtype)
         if self.local_loss:
             return local

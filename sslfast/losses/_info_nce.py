@@ -72,4 +72,5 @@ class InfoNCE(nn.Module):
         scale = scale_of(self.temperature, query)
         q, k = unit_rows(query), unit_rows(key)
         lse, _, positive, factor = global_pair_rows(q, k, scale, self.process_group, both=False)
-        return (factor * info_nce_from_logits(lse, positive).sum()).to(scale.dtype)
+        losses = info_nce_from_logits(lse, positive, unit=True)
+        return (factor * losses.sum()).to(scale.dtype)

@@ -98,7 +98,8 @@ class NTXentLoss(nn.Module):
         scale = scale_of(self.temperature, out0)
         z = unit_rows(torch.cat((out0, out1)))
         lse, positive, factor = global_ntxent_rows(z, scale, self.process_group, self.exchange)
-        return (factor * info_nce_from_logits(lse, positive).sum()).to(scale.dtype)
+        losses = info_nce_from_logits(lse, positive, unit=True)
+        return (factor * losses.sum()).to(scale.dtype)
 
 
 def _moco(query: Tensor, key: Tensor, bank: Tensor, temperature: float) -> Tensor:

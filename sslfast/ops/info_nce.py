@@ -30,7 +30,6 @@ from sslfast.kernels.linear_cross_entropy import Wants
 from sslfast.kernels.similarity_softmax import Pairing, accumulation_dtype
 
 from ._gradients import refuse_double_backward, times
-from ._logits import log_odds
 from ._schemas import NAMESPACE
 
 FUSED_DIM = 256  # features of a gradient that one program of the fused kernels holds
@@ -48,7 +47,7 @@ def _fused(x: Tensor, y: Tensor, positive: Tensor, row_weight: Tensor, both: boo
     backend = registry.pick("similarity_softmax", similarity_softmax.problem(x, y, none))
     one = positive.new_ones(())
     lse, _, _ = backend.forward(x, y, one, none, False)
-    gap = log_odds(lse, positive)
+    gap = lse - positive
     total = (row_weight * F.softplus(gap, threshold=40.0)).sum()
     share = row_weight * gap.sigmoid()
     d_rows = backend.backward(x, y, one, none, (lse, share), None)
@@ -64,7 +63,7 @@ def _by_blocks(x: Tensor, y: Tensor, positive: Tensor, row_weight: Tensor, both:
     lse, _, d_rows, d_negatives, _ = backend.gradients(
         x, y, None, positive, row_weight, 0.0, Wants(True, both, False)
     )
-    gap = log_odds(lse, positive)
+    gap = lse - positive
     total = (row_weight * F.softplus(gap, threshold=40.0)).sum()
     return total, d_rows, d_negatives, -row_weight * gap.sigmoid()
 

@@ -29,7 +29,7 @@ def _losses(
     lse: Tensor, target_logit: Tensor, mean_logit: Tensor | None, smoothing: float
 ) -> Tensor:
     """Losses of rows from their statistics, exact where the target's probability is near 1."""
-    losses = info_nce_from_logits(lse, target_logit)
+    losses = info_nce_from_logits(lse, target_logit, unit=False)
     return losses if mean_logit is None else losses + smoothing * (target_logit - mean_logit)
 
 

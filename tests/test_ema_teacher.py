@@ -14,6 +14,7 @@ import sslfast
 from sslfast import EMATeacher
 from sslfast.ema import CosineMomentum, WarmupMomentum
 from sslfast.functional import ema_update_
+from sslfast.ops._schemas import NAMESPACE
 
 
 class Net(nn.Module):
@@ -349,7 +350,7 @@ def test_functional_forms() -> None:
 def test_op_and_compile() -> None:
     teacher, student = [torch.randn(3), torch.randn(4, 2)], [torch.randn(3), torch.randn(4, 2)]
     m = torch.tensor(0.9, dtype=torch.float64)
-    torch.library.opcheck(torch.ops.sslfast.ema_update_.default, (teacher, student, m))
+    torch.library.opcheck(getattr(torch.ops, NAMESPACE).ema_update_.default, (teacher, student, m))
 
     def step(teacher: list[Tensor], student: list[Tensor], momentum: Tensor) -> Tensor:
         ema_update_(teacher, [s * 2 for s in student], momentum)

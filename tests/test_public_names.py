@@ -5,8 +5,12 @@ After a deliberate change: python tests/test_public_names.py > tests/public_name
 
 import importlib
 import inspect
+import pkgutil
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
+
+import pytest
 
 SNAPSHOT = Path(__file__).with_name("public_names.txt")
 MODULES = (
@@ -35,6 +39,21 @@ def public_names() -> list[str]:
 
 def test_public_names() -> None:
     assert public_names() == SNAPSHOT.read_text().splitlines()
+
+
+# Named after the one thing they define, which is what their package hands out.
+ITS_FUNCTION = {"sslfast.data.builtin", "sslfast.data.recipe", "sslfast.models.vit"}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_no_module_is_called_like_a_function(name: str) -> None:
+    """Or ``from sslfast.losses import info_nce`` gives one or the other, by what came before."""
+    package = importlib.import_module(f"sslfast{name}")
+    functions = importlib.import_module("sslfast.functional").__all__
+    for module in pkgutil.iter_modules(getattr(package, "__path__", ())):
+        if module.name in {*functions, *package.__all__}:
+            assert f"sslfast{name}.{module.name}" in ITS_FUNCTION
+            assert not isinstance(getattr(package, module.name), ModuleType)
 
 
 if __name__ == "__main__":

@@ -10,8 +10,8 @@
     norms None: rows as they are, dx = scale V. parts [S, M, D] are in the accumulation dtype, which
     inner has too, and may be overwritten.
 
-A row no longer than EPS is no unit row: its gradient is only scaled, as that of F.normalize. In 16
-bits it is 0 instead, for 1 / EPS times anything is beyond fp16, and beyond use.
+A row no longer than EPS has no direction: its gradient is 0. That of F.normalize is what comes from
+above times 1 / EPS, beyond fp16 and, in any dtype, the end of a training run.
 x and z: any floating dtype, contiguous. Non-finite in, non-finite out.
 """
 

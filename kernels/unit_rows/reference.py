@@ -45,7 +45,5 @@ def gradient(
     inner = v.new_empty(0) if share is None else share * along.sum()
     if norms is None:
         return (scale * v).to(z.dtype), inner
-    dx = scale / norms[:, None] * (v - wide * along.masked_fill(norms <= EPS, 0)[:, None])
-    if z.dtype.itemsize == 2:
-        dx = dx.masked_fill((norms <= EPS)[:, None], 0)
-    return dx.to(z.dtype), inner
+    dx = scale / norms[:, None] * (v - wide * along[:, None])
+    return dx.masked_fill((norms <= EPS)[:, None], 0).to(z.dtype), inner

@@ -39,11 +39,8 @@ def gradient(
     inner = v.new_empty(0) if share is None else _inner_product(z, v).mul_(share)
     if norms is None:
         return v.mul_(scale).to(z.dtype), inner
-    short = norms <= EPS
-    along = (z * v).sum(1).masked_fill_(short, 0)
-    factor = scale / norms
-    if z.dtype.itemsize == 2:
-        factor.masked_fill_(short, 0)
+    along = (z * v).sum(1)
+    factor = (scale / norms).masked_fill_(norms <= EPS, 0)
     v.addcmul_(along[:, None], z.to(v.dtype), value=-1).mul_(factor[:, None])
     return v.to(z.dtype), inner
 

@@ -98,12 +98,8 @@ def gradient_kernel(  # type: ignore[no-untyped-def]
     scale = tl.load(p_scale)
     if p_norm is not None:
         b_norm = tl.load(p_norm + i, mask=i < M, other=1)
-        m_short = b_norm <= _EPS
-        b_v -= b_z * tl.where(m_short, 0, b_along)[:, None]
-        b_factor = scale / b_norm
-        if p_dx.dtype.element_ty.primitive_bitwidth == 16:
-            b_factor = tl.where(m_short, 0, b_factor)
-        b_v *= b_factor[:, None]
+        b_v -= b_z * b_along[:, None]
+        b_v *= tl.where(b_norm <= _EPS, 0, scale / b_norm)[:, None]
     else:
         b_v *= scale
     tl.store(p_dx + at, b_v, mask=m_row)

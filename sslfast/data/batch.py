@@ -1,6 +1,7 @@
 """The one thing that every loader yields and every method takes."""
 
-from collections.abc import Callable, Sequence
+import copy
+from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -8,27 +9,56 @@ import torch
 from torch import Tensor
 
 
-def map_tensors(nest: Any, function: Callable[[Tensor], Tensor]) -> Any:
-    """Apply ``function`` to every tensor of a nest of tuples, lists and dicts."""
+def map_tensors(
+    nest: Any,
+    function: Callable[[Tensor], Tensor],
+    of_strings: Callable[[list[str]], Any] | None = None,
+) -> Any:
+    """Apply ``function`` to every tensor of a nest of tuples, lists and dicts.
+
+    Args:
+        nest: tuples may have names, dicts may be of a class of their own: they stay what they are.
+        function: of a tensor.
+        of_strings: of a list of strings, one for each sample; None: they stay as they are.
+    """
     if isinstance(nest, Tensor):
         return function(nest)
-    if isinstance(nest, dict):
-        return {key: map_tensors(value, function) for key, value in nest.items()}
+    if _strings(nest):
+        return nest if of_strings is None else of_strings(nest)
+    if isinstance(nest, MutableMapping):
+        return _with(nest, {k: map_tensors(v, function, of_strings) for k, v in nest.items()})
     if isinstance(nest, (list, tuple)):
-        return type(nest)(map_tensors(value, function) for value in nest)
+        return _with(nest, [map_tensors(value, function, of_strings) for value in nest])
     return nest
 
 
 def join_tensors(nests: Sequence[Any]) -> Any:
-    """Concatenate nests of the same form tensor by tensor, along the first dimension."""
+    """Concatenate nests of the same form, tensors along the first dimension, lists of strings."""
     first = nests[0]
     if isinstance(first, Tensor):
         return torch.cat(list(nests))
-    if isinstance(first, dict):
-        return {key: join_tensors([nest[key] for nest in nests]) for key in first}
+    if _strings(first):
+        return [string for nest in nests for string in nest]
+    if isinstance(first, MutableMapping):
+        return _with(first, {key: join_tensors([nest[key] for nest in nests]) for key in first})
     if isinstance(first, (list, tuple)):
-        return type(first)(join_tensors(parts) for parts in zip(*nests, strict=True))
+        return _with(first, [join_tensors(parts) for parts in zip(*nests, strict=True)])
     return first
+
+
+def _strings(nest: Any) -> bool:
+    """Whether it is a list of strings: a string for each sample, as captions come."""
+    return isinstance(nest, list) and bool(nest) and all(isinstance(x, str) for x in nest)
+
+
+def _with(nest: Any, values: Any) -> Any:
+    """A tuple, list or dict of the same class with these values."""
+    if isinstance(nest, MutableMapping):
+        nest = copy.copy(nest)
+        for key, value in values.items():
+            nest[key] = value
+        return nest
+    return type(nest)(*values) if hasattr(nest, "_fields") else type(nest)(values)
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,9 @@ def clip(
         ValueError: shapes, dtypes or devices that do not fit, options out of range or more than one
             of the last three.
     """
-    check_embeddings(image_features=image_features, text_features=text_features)
+    image_features, text_features = check_embeddings(
+        image_features=image_features, text_features=text_features
+    )
     variant = Variant(decoupled, debiased, label_smoothing)
     scale = as_scale(logit_scale, image_features)
     lse, positive, lse_columns = similarity_softmax(
@@ -62,7 +64,7 @@ def clip(
             # The mean in float32 makes the product so: no float32 copy of x or y is kept.
             return scale * (x * y.mean(0, dtype=scale.dtype)).sum(1)
 
-        return variant.losses(lse, positive, scale, len(x) - 1, mean_logit)
+        return variant.losses(lse, positive, scale, len(x) - 1, mean_logit, unit=False)
 
     both = losses(lse, image_features, text_features)
     both = both + losses(lse_columns, text_features, image_features)

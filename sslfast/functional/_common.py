@@ -1,7 +1,6 @@
 """What the losses share: checks of their inputs, scales, reductions."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from sslfast.kernels.similarity_softmax import accumulation_dtype
@@ -9,12 +8,18 @@ from sslfast.kernels.similarity_softmax import accumulation_dtype
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-def check_embeddings(same_rows: bool = True, **tensors: Tensor) -> None:
+def check_embeddings(same_rows: bool = True, **tensors: Tensor) -> tuple[Tensor, ...]:
     """Raise unless all are non-empty [N, D] matrices of one shape, floating dtype and device.
+
+    Under autocast their dtypes may differ, float64 aside: they come back in autocast's, as its
+    products would take them.
 
     Args:
         same_rows: whether N must be the same, and not only D.
         tensors: by the names that messages use.
+
+    Returns:
+        The tensors, of one dtype.
 
     Raises:
         TypeError: not a tensor, or not of a floating dtype.
@@ -36,10 +41,21 @@ def check_embeddings(same_rows: bool = True, **tensors: Tensor) -> None:
                 f"{first_name} and {name} must have the same {what}, "
                 f"got {list(first.shape)} and {list(x.shape)}"
             )
-        if x.dtype != first.dtype:
-            raise ValueError(f"{first_name} is {first.dtype}, but {name} is {x.dtype}")
         if x.device != first.device:
             raise ValueError(f"{first_name} is on {first.device}, but {name} is on {x.device}")
+    return _of_one_dtype(tensors)
+
+
+def _of_one_dtype(tensors: dict[str, Tensor]) -> tuple[Tensor, ...]:
+    (first_name, first), *_ = tensors.items()
+    other = next(((name, x) for name, x in tensors.items() if x.dtype != first.dtype), None)
+    if other is None:
+        return tuple(tensors.values())
+    device = first.device.type
+    wide = any(x.dtype == torch.float64 for x in tensors.values())
+    if wide or not torch.is_autocast_enabled(device):
+        raise ValueError(f"{first_name} is {first.dtype}, but {other[0]} is {other[1].dtype}")
+    return tuple(x.to(torch.get_autocast_dtype(device)) for x in tensors.values())
 
 
 def check_labels(features: Tensor, labels: Tensor) -> None:
@@ -73,6 +89,20 @@ def scale_of(temperature: float | Tensor, like: Tensor) -> Tensor:
     if not abs(temperature) > 0:
         raise ValueError(f"temperature must be a number other than 0, got {temperature}")
     return as_scale(1.0 / temperature, like)
+
+
+def scale_in_halves(temperature: float | Tensor, like: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Two factors whose product is 1 / temperature: of queries, and of keys; None for 1.
+
+    For ops that take the scale within their rows. float16 ends at 65,504: where the scale might
+    come near it, keys take a power of two that is about its root, which rounds nothing.
+    """
+    scale = scale_of(temperature, like)
+    in_range = not isinstance(temperature, Tensor) and abs(temperature) >= 2**-14
+    if like.dtype != torch.float16 or in_range:
+        return scale, None
+    of_keys = torch.exp2(torch.frexp(scale.detach()).exponent.clamp_min(0) // 2)
+    return scale / of_keys, of_keys
 
 
 def as_scale(logit_scale: float | Tensor, like: Tensor) -> Tensor:
@@ -124,13 +154,3 @@ def row_weights(n: int, reduction: str, like: Tensor) -> Tensor:
     """What a mean or a sum weighs every row with [N], of the dtype and device of ``like``."""
     value = 1 / n if reduction == "mean" else 1.0
     return torch.full((n,), value, dtype=like.dtype, device=like.device)
-
-
-def info_nce_from_logits(lse: Tensor, positive: Tensor) -> Tensor:
-    """-log(exp(positive) / (exp(positive) + exp(lse))) per row, exact when pairs have converged.
-
-    ``lse`` is over the negatives alone, so that the loss is softplus(lse - positive) and no two
-    large numbers are subtracted where the result is small.
-    """
-    # Beyond 40, log1p(exp(-x)) is below the resolution of float64: softplus(x) is x.
-    return F.softplus(lse - positive, threshold=40.0)

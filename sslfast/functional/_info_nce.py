@@ -1,7 +1,6 @@
 """InfoNCE with given keys."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from sslfast.kernels.similarity_softmax import statistics_dtype
@@ -10,8 +9,9 @@ from sslfast.ops.linear_cross_entropy import weighted_linear_cross_entropy
 from sslfast.ops.scaled_pairs import scaled_pairs
 from sslfast.ops.similarity_softmax import similarity_softmax
 from sslfast.ops.unit_rows import unit_rows
+from sslfast.ops.unit_rows import wide_unit_rows as unit
 
-from ._common import check_embeddings, reduce, row_weights, scale_of
+from ._common import check_embeddings, reduce, row_weights, scale_in_halves, scale_of
 from ._variants import Variant
 
 
@@ -50,22 +50,21 @@ def info_nce(
         ValueError: shapes, dtypes or devices that do not fit, a temperature of 0, another mode,
             options out of range or more than one of the last three.
     """
-    check_embeddings(query=query, positive_key=positive_key)
+    query, positive_key = check_embeddings(query=query, positive_key=positive_key)
     if negative_mode not in ("unpaired", "paired"):
         raise ValueError(f"negative_mode must be 'unpaired' or 'paired', got {negative_mode!r}")
     variant = Variant(decoupled, debiased, label_smoothing)
     scale = scale_of(temperature, query)
 
-    def unit(x: Tensor) -> Tensor:
-        return F.normalize(x.to(scale.dtype), dim=-1)
-
     if negative_keys is not None and negative_mode == "unpaired":
-        check_embeddings(False, query=query, negative_keys=negative_keys)
+        query, positive_key, negative_keys = check_embeddings(
+            False, query=query, positive_key=positive_key, negative_keys=negative_keys
+        )
     # In-batch keys never change: where the fused kernels run, they compute the gradients later.
     in_forward = reduction in ("mean", "sum") and torch.is_grad_enabled()
     in_forward = in_forward and (negative_keys is not None or not runs_fused(query))
     if in_forward and negative_mode == "unpaired" and variant == Variant():
-        return _in_forward(query, positive_key, negative_keys, scale, reduction)
+        return _in_forward(query, positive_key, negative_keys, temperature, reduction)
     if negative_keys is None:
         lse, positive, _ = similarity_softmax(
             query, positive_key, scale, 0, 0, False, True, column_lse=False
@@ -97,19 +96,26 @@ def info_nce(
         total = keys.sum(0) if negative_keys is None else keys + unit(negative_keys).sum(-2)
         return scale * (unit(query) * total).sum(1) / (negatives + 1)
 
-    losses = variant.losses(lse, positive, scale, negatives, mean_logit)
+    losses = variant.losses(lse, positive, scale, negatives, mean_logit, unit=True)
     return reduce(losses, reduction).to(scale.dtype)
 
 
 def _in_forward(
-    query: Tensor, positive_key: Tensor, negative_keys: Tensor | None, scale: Tensor, reduction: str
+    query: Tensor,
+    positive_key: Tensor,
+    negative_keys: Tensor | None,
+    temperature: float | Tensor,
+    reduction: str,
 ) -> Tensor:
     """The same sum or mean, its gradients formed with it."""
     if negative_keys is not None:
-        rows, positive = scaled_pairs(query, positive_key, scale)
-        return summed_info_nce(rows, unit_rows(negative_keys), positive, reduction)
-    q = F.normalize(query.to(scale.dtype), dim=1)
-    rows, keys = (scale * q).to(query.dtype), unit_rows(positive_key)
+        return summed_info_nce(
+            query, positive_key, unit_rows(negative_keys), temperature, reduction
+        )
+    scale, of_keys = scale_in_halves(temperature, query)
+    rows, keys = (scale * unit(query)).to(query.dtype), unit_rows(positive_key)
+    if of_keys is not None:
+        keys = keys * of_keys
     n = len(query)
     weight = row_weights(n, reduction, scale)
     targets = torch.arange(n, device=query.device)
@@ -117,15 +123,22 @@ def _in_forward(
     return weighted_linear_cross_entropy(rows, keys, None, targets, weight, -1, 0.0, *needs)[0]
 
 
-def summed_info_nce(rows: Tensor, negatives: Tensor, positive: Tensor, reduction: str) -> Tensor:
-    """Mean or sum of softplus(lse_i - positive_i), lse over logits <rows_i, negatives_j>.
+def summed_info_nce(
+    query: Tensor, key: Tensor, negatives: Tensor, temperature: float | Tensor, reduction: str
+) -> Tensor:
+    """Mean or sum of the losses of queries among their keys and shared negatives.
 
     Args:
-        rows: unit queries times the scale [N, D].
+        query: [N, D], of any length, as key is.
+        key: the positive of each query [N, D].
         negatives: unit keys [K, D] of the same dtype, which may change before the backward pass.
-        positive: logits of the positives [N] in the accumulation dtype.
+        temperature: divides the cosine similarities.
         reduction: "mean" or "sum".
     """
+    scale, of_keys = scale_in_halves(temperature, query)
+    rows, positive = scaled_pairs(query, key, scale)
+    if of_keys is not None:
+        positive, negatives = of_keys * positive, negatives * of_keys
     weight = row_weights(len(rows), reduction, positive)
     needed = negatives.requires_grad
     return weighted_info_nce(rows, negatives, positive, weight, needed)[0]

@@ -1,10 +1,10 @@
 """NT-Xent, the loss of SimCLR."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from sslfast.ops.similarity_softmax import similarity_softmax
+from sslfast.ops.unit_rows import wide_unit_rows
 
 from ._common import check_embeddings, reduce, scale_of
 from ._variants import Variant
@@ -45,7 +45,7 @@ def ntxent(
         ValueError: shapes, dtypes or devices that do not fit, a temperature of 0, options out of
             range or more than one of the last three.
     """
-    check_embeddings(out0=out0, out1=out1)
+    out0, out1 = check_embeddings(out0=out0, out1=out1)
     variant = Variant(decoupled, debiased, label_smoothing)
     z = torch.cat((out0, out1))
     scale = scale_of(temperature, z)
@@ -61,8 +61,8 @@ def ntxent(
     )
 
     def mean_logit() -> Tensor:
-        unit = F.normalize(z.to(scale.dtype), dim=1) if normalize else z.to(scale.dtype)
+        unit = wide_unit_rows(z) if normalize else z.to(scale.dtype)
         return scale * (unit * (unit.sum(0) - unit)).sum(1) / (len(z) - 1)
 
-    losses = variant.losses(lse, positive, scale, len(z) - 2, mean_logit)
+    losses = variant.losses(lse, positive, scale, len(z) - 2, mean_logit, normalize)
     return reduce(losses, reduction).to(scale.dtype)

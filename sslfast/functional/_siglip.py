@@ -37,7 +37,9 @@ def siglip(
         TypeError: features that are no floating-point tensors.
         ValueError: shapes, dtypes or devices that do not fit.
     """
-    check_embeddings(image_features=image_features, text_features=text_features)
+    image_features, text_features = check_embeddings(
+        image_features=image_features, text_features=text_features
+    )
     check_reduction(reduction)
     scale, bias = (as_scale(x, image_features) for x in (logit_scale, logit_bias))
     tensors = image_features, text_features, scale, bias

@@ -1,11 +1,12 @@
 """The supervised contrastive loss."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from sslfast.ops.class_sums import class_sums, classes_of
+from sslfast.ops._logits import info_nce_from_logits
+from sslfast.ops.class_sums import class_sums, classes_of, in_pairs
 from sslfast.ops.similarity_softmax import similarity_softmax
+from sslfast.ops.unit_rows import wide_unit_rows
 
 from ._common import check_labels, reduce, scale_of
 
@@ -38,17 +39,53 @@ def supcon(
     """
     check_labels(features, labels)
     scale = scale_of(temperature, features)
-    z = F.normalize(features.to(scale.dtype), dim=1)
-    # Shift 0 makes a row its own positive, which the sum leaves out: all others remain.
-    lse, _, _ = similarity_softmax(
-        z.to(features.dtype), None, scale, 0, 0, True, normalize=False, column_lse=False
-    )
+    z = wide_unit_rows(features)
     classes, sizes = classes_of(labels)
-    of_class = class_sums(z, classes)
-    others = (sizes - 1).to(lse.dtype)
-    positives = scale * ((z * of_class).sum(1) - (z * z).sum(1))
-    has = others > 0
-    loss = torch.where(has, lse - positives / others.clamp_min(1), 0)
+    order = in_pairs(classes, sizes)
+    z, classes = z.index_select(0, order), classes[order]
+    others = (sizes[order] - 1).to(scale.dtype)
+    lse, partner = _among_all(z, features.dtype, scale)
+    found = (z * class_sums(z, classes)).sum(1) - (z * z).sum(1)
+    means = scale * found / others.clamp_min(1)
+    loss = supcon_from_logits(lse, partner, means, others, others == 1)
     if reduction == "mean":
-        return (loss.sum() / has.sum().clamp_min(1)).to(scale.dtype)
-    return reduce(loss, reduction).to(scale.dtype)
+        return (loss.sum() / (others > 0).sum().clamp_min(1)).to(scale.dtype)
+    return reduce(torch.empty_like(loss).index_copy(0, order, loss), reduction).to(scale.dtype)
+
+
+def _among_all(z: Tensor, dtype: torch.dtype, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-sum-exps over all other rows but the partner, half their number away, and its logit.
+
+    The last of an odd number has none: -inf.
+    """
+    half = len(z) // 2
+    rounded = z.to(dtype)
+    lse, partner, _ = similarity_softmax(
+        rounded[: 2 * half], None, scale, half, 0, True, normalize=False, column_lse=False
+    )
+    if len(z) % 2:
+        *others, last = rounded.to(scale.dtype).split((2 * half, 1))
+        logits = (scale * (others[0] * last).sum(1)).to(lse.dtype)
+        lse = torch.cat((torch.logaddexp(lse, logits), logits.logsumexp(0, keepdim=True)))
+        partner = torch.cat((partner, torch.full_like(lse[-1:], -torch.inf)))
+    return lse, partner
+
+
+def supcon_from_logits(
+    lse: Tensor, partner: Tensor, means: Tensor, others: Tensor, only: Tensor
+) -> Tensor:
+    """Losses of rows, 0 without a positive.
+
+    One positive alone is the partner, and the loss that of ``info_nce_from_logits``, as exact. With
+    more it is no less than the logarithm of their number, and a difference of logits may be taken.
+
+    Args:
+        lse: log-sum-exp over all other rows but the partner [M].
+        partner: its logit [M]; -inf where lse is over all other rows.
+        means: mean logit of the positives [M].
+        others: how many these are [M].
+        only: where the partner is the only positive [M].
+    """
+    of_one = info_nce_from_logits(lse, partner, unit=True)
+    loss = torch.where(only, of_one, torch.logaddexp(lse, partner) - means)
+    return torch.where(others > 0, loss, 0)

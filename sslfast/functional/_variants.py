@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from ._common import info_nce_from_logits
+from sslfast.ops._logits import info_nce_from_logits
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,7 @@ class Variant:
         scale: Tensor,
         negatives: int,
         mean_logit: Callable[[], Tensor],
+        unit: bool,
     ) -> Tensor:
         """Losses of the rows.
 
@@ -63,6 +64,7 @@ class Variant:
             negatives: of every row.
             mean_logit: gives the mean logit [M] over the candidates, the positive among them;
                 called for label smoothing only.
+            unit: whether embeddings are of unit length, so that no logit is infinite.
 
         Raises:
             ValueError: a decoupled or debiased loss without negatives.
@@ -73,7 +75,7 @@ class Variant:
             return lse - positive
         if self.debiased:
             lse = _debiased(lse, positive, scale, negatives, self.debiased)
-        loss = info_nce_from_logits(lse, positive)
+        loss = info_nce_from_logits(lse, positive, unit)
         if self.label_smoothing:
             loss = loss + self.label_smoothing * (positive - mean_logit())
         return loss

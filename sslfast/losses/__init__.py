@@ -1,14 +1,15 @@
 """Drop-in loss modules over the fused ops: replace an import and nothing else."""
 
-from sslfast.losses.clip import ClipLoss
+from sslfast.functional import info_nce  # as info-nce-pytorch has it beside its class
+from sslfast.losses._clip import ClipLoss
+from sslfast.losses._info_nce import InfoNCE
+from sslfast.losses._linear_cross_entropy import LinearCrossEntropyLoss
+from sslfast.losses._ntxent import NTXentLoss
+from sslfast.losses._siglip import SigLipLoss
+from sslfast.losses._supcon import SupConLoss
 from sslfast.losses.dcl import DCLLoss, DCLWLoss
 from sslfast.losses.gradcache import cached
-from sslfast.losses.info_nce import InfoNCE
-from sslfast.losses.linear_cross_entropy import LinearCrossEntropyLoss
 from sslfast.losses.matryoshka import MatryoshkaLoss
-from sslfast.losses.ntxent import NTXentLoss
-from sslfast.losses.siglip import SigLipLoss
-from sslfast.losses.supcon import SupConLoss
 
 __all__ = [
     "ClipLoss",
@@ -21,4 +22,5 @@ __all__ = [
     "SigLipLoss",
     "SupConLoss",
     "cached",
+    "info_nce",
 ]

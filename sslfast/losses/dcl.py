@@ -5,14 +5,13 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sslfast.functional import ntxent
 from sslfast.functional._common import check_embeddings, scale_of
 from sslfast.losses.distributed import global_ntxent_rows
 from sslfast.losses.exchange import check_exchange, gather_rows, name_of, world_size
-from sslfast.ops.unit_rows import unit_rows
+from sslfast.ops.unit_rows import unit_rows, wide_unit_rows
 
 
 def negative_mises_fisher_weights(out0: Tensor, out1: Tensor, sigma: float = 0.5) -> Tensor:
@@ -88,12 +87,11 @@ class DCLLoss(nn.Module):
 
     def forward(self, out0: Tensor, out1: Tensor) -> Tensor:
         """Return the mean loss of the embeddings [N, D] of two views."""
+        out0, out1 = check_embeddings(out0=out0, out1=out1)
         if not self._gathers:
             loss = ntxent(out0, out1, self.temperature, decoupled=True)
             if self.weight_fn is None:
                 return loss
-        else:
-            check_embeddings(out0=out0, out1=out1)
         scale = scale_of(self.temperature, out0)
         factor: float | Tensor = 0.5 / len(out0)
         if self._gathers:
@@ -102,7 +100,7 @@ class DCLLoss(nn.Module):
             loss = (factor * (lse - positive).sum()).to(scale.dtype)
             if self.weight_fn is None:
                 return loss
-        x, y = (F.normalize(out.to(scale.dtype), dim=1) for out in (out0, out1))
+        x, y = (wide_unit_rows(out) for out in (out0, out1))
         # A pair's logit is counted once for each of its rows: now it counts as much as they weigh.
         logits = scale * (x * y).sum(1)
         return loss + factor * (logits * (2 - self._weights(x, y))).sum()

@@ -20,6 +20,7 @@ from torch import Tensor
 from sslfast.kernels.similarity_softmax import statistics_dtype
 from sslfast.losses.exchange import Exchange, Group, group_of, name_of, world_size
 from sslfast.ops._gradients import no_double_backward
+from sslfast.ops._schemas import NAMESPACE
 from sslfast.ops.similarity_softmax import similarity_softmax, similarity_softmax_backward
 
 Side = tuple[Tensor, Tensor]  # log-sum-exps of rows, and what comes from above for them
@@ -85,7 +86,7 @@ def _backward(
     return gradient, d_scale
 
 
-@torch.library.custom_op("sslfast::global_similarity_softmax", mutates_args=())
+@torch.library.custom_op(f"{NAMESPACE}::global_similarity_softmax", mutates_args=())
 def global_similarity_softmax(
     rows: Tensor,
     columns: Tensor | None,
@@ -139,7 +140,7 @@ def _(
     return lse, lse_columns, torch.empty_like(lse), torch.empty_like(scale), sizes
 
 
-@torch.library.custom_op("sslfast::global_similarity_softmax_backward", mutates_args=())
+@torch.library.custom_op(f"{NAMESPACE}::global_similarity_softmax_backward", mutates_args=())
 def _global_backward(
     d_lse: Tensor,
     d_lse_columns: Tensor | None,

@@ -7,10 +7,11 @@ from torch import Tensor
 
 from sslfast.losses.exchange import Exchange, Group, name_of
 from sslfast.ops._gradients import refuse_double_backward, times
+from sslfast.ops._schemas import NAMESPACE
 from sslfast.ops.sigmoid_contrast import sigmoid_contrast, weighted_sigmoid_contrast
 
 
-@torch.library.custom_op("sslfast::global_sigmoid_contrast", mutates_args=())
+@torch.library.custom_op(f"{NAMESPACE}::global_sigmoid_contrast", mutates_args=())
 def global_sigmoid_contrast(
     image: Tensor, text: Tensor, scale: Tensor, bias: Tensor, group: str, how: str, gradients: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:

@@ -6,10 +6,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from sslfast.functional._supcon import supcon_from_logits
 from sslfast.losses.distributed import global_similarity_softmax
 from sslfast.losses.exchange import Exchange, Group, group_of, name_of
 from sslfast.ops._gradients import no_double_backward
-from sslfast.ops.class_sums import class_sums, classes_of
+from sslfast.ops._schemas import NAMESPACE
+from sslfast.ops.class_sums import class_sums, classes_of, in_pairs
 
 
 def _class_sums(x: Tensor, class_of: Tensor, classes: Tensor, group: str) -> Tensor:
@@ -21,7 +23,7 @@ def _class_sums(x: Tensor, class_of: Tensor, classes: Tensor, group: str) -> Ten
     return sums[class_of]
 
 
-@torch.library.custom_op("sslfast::global_class_means", mutates_args=())
+@torch.library.custom_op(f"{NAMESPACE}::global_class_means", mutates_args=())
 def global_class_means(
     z: Tensor, scale: Tensor, labels: Tensor, sizes: Tensor, group: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -58,7 +60,7 @@ def _(
     return z.new_empty(len(z)), z.new_empty(len(z)), z.new_empty(z.shape), class_of, classes
 
 
-@torch.library.custom_op("sslfast::global_class_means_backward", mutates_args=())
+@torch.library.custom_op(f"{NAMESPACE}::global_class_means_backward", mutates_args=())
 def _global_backward(
     above: Tensor,
     z: Tensor,
@@ -99,10 +101,10 @@ global_class_means.register_autograd(_backward, setup_context=_setup_context)
 _global_backward.register_autograd(no_double_backward)
 
 
-def global_supcon_rows(
+def global_supcon_losses(
     z: Tensor, labels: Tensor, scale: Tensor, group: Group, how: str = "gather"
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Per-row statistics of supervised contrast among the rows of all ranks.
+) -> tuple[Tensor, Tensor]:
+    """Losses of supervised contrast among the rows of all ranks, in an order of their own.
 
     Args:
         z: unit features [n, D] of this rank, in the accumulation dtype; n may differ between ranks.
@@ -112,11 +114,18 @@ def global_supcon_rows(
         how: "gather" or "ring".
 
     Returns:
-        lse [n] over all other rows of all ranks, the mean logit [n] of the rows with the same label
-        and how many these are [n].
+        Losses [n] of this rank's rows, 0 without a positive, and how many positives each has [n].
     """
-    name = name_of(group)
-    # Shift 0 makes a row its own positive, which the sum leaves out: all others remain.
-    lse, _, _, _, sizes = global_similarity_softmax(z, None, scale, 0, False, name, how)
+    name, n = name_of(group), len(z)
+    classes, here = classes_of(labels)
+    order = in_pairs(classes, here)
+    z, labels, here = z[order], labels[order], here[order]
+    # With shift 0 a row is its own positive, which the sum leaves out: all others remain.
+    lse, _, partner, _, sizes = global_similarity_softmax(
+        z, None, scale, 0 if n % 2 else n // 2, False, name, how
+    )
+    if n % 2:
+        partner = torch.full_like(lse, -torch.inf)
     means, others, *_ = global_class_means(z, scale, labels, sizes, name)
-    return lse, means, others
+    only = (here == 2) & (others == 1) & (n % 2 == 0)
+    return supcon_from_logits(lse, partner, means, others, only), others

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from sslfast.ops._gradients import no_double_backward
+from sslfast.ops._schemas import NAMESPACE
 
 Group = Any  # dist.ProcessGroup | None
 
@@ -143,7 +144,7 @@ class Exchange:
         return rank if self.group is None else dist.get_global_rank(self.group, rank)
 
 
-@torch.library.custom_op("sslfast::gather_rows", mutates_args=())
+@torch.library.custom_op(f"{NAMESPACE}::gather_rows", mutates_args=())
 def gather_rows(x: Tensor, group: str) -> tuple[Tensor, Tensor]:
     """The rows of all ranks, in the order of ranks.
 
@@ -167,7 +168,7 @@ def _(x: Tensor, group: str) -> tuple[Tensor, Tensor]:
     return x.new_empty(rows, *x.shape[1:]), x.new_empty(len(x), dtype=torch.int64)
 
 
-@torch.library.custom_op("sslfast::sum_rows", mutates_args=())
+@torch.library.custom_op(f"{NAMESPACE}::sum_rows", mutates_args=())
 def _sum_rows(gradient: Tensor, places: Tensor, group: str) -> Tensor:
     """Sum over ranks of gradients [M, ...], of which this rank's rows [n, ...] are returned."""
     total = gradient.clone(memory_format=torch.contiguous_format)

@@ -42,7 +42,8 @@ def cached(
         encoders: one for all inputs, or a list of one for each; each takes a chunk of its input as
             its only argument, and returns a tensor, or a nest of tensors, of as many rows. DDP's
             wrapper is called once, for the first chunk, so that ranks may differ in chunks.
-        inputs: tensors, or nests (tuple, list, dict) of tensors of one first dimension.
+        inputs: tensors, lists of strings, or nests (tuple, list, dict) of these, of one first
+            dimension; anything else in a nest reaches every chunk as it is.
         chunk_size: rows that pass an encoder at a time, positive.
 
     Returns:
@@ -125,22 +126,26 @@ def _encode(encoder: _Repeatable, x: Any, chunk_size: int) -> Any:
 
 
 def _window(nest: Any, start: int, size: int) -> Any:
-    """Rows of every tensor of a nest."""
-    return map_tensors(nest, lambda tensor: tensor[start : start + size])
+    """Rows of every tensor, and of every list of strings, of a nest."""
+
+    def cut(rows: Any) -> Any:
+        return rows[start : start + size]
+
+    return map_tensors(nest, cut, cut)
 
 
 def _rows(nest: Any) -> int:
-    """The first dimension that all tensors of a nest have in common."""
+    """The first dimension that all tensors and lists of strings of a nest have in common."""
     found: list[tuple[int, ...]] = []
 
-    def look(tensor: Tensor) -> Tensor:
-        found.append(tuple(tensor.shape[:1]))
-        return tensor
+    def look(rows: Any) -> Any:
+        found.append(tuple(rows.shape[:1]) if isinstance(rows, Tensor) else (len(rows),))
+        return rows
 
-    map_tensors(nest, look)
+    map_tensors(nest, look, look)
     if len(set(found)) != 1 or not found[0] or found[0] == (0,):
         raise ValueError(
-            "inputs and outputs of an encoder must be tensors, or nests of tensors, of one first "
-            f"dimension above 0, got {found}"
+            "inputs and outputs of an encoder must be tensors, or nests of tensors (and lists of "
+            f"strings), of one first dimension above 0, got {found}"
         )
     return found[0][0]

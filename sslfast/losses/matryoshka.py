@@ -3,8 +3,9 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from sslfast.ops.unit_rows import unit_rows
 
 
 class MatryoshkaLoss(nn.Module):
@@ -70,7 +71,7 @@ class MatryoshkaLoss(nn.Module):
     def _cut(self, x: Any, m: int) -> Any:
         if not _is_embedding(x):
             return x
-        return F.normalize(x[..., :m], dim=-1) if self.normalize else x[..., :m]
+        return unit_rows(x[..., :m]) if self.normalize else x[..., :m]
 
 
 def _is_embedding(x: Any) -> bool:

@@ -96,10 +96,13 @@ class Method(nn.Module, ABC):
             )
         kind = getattr(encoder, "modality", "image")
         if kind not in self.modalities:
-            change = {"video": "without num_frames", "image": "with num_frames, such as 16"}[kind]
+            change = {
+                "video": "build the encoder without num_frames",
+                "image": "build the encoder with num_frames, such as 16",
+            }.get(kind, "choose another model, or another method")
             raise ValueError(
                 f"{type(self).__name__} learns from {' or '.join(self.modalities)}s, and this "
-                f"encoder takes {kind}s: build the encoder {change}"
+                f"encoder is one for {kind}: {change}"
             )
         self.encoder = encoder
 

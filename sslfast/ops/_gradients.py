@@ -24,13 +24,16 @@ def no_double_backward(ctx: Any, *gradients: Tensor | None) -> None:
 def times(gradient: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
     """A saved gradient times what comes from above, 0-d, in a dtype.
 
-    On a CPU the usual factor of 1 copies nothing. While a graph is traced the factor is no plain
-    tensor, and has no value. The product is rounded as it is written: on a GPU there is no copy of
-    it in the gradient's dtype, which for a vocabulary's weights would take a gigabyte.
+    On a CPU the usual factor of 1 copies nothing, unless the graph is retained: what is handed out
+    may become a ``.grad``, which people change in place, and is saved for the next backward pass.
+    While a graph is traced the factor is no plain tensor, and has no value. The product is rounded
+    as it is written: on a GPU there is no copy of it in the gradient's dtype, which for a
+    vocabulary's weights would take a gigabyte.
     """
     if torch.is_grad_enabled() and gradient.requires_grad:
         # With create_graph=True, where torch would refuse out= before this package can say why.
         return (gradient * factor).to(dtype)
     if type(factor) is Tensor and factor.device.type == "cpu" and factor.item() == 1:
-        return gradient.to(dtype)
+        retained = torch._C._autograd._get_current_graph_task_keep_graph()
+        return gradient.to(dtype, copy=retained)
     return torch.mul(gradient, factor, out=torch.empty_like(gradient, dtype=dtype))

@@ -8,10 +8,12 @@ from torch import Tensor
 from sslfast.kernels import class_sums as kernels
 from sslfast.kernels import registry
 
+from ._schemas import NAMESPACE
+
 OP = "class_sums"
 
 
-@torch.library.custom_op("sslfast::class_sums", mutates_args=())
+@torch.library.custom_op(f"{NAMESPACE}::class_sums", mutates_args=())
 def class_sums(x: Tensor, classes: Tensor) -> Tensor:
     """Of every row, the sum of all rows of its class, itself among them.
 
@@ -47,3 +49,18 @@ def classes_of(labels: Tensor) -> tuple[Tensor, Tensor]:
     known = labels.sort().values
     first = torch.searchsorted(known, labels)
     return first, torch.searchsorted(known, labels, right=True) - first
+
+
+def in_pairs(classes: Tensor, sizes: Tensor) -> Tensor:
+    """An order int64 [M] in which rows i and i + M // 2 share a class, as far as that goes.
+
+    Rows that are left over, one of each class of an odd size, share pairs at the end of both
+    halves; of an odd M the last row is alone.
+    """
+    order = classes.argsort(stable=True)
+    place = torch.arange(len(order), device=order.device) - classes[order]  # within its class
+    over = (place % 2 == 0) & (place + 1 == sizes[order])
+    order = order[over.int().argsort(stable=True)]
+    half = len(order) // 2
+    pairs = order[: 2 * half].view(half, 2)
+    return torch.cat((pairs[:, 0], pairs[:, 1], order[2 * half :]))

@@ -8,9 +8,11 @@ from sslfast.kernels import ema as kernels
 from sslfast.kernels import registry
 from sslfast.kernels._tensors import Rows
 
+from ._schemas import NAMESPACE
+
 # Not torch.library.custom_op: its checks cost 0.4 us a tensor, this 0.1.
 torch.library.define(
-    "sslfast::ema_update_", "(Tensor(a!)[] teacher, Tensor[] student, Tensor momentum) -> ()"
+    f"{NAMESPACE}::ema_update_", "(Tensor(a!)[] teacher, Tensor[] student, Tensor momentum) -> ()"
 )
 
 
@@ -23,12 +25,15 @@ def _update(
     torch.autograd.graph.increment_version(teacher)
 
 
-torch.library.impl("sslfast::ema_update_", "CompositeExplicitAutograd", _update)
+torch.library.impl(f"{NAMESPACE}::ema_update_", "CompositeExplicitAutograd", _update)
 
 
-@torch.library.register_fake("sslfast::ema_update_")
+@torch.library.register_fake(f"{NAMESPACE}::ema_update_")
 def _(teacher: list[Tensor], student: list[Tensor], momentum: Tensor) -> None:
     return None
+
+
+_op = getattr(torch.ops, NAMESPACE).ema_update_
 
 
 def ema_update_(
@@ -43,6 +48,6 @@ def ema_update_(
         table: of these pairs, where the caller has made one (``kernels._tensors.plain_rows``).
     """
     if table is None or is_in_torch_dispatch_mode():
-        torch.ops.sslfast.ema_update_(teacher, student, momentum)
+        _op(teacher, student, momentum)
     else:  # ordinary tensors, and nobody traces: the dispatcher would take longer than the update
         _update(teacher, student, momentum, table)

@@ -8,8 +8,10 @@ from torch import Tensor
 from sslfast.kernels import registry
 from sslfast.kernels.gather_patches import problem
 
+from ._schemas import NAMESPACE
 
-@torch.library.custom_op("sslfast::gather_patches", mutates_args=())
+
+@torch.library.custom_op(f"{NAMESPACE}::gather_patches", mutates_args=())
 def gather_patches(tokens: Tensor, ids: Tensor) -> Tensor:
     """Take rows [B, K, D] of tokens [B, L, D], any floating dtype, at ids int64 [B, K]."""
     backend = registry.pick("gather_patches", problem(tokens, ids, tokens.shape[1]))
@@ -21,7 +23,7 @@ def _(tokens: Tensor, ids: Tensor) -> Tensor:
     return tokens.new_empty(*ids.shape, tokens.shape[2])
 
 
-@torch.library.custom_op("sslfast::scatter_patches", mutates_args=())
+@torch.library.custom_op(f"{NAMESPACE}::scatter_patches", mutates_args=())
 def scatter_patches(rows: Tensor, ids: Tensor, length: int) -> Tensor:
     """Add rows [B, K, D] at ids int64 [B, K] into zeros [B, length, D]."""
     backend = registry.pick("gather_patches", problem(rows, ids, length))

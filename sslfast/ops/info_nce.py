@@ -30,6 +30,7 @@ from sslfast.kernels.linear_cross_entropy import Wants
 from sslfast.kernels.similarity_softmax import Pairing, accumulation_dtype
 
 from ._gradients import refuse_double_backward, times
+from ._schemas import NAMESPACE
 
 FUSED_DIM = 256  # features of a gradient that one program of the fused kernels holds
 Parts = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -67,7 +68,7 @@ def _by_blocks(x: Tensor, y: Tensor, positive: Tensor, row_weight: Tensor, both:
     return total, d_rows, d_negatives, -row_weight * gap.sigmoid()
 
 
-@torch.library.custom_op("sslfast::weighted_info_nce", mutates_args=())
+@torch.library.custom_op(f"{NAMESPACE}::weighted_info_nce", mutates_args=())
 def weighted_info_nce(
     rows: Tensor, negatives: Tensor, positive: Tensor, row_weight: Tensor, negatives_gradient: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -10,7 +10,6 @@ kernels/linear_cross_entropy.
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from sslfast.kernels import linear_cross_entropy as kernels
@@ -19,6 +18,8 @@ from sslfast.kernels.linear_cross_entropy import Wants
 from sslfast.kernels.similarity_softmax import accumulation_dtype
 
 from ._gradients import refuse_double_backward, times
+from ._logits import info_nce_from_logits
+from ._schemas import NAMESPACE
 
 OP = "linear_cross_entropy"
 Gradients = tuple[Tensor, Tensor, Tensor]
@@ -28,7 +29,7 @@ def _losses(
     lse: Tensor, target_logit: Tensor, mean_logit: Tensor | None, smoothing: float
 ) -> Tensor:
     """Losses of rows from their statistics, exact where the target's probability is near 1."""
-    losses = F.softplus(lse - target_logit, threshold=40.0)
+    losses = info_nce_from_logits(lse, target_logit, unit=False)
     return losses if mean_logit is None else losses + smoothing * (target_logit - mean_logit)
 
 
@@ -91,7 +92,7 @@ def _run(
     return losses, gradients
 
 
-@torch.library.custom_op("sslfast::linear_cross_entropy", mutates_args=())
+@torch.library.custom_op(f"{NAMESPACE}::linear_cross_entropy", mutates_args=())
 def linear_cross_entropy(
     hidden: Tensor,
     weight: Tensor,
@@ -132,7 +133,7 @@ def _(
     return hidden.new_empty(hidden.shape[0], dtype=accumulation_dtype(hidden.dtype))
 
 
-@torch.library.custom_op("sslfast::weighted_linear_cross_entropy", mutates_args=())
+@torch.library.custom_op(f"{NAMESPACE}::weighted_linear_cross_entropy", mutates_args=())
 def weighted_linear_cross_entropy(
     hidden: Tensor,
     weight: Tensor,

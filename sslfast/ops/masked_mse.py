@@ -9,10 +9,12 @@ from sslfast.kernels import registry
 from sslfast.kernels.masked_mse import problem
 from sslfast.kernels.similarity_softmax import accumulation_dtype
 
+from ._schemas import NAMESPACE
+
 OP = "masked_mse"
 
 
-@torch.library.custom_op("sslfast::masked_mse", mutates_args=())
+@torch.library.custom_op(f"{NAMESPACE}::masked_mse", mutates_args=())
 def masked_mse(
     prediction: Tensor, target: Tensor, mask: Tensor, normalise: bool, eps: float
 ) -> Tensor:
@@ -38,7 +40,7 @@ def _(prediction: Tensor, target: Tensor, mask: Tensor, normalise: bool, eps: fl
     return prediction.new_empty(prediction.shape[0], dtype=dtype)
 
 
-@torch.library.custom_op("sslfast::masked_mse_backward", mutates_args=())
+@torch.library.custom_op(f"{NAMESPACE}::masked_mse_backward", mutates_args=())
 def masked_mse_backward(
     gradient: Tensor,
     prediction: Tensor,

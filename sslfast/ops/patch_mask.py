@@ -8,6 +8,8 @@ from torch import Tensor
 from sslfast.kernels import registry
 from sslfast.kernels.patch_mask import Problem
 
+from ._schemas import NAMESPACE
+
 
 def _backend(like: Tensor, length: int) -> Any:
     return registry.pick("patch_mask", Problem(like.device.type, len(like), length))
@@ -18,7 +20,7 @@ def _check_keep(keep: int, length: int) -> None:
         raise ValueError(f"cannot keep {keep} of {length} elements")
 
 
-@torch.library.custom_op("sslfast::random_patch_mask", mutates_args=())
+@torch.library.custom_op(f"{NAMESPACE}::random_patch_mask", mutates_args=())
 def random_patch_mask(
     sample_ids: Tensor, step: Tensor, seed: int, stream: int, length: int, keep: int
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -48,7 +50,7 @@ def _(
     return ids_keep, ids_restore, torch.empty_like(ids_restore, dtype=torch.bool)
 
 
-@torch.library.custom_op("sslfast::smallest_keys", mutates_args=())
+@torch.library.custom_op(f"{NAMESPACE}::smallest_keys", mutates_args=())
 def smallest_keys(keys: Tensor, counts: Tensor) -> Tensor:
     """Mark the smallest keys of each row, ties by index.
 
@@ -67,7 +69,7 @@ def _(keys: Tensor, counts: Tensor) -> Tensor:
     return keys.new_empty(keys.shape, dtype=torch.bool)
 
 
-@torch.library.custom_op("sslfast::compact_mask", mutates_args=())
+@torch.library.custom_op(f"{NAMESPACE}::compact_mask", mutates_args=())
 def compact_mask(mask: Tensor, keep: int) -> tuple[Tensor, Tensor]:
     """Indices of a mask whose rows leave ``keep`` elements visible each.
 

@@ -9,6 +9,8 @@ from sslfast.kernels import registry
 from sslfast.kernels.patchify_visible import Patch, problem
 from sslfast.ops.gather_patches import scatter_patches
 
+from ._schemas import NAMESPACE
+
 OP = "patchify_visible"
 
 
@@ -17,7 +19,7 @@ def _patch(weight: Tensor) -> Patch:
     return t, h, w
 
 
-@torch.library.custom_op("sslfast::patchify_visible", mutates_args=())
+@torch.library.custom_op(f"{NAMESPACE}::patchify_visible", mutates_args=())
 def patchify_visible(
     images: Tensor, weight: Tensor, bias: Tensor | None, positions: Tensor | None, ids: Tensor
 ) -> Tensor:
@@ -45,7 +47,7 @@ def _(
     return images.new_empty(*ids.shape, weight.shape[0])
 
 
-@torch.library.custom_op("sslfast::cut_patches", mutates_args=())
+@torch.library.custom_op(f"{NAMESPACE}::cut_patches", mutates_args=())
 def cut_patches(images: Tensor, patch: list[int], ids: Tensor) -> Tensor:
     """Visible patches [B, K, C t h w] of images [B, C, T, H, W]."""
     t, h, w = patch

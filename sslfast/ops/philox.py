@@ -6,8 +6,10 @@ from torch import Tensor
 from sslfast.kernels import registry
 from sslfast.kernels.philox import Problem
 
+from ._schemas import NAMESPACE
 
-@torch.library.custom_op("sslfast::random_bits", mutates_args=())
+
+@torch.library.custom_op(f"{NAMESPACE}::random_bits", mutates_args=())
 def random_bits(sample_ids: Tensor, step: Tensor, seed: int, stream: int, count: int) -> Tensor:
     """Random 32-bit words [B, count] as int64: the same on every device, batch split and rank.
 

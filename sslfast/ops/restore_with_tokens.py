@@ -9,10 +9,12 @@ from sslfast.kernels import registry
 from sslfast.kernels.restore_with_tokens import problem
 from sslfast.kernels.similarity_softmax import accumulation_dtype
 
+from ._schemas import NAMESPACE
+
 OP = "restore_with_tokens"
 
 
-@torch.library.custom_op("sslfast::restore_with_tokens", mutates_args=())
+@torch.library.custom_op(f"{NAMESPACE}::restore_with_tokens", mutates_args=())
 def restore_with_tokens(
     visible: Tensor, token: Tensor, ids_restore: Tensor, positions: Tensor | None
 ) -> Tensor:
@@ -36,7 +38,7 @@ def _(visible: Tensor, token: Tensor, ids_restore: Tensor, positions: Tensor | N
     return visible.new_empty(*ids_restore.shape, visible.shape[2])
 
 
-@torch.library.custom_op("sslfast::restore_with_tokens_backward", mutates_args=())
+@torch.library.custom_op(f"{NAMESPACE}::restore_with_tokens_backward", mutates_args=())
 def restore_with_tokens_backward(
     gradient: Tensor, ids_restore: Tensor, keep: int
 ) -> tuple[Tensor, Tensor]:

@@ -8,13 +8,14 @@ in float32.
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from sslfast.kernels.similarity_softmax import accumulation_dtype
 from sslfast.kernels.unit_rows import EPS
 
 from ._gradients import no_double_backward
+from ._schemas import NAMESPACE
+from .unit_rows import wide_unit_rows
 
 
 def scaled_pairs(query: Tensor, key: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
@@ -31,7 +32,7 @@ def scaled_pairs(query: Tensor, key: Tensor, scale: Tensor) -> tuple[Tensor, Ten
     dtype = accumulation_dtype(query.dtype)
     if query.is_cuda and query.dtype != dtype:
         return _scaled_pairs(query, key, scale)[:2]
-    q, k = (F.normalize(x.to(dtype), dim=1) for x in (query, key))
+    q, k = (wide_unit_rows(x) for x in (query, key))
     return (scale * q).to(query.dtype), scale * (q * k).sum(1)
 
 
@@ -39,7 +40,7 @@ def _norms(x: Tensor) -> Tensor:
     return torch.linalg.vector_norm(x, dim=1, dtype=torch.float32).clamp_min_(EPS)
 
 
-@torch.library.custom_op("sslfast::scaled_pairs", mutates_args=())
+@torch.library.custom_op(f"{NAMESPACE}::scaled_pairs", mutates_args=())
 def _scaled_pairs(
     query: Tensor, key: Tensor, scale: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -59,7 +60,7 @@ def _(query: Tensor, key: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor
     return query.new_empty(query.shape), positive, cosine, q, k
 
 
-@torch.library.custom_op("sslfast::scaled_pairs_backward", mutates_args=())
+@torch.library.custom_op(f"{NAMESPACE}::scaled_pairs_backward", mutates_args=())
 def _scaled_pairs_backward(
     d_rows: Tensor,
     d_positive: Tensor,

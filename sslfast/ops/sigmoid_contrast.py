@@ -15,6 +15,7 @@ from sslfast.kernels import sigmoid_contrast as kernels
 from sslfast.kernels.similarity_softmax import Pairing, accumulation_dtype
 
 from ._gradients import refuse_double_backward, times
+from ._schemas import NAMESPACE
 
 OP = "sigmoid_contrast"
 
@@ -27,7 +28,7 @@ def _prepare(
     return x, y, pairing, registry.pick(OP, kernels.problem(x, y, pairing))
 
 
-@torch.library.custom_op("sslfast::sigmoid_contrast", mutates_args=())
+@torch.library.custom_op(f"{NAMESPACE}::sigmoid_contrast", mutates_args=())
 def sigmoid_contrast(
     rows: Tensor, columns: Tensor, scale: Tensor, bias: Tensor, column_base: int
 ) -> Tensor:
@@ -53,7 +54,7 @@ def _(rows: Tensor, columns: Tensor, scale: Tensor, bias: Tensor, column_base: i
     return rows.new_empty(rows.shape[0], dtype=accumulation_dtype(rows.dtype))
 
 
-@torch.library.custom_op("sslfast::weighted_sigmoid_contrast", mutates_args=())
+@torch.library.custom_op(f"{NAMESPACE}::weighted_sigmoid_contrast", mutates_args=())
 def weighted_sigmoid_contrast(
     rows: Tensor,
     columns: Tensor,

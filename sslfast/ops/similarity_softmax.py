@@ -17,6 +17,7 @@ from sslfast.kernels.similarity_softmax import Pairing, accumulation_dtype, stat
 from sslfast.kernels.unit_rows import Positives
 
 from ._gradients import no_double_backward
+from ._schemas import NAMESPACE
 
 OP = "similarity_softmax"
 
@@ -101,7 +102,7 @@ def similarity_softmax(
 Forward = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
-@torch.library.custom_op("sslfast::similarity_softmax", mutates_args=())
+@torch.library.custom_op(f"{NAMESPACE}::similarity_softmax", mutates_args=())
 def _similarity_softmax(
     rows: Tensor,
     columns: Tensor | None,
@@ -156,7 +157,7 @@ def _(
     )
 
 
-@torch.library.custom_op("sslfast::similarity_softmax_backward", mutates_args=())
+@torch.library.custom_op(f"{NAMESPACE}::similarity_softmax_backward", mutates_args=())
 def similarity_softmax_backward(
     d_lse: Tensor | None,
     d_positive: Tensor,

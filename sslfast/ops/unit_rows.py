@@ -8,7 +8,6 @@ on the way nor kept for the backward pass, which has the vectors as they were gi
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from sslfast.kernels import registry
@@ -17,6 +16,7 @@ from sslfast.kernels.similarity_softmax import accumulation_dtype
 from sslfast.kernels.unit_rows import EPS
 
 from ._gradients import no_double_backward
+from ._schemas import NAMESPACE
 
 OP = "unit_rows"
 
@@ -30,10 +30,21 @@ def unit_rows(x: Tensor) -> Tensor:
     dtype = accumulation_dtype(x.dtype)
     if x.is_cuda and x.dtype != dtype:
         return _unit_rows(x)[0]
-    return F.normalize(x.to(dtype), dim=-1).to(x.dtype)  # on a CPU an op takes longer than a copy
+    return wide_unit_rows(x).to(x.dtype)  # on a CPU an op takes longer than a copy
 
 
-@torch.library.custom_op("sslfast::unit_rows", mutates_args=())
+def wide_unit_rows(x: Tensor) -> Tensor:
+    """The same in the accumulation dtype, and differentiable as often as asked.
+
+    It is F.normalize, but for the gradient of a vector no longer than EPS: 0, and not 1 / EPS times
+    what comes from above, which would be the end of a training run.
+    """
+    wide = x.to(accumulation_dtype(x.dtype))
+    norms = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+    return torch.where(norms <= EPS, wide.detach(), wide) / norms.clamp_min(EPS)
+
+
+@torch.library.custom_op(f"{NAMESPACE}::unit_rows", mutates_args=())
 def _unit_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     """The unit vectors of 16-bit ones, and their norms [..., 1] in float32."""
     rows = x.reshape(-1, x.shape[-1]).contiguous()
@@ -47,7 +58,7 @@ def _(x: Tensor) -> tuple[Tensor, Tensor]:
     return x.new_empty(x.shape), x.new_empty((*x.shape[:-1], 1), dtype=torch.float32)
 
 
-@torch.library.custom_op("sslfast::unit_rows_backward", mutates_args=())
+@torch.library.custom_op(f"{NAMESPACE}::unit_rows_backward", mutates_args=())
 def _unit_rows_backward(gradient: Tensor, x: Tensor, norms: Tensor) -> Tensor:
     """(g - u <u, g>) / ||x|| with u = x / ||x||; 0 for a vector no longer than EPS."""
     with torch.autocast(x.device.type, enabled=False):

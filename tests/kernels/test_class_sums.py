@@ -9,7 +9,7 @@ from torch import Tensor
 import sslfast
 from sslfast.kernels import registry
 from sslfast.kernels.class_sums import reference, tiled
-from sslfast.ops.class_sums import class_sums, classes_of
+from sslfast.ops.class_sums import class_sums, classes_of, in_pairs
 
 RUNNABLE = [b.name for b in registry.candidates("class_sums") if b.unavailable() is None]
 
@@ -79,3 +79,13 @@ def test_numbers_and_sizes_of_classes(dtype: torch.dtype, generator: torch.Gener
     assert torch.equal(classes[:, None] == classes, equal)
     assert torch.equal(sizes, equal.sum(1))
     assert 0 <= classes.min() <= classes.max() < 50
+
+
+@pytest.mark.parametrize(("m", "classes"), [(1, 1), (2, 2), (9, 1), (24, 12), (31, 7), (40, 60)])
+def test_in_pairs_as_many_as_there_can_be(m: int, classes: int) -> None:
+    labels = torch.randint(-classes, classes, (m,))
+    order = in_pairs(*classes_of(labels))
+    assert order.sort().values.tolist() == list(range(m))
+    half = m // 2
+    together = labels[order[:half]] == labels[order[half : 2 * half]]
+    assert together.sum() == (labels.unique(return_counts=True)[1] // 2).sum()

@@ -126,7 +126,7 @@ def test_the_oracle_is_the_gradient_of_normalize() -> None:
 
 @pytest.mark.parametrize(("backend", "dtype"), accepted())
 def test_rows_without_a_direction(backend: Any, dtype: torch.dtype) -> None:
-    """F.normalize divides by at least EPS; 16 bits have no place for what then comes back."""
+    """They are divided by EPS, as by F.normalize; nothing comes back, where it has 1 / EPS."""
     x = torch.randn(6, 9).to(dtype)
     x[2], x[3] = 0, 1e-14 * x[3]  # 0 too, in fp16
     z, norms = backend.normalise(x)
@@ -134,9 +134,7 @@ def test_rows_without_a_direction(backend: Any, dtype: torch.dtype) -> None:
     assert (norms[2:4] == norms.new_tensor(EPS)).all()
     u = torch.randn(1, 6, 9, dtype=norms.dtype)
     dx, _ = backend.gradient(u.clone(), z, norms, norms.new_tensor(1e3), None, None)
-    assert dx.isfinite().all()
-    expected = torch.zeros_like(u[0, 2:4]) if dtype.itemsize == 2 else u[0, 2:4] * 1e3 / EPS
-    torch.testing.assert_close(dx[2:4], expected.to(dtype))
+    assert (dx == 0).all(1).tolist() == [n in (2, 3) for n in range(6)]
 
 
 @pytest.mark.parametrize(("backend", "dtype"), accepted())

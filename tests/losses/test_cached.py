@@ -1,6 +1,7 @@
 """cached: gradients, random numbers, buffers and memory against the same calls kept whole."""
 
-from typing import Any
+from collections import OrderedDict
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sslfast.functional import clip
 from sslfast.losses import NTXentLoss, cached
+from sslfast.masking import PatchMask, random_mask
 
 
 class LearnedClip(nn.Module):
@@ -89,6 +91,39 @@ def test_nests_in_and_out() -> None:
     value, plain = cached(metrics, both, batch, chunk_size=3), metrics(both(batch))
     torch.testing.assert_close(value, plain)
     same(gradients(value["loss"], model), gradients(plain["loss"], model))
+
+
+class Captioned(NamedTuple):
+    """As a data set may hand out, with a mask of this package's."""
+
+    image: Tensor
+    text: list[str]
+    mask: PatchMask
+
+
+def test_named_tuples_dicts_of_other_classes_and_captions() -> None:
+    model, captions = encoder(), ["a", "bb", "ccc", "dddd", "eeeee", "ffffff", "ggggggg"]
+    mask = random_mask(7, 6, 0.5, seed=1)
+    given = Captioned(torch.randn(7, 6, dtype=torch.float64), captions, mask)
+
+    def encode(chunk: Captioned) -> OrderedDict[str, Any]:
+        lengths = torch.tensor([float(len(text)) for text in chunk.text], dtype=torch.float64)
+        outputs = model(chunk.image * chunk.mask.mask) * lengths[:, None]
+        return OrderedDict(out=Captioned(outputs, chunk.text, chunk.mask))
+
+    def loss(outputs: OrderedDict[str, Any]) -> tuple[Tensor, Any]:
+        assert isinstance(outputs, OrderedDict)
+        return outputs["out"].image.norm(), outputs["out"]
+
+    value, outputs = cached(loss, encode, given, chunk_size=3)
+    plain, expected = loss(encode(given))
+    same(gradients(value, model), gradients(plain, model))
+    assert outputs.text == captions
+    torch.testing.assert_close((outputs.image, *outputs.mask), (expected.image, *expected.mask))
+    counted = cached(Tensor.sum, lambda texts: torch.ones(len(texts)), captions, chunk_size=3)
+    assert counted == 7
+    with pytest.raises(ValueError, match=r"one first dimension above 0, got .*\(6,\)"):
+        cached(loss, encode, given._replace(text=captions[:6]), chunk_size=3)
 
 
 def test_dropout_draws_the_same_numbers_twice() -> None:

@@ -1,4 +1,4 @@
-"""Every loss where torch allows deterministic algorithms only, and the same bits twice."""
+"""Every loss under deterministic algorithms only, the same bits twice, and backward twice."""
 
 from collections.abc import Iterator
 
@@ -31,3 +31,18 @@ def test_the_same_bits_twice(name: str) -> None:
     first, second = (every_loss.step(STEPS[name]) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
     assert all(gradient.count_nonzero() for gradient in first)
+
+
+@pytest.mark.parametrize("name", list(STEPS))
+def test_backward_twice_after_gradients_were_changed_in_place(name: str) -> None:
+    """As zero_grad(set_to_none=False) and clipping change them, between two backward passes."""
+    loss, inputs = STEPS[name]()
+    needed = [x for x in inputs if x.requires_grad]
+    value = loss(*inputs)
+    value.backward(retain_graph=True)
+    once = [x.grad.clone() for x in needed if x.grad is not None]
+    for x in needed:
+        x.grad.mul_(3)  # type: ignore[union-attr]
+    value.backward()
+    for x, gradient in zip(needed, once, strict=True):
+        torch.testing.assert_close(x.grad, 4 * gradient)

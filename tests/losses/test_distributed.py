@@ -96,8 +96,8 @@ def test_gradient_is_that_of_one_process(sizes: list[int]) -> None:
 
 
 def learned_temperature(rank: int, size: int) -> None:
-    from sslfast.functional._common import info_nce_from_logits
     from sslfast.losses.distributed import global_ntxent_rows
+    from sslfast.ops._logits import info_nce_from_logits
 
     sizes = [4, 3]
     weight = torch.randn(12, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
@@ -107,7 +107,8 @@ def learned_temperature(rank: int, size: int) -> None:
     views = batches(sizes, torch.float64)[rank]
     z = nn.functional.normalize(torch.cat(views) @ weight, dim=1)
     lse, positive, factor = global_ntxent_rows(z, scale, None)
-    (gradient,) = torch.autograd.grad(factor * info_nce_from_logits(lse, positive).sum(), scale)
+    losses = info_nce_from_logits(lse, positive, unit=True)
+    (gradient,) = torch.autograd.grad(factor * losses.sum(), scale)
     dist.all_reduce(gradient)
     torch.testing.assert_close(gradient / size, expected)
 
@@ -257,12 +258,14 @@ def info_nce_over_ranks(rank: int, size: int, sizes: list[int]) -> None:
 
 
 def supcon_over_ranks(rank: int, size: int, sizes: list[int]) -> None:
-    towers = Towers(rank, sizes)
-    labels = torch.randint(4, (sum(sizes),), generator=torch.Generator().manual_seed(5))
     first = sum(sizes[:rank])
-    own = labels[first : first + sizes[rank]]
-    loss = SupConLoss(0.3, process_group=dist.group.WORLD)(towers.own[0] + towers.own[1], own)
-    towers.compare(loss, supcon(towers.whole[0] + towers.whole[1], labels, 0.3), size)
+    some = torch.randint(4, (sum(sizes),), generator=torch.Generator().manual_seed(5))
+    pairs = torch.arange(sum(sizes)) // 2  # on one rank, mostly
+    for labels in (some, pairs):
+        towers = Towers(rank, sizes)
+        own = labels[first : first + sizes[rank]]
+        loss = SupConLoss(0.3, process_group=dist.group.WORLD)(towers.own[0] + towers.own[1], own)
+        towers.compare(loss, supcon(towers.whole[0] + towers.whole[1], labels, 0.3), size)
 
 
 def a_group_of_one(rank: int) -> None:

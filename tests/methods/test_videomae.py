@@ -182,6 +182,11 @@ def test_wrong_encoders_are_explained() -> None:
         if "video" not in methods.get(name).modalities:
             with pytest.raises(ValueError, match="build the encoder without num_frames"):
                 methods.create(name, video)
+    video.modality = "audio"
+    for name in ("simclr", "videomae"):
+        with pytest.raises(ValueError, match="is one for audio: choose another model"):
+            methods.create(name, video)
+    video.modality = "video"
     with pytest.raises(ValueError, match="leaves no patch of 16 visible"):
         small(mask_ratio=1.0)
     with pytest.raises(ValueError, match="is for videos of 4 frames, got 8"):

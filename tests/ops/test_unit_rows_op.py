@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sslfast.ops.unit_rows import _unit_rows, unit_rows
+from sslfast.ops.unit_rows import _unit_rows, unit_rows, wide_unit_rows
 
 HALVES = [torch.float16, torch.bfloat16]  # for which there is an op, on a GPU
 
@@ -31,6 +31,17 @@ def compare(found: tuple[Tensor, ...], truth: tuple[Tensor, ...], step: float) -
     for value, exact in zip(found, truth, strict=True):
         # What cancels in a gradient is of the size of what comes from above.
         torch.testing.assert_close(value.double(), exact, rtol=2 * step, atol=4e-6)
+
+
+def test_derivatives_of_both_orders_are_those_of_normalize() -> None:
+    x = torch.randn(5, 4, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(5, 4, dtype=torch.float64)
+    orders = []
+    for unit in (wide_unit_rows(x), F.normalize(x, dim=1)):
+        (first,) = torch.autograd.grad((unit * weight).sum(), x, create_graph=True)
+        orders.append((unit, first, torch.autograd.grad(first.square().sum(), x)[0]))
+    for found, truth in zip(*orders, strict=True):
+        torch.testing.assert_close(found, truth)
 
 
 def test_what_is_not_contiguous_and_zeros() -> None:

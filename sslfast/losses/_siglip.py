@@ -89,7 +89,9 @@ class SigLipLoss(nn.Module):
         """
         logit_bias = 0.0 if logit_bias is None else logit_bias
         if self.world_size > 1:
-            check_embeddings(image_features=image_features, text_features=text_features)
+            image_features, text_features = check_embeddings(
+                image_features=image_features, text_features=text_features
+            )
             check_rank("SigLipLoss", self.rank, self.world_size, self.process_group)
             loss = global_sigmoid(
                 image_features,

@@ -5,8 +5,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from sslfast.functional import info_nce
-from sslfast.functional._common import check_embeddings, info_nce_from_logits, scale_of
+from sslfast.functional._common import check_embeddings, scale_of
 from sslfast.losses.distributed import global_pair_rows
+from sslfast.ops._logits import info_nce_from_logits
 from sslfast.ops.unit_rows import unit_rows
 
 
@@ -67,8 +68,9 @@ class InfoNCE(nn.Module):
                 "with a process_group the negatives are the keys of all ranks: leave negative_keys "
                 "out, or gather them yourself and leave the process_group out"
             )
-        check_embeddings(query=query, positive_key=key)
+        query, key = check_embeddings(query=query, positive_key=key)
         scale = scale_of(self.temperature, query)
         q, k = unit_rows(query), unit_rows(key)
         lse, _, positive, factor = global_pair_rows(q, k, scale, self.process_group, both=False)
-        return (factor * info_nce_from_logits(lse, positive).sum()).to(scale.dtype)
+        losses = info_nce_from_logits(lse, positive, unit=True)
+        return (factor * losses.sum()).to(scale.dtype)

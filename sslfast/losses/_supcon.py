@@ -2,15 +2,14 @@
 
 from typing import Any
 
-import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sslfast.functional import supcon
 from sslfast.functional._common import check_labels, scale_of
-from sslfast.losses.distributed_supcon import global_supcon_rows
+from sslfast.losses.distributed_supcon import global_supcon_losses
 from sslfast.losses.exchange import world_size
+from sslfast.ops.unit_rows import wide_unit_rows
 
 
 class SupConLoss(nn.Module):
@@ -20,7 +19,8 @@ class SupConLoss(nn.Module):
         temperature: divides the cosine similarities; not 0.
         process_group: ranks whose rows are positives and negatives too; None: this one alone.
             Gradients averaged over ranks (DDP, FSDP) are those of one process with the global
-            batch.
+            batch. Two rows alone in their class belong on one rank, of an even number of rows:
+            elsewhere a loss below 1e-3 has but three digits.
 
     Shapes:
         features [M, D], labels int64 [M]; returns the mean over rows that have a positive (with a
@@ -41,11 +41,9 @@ class SupConLoss(nn.Module):
             return supcon(features, labels, self.temperature)
         check_labels(features, labels)
         scale = scale_of(self.temperature, features)
-        z = F.normalize(features.to(scale.dtype), dim=1)
-        lse, means, others = global_supcon_rows(z, labels, scale, self.process_group)
-        has = others > 0
-        count = has.sum()
+        z = wide_unit_rows(features)
+        losses, positives = global_supcon_losses(z, labels, scale, self.process_group)
+        count = (positives > 0).sum()
         dist.all_reduce(count, group=self.process_group)
-        losses = torch.where(has, lse - means, 0)
         loss = losses.sum() * world_size(self.process_group) / count.clamp_min(1)
         return loss.to(scale.dtype)

@@ -4,18 +4,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sslfast.functional import ntxent
-from sslfast.functional._common import check_embeddings, info_nce_from_logits, scale_of
+from sslfast.functional._common import check_embeddings, scale_of
 from sslfast.functional._info_nce import summed_info_nce
-from sslfast.kernels.similarity_softmax import accumulation_dtype
 from sslfast.losses.distributed import global_ntxent_rows
 from sslfast.losses.exchange import check_exchange, gather_rows, name_of, world_size
 from sslfast.losses.memory_bank import MemoryBank
-from sslfast.ops.scaled_pairs import scaled_pairs
-from sslfast.ops.unit_rows import unit_rows
+from sslfast.ops._logits import info_nce_from_logits
+from sslfast.ops.unit_rows import unit_rows, wide_unit_rows
 
 
 class NTXentLoss(nn.Module):
@@ -46,7 +44,7 @@ class NTXentLoss(nn.Module):
         TypeError: embeddings that are no floating-point tensors.
 
     Differences from lightly 1.6: the bank is saved with the state, wraps around where lightly
-    drops the end of a batch, and fp16 embeddings of zeros give no NaN.
+    drops the end of a batch, and embeddings of zeros get no gradient, not 1e12 or NaN.
     """
 
     def __init__(
@@ -81,7 +79,7 @@ class NTXentLoss(nn.Module):
         """Return the mean loss of the embeddings [N, D] of two views."""
         if self.memory_bank is None and not self._gathers:
             return ntxent(out0, out1, self.temperature)
-        check_embeddings(out0=out0, out1=out1)
+        out0, out1 = check_embeddings(out0=out0, out1=out1)
         if self.memory_bank is None:
             return self._global(out0, out1)
         bank = self.memory_bank.bank
@@ -91,7 +89,7 @@ class NTXentLoss(nn.Module):
             )
         loss = _moco(out0, out1, bank, self.temperature)
         if out0.requires_grad:
-            keys = F.normalize(out1.detach().to(accumulation_dtype(out1.dtype)), dim=1)
+            keys = wide_unit_rows(out1.detach())
             if self._gathers:
                 keys, _ = gather_rows(keys, name_of(self.process_group))
             self.memory_bank.enqueue(keys)
@@ -101,12 +99,12 @@ class NTXentLoss(nn.Module):
         scale = scale_of(self.temperature, out0)
         z = unit_rows(torch.cat((out0, out1)))
         lse, positive, factor = global_ntxent_rows(z, scale, self.process_group, self.exchange)
-        return (factor * info_nce_from_logits(lse, positive).sum()).to(scale.dtype)
+        losses = info_nce_from_logits(lse, positive, unit=True)
+        return (factor * losses.sum()).to(scale.dtype)
 
 
 def _moco(query: Tensor, key: Tensor, bank: Tensor, temperature: float) -> Tensor:
     """InfoNCE of queries against their keys and the bank's unit entries."""
-    rows, positive = scaled_pairs(query, key, scale_of(temperature, query))
     # The gradient is formed at once: nothing of the bank is kept, which goes on changing. A bank of
     # the queries' dtype (loss.to(dtype)) is used as it is, another one is copied.
-    return summed_info_nce(rows, bank.to(query.dtype), positive, "mean")
+    return summed_info_nce(query, key, bank.to(query.dtype), temperature, "mean")

@@ -7,14 +7,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from sslfast.functional import clip
-from sslfast.functional._common import (
-    as_scale,
-    check_embeddings,
-    info_nce_from_logits,
-    plain_logits,
-)
+from sslfast.functional._common import as_scale, check_embeddings, plain_logits
 from sslfast.losses.distributed import global_pair_rows
 from sslfast.losses.exchange import check_exchange, check_rank, gather_rows, name_of
+from sslfast.ops._logits import info_nce_from_logits
 
 
 class ClipLoss(nn.Module):
@@ -136,14 +132,15 @@ class ClipLoss(nn.Module):
         return {"contrastive_loss": loss} if output_dict else loss
 
     def _global(self, image: Tensor, text: Tensor, logit_scale: float | Tensor) -> Tensor:
-        check_embeddings(image_features=image, text_features=text)
+        image, text = check_embeddings(image_features=image, text_features=text)
         group = self.process_group
         check_rank("ClipLoss", self.rank, self.world_size, group)
         scale = as_scale(logit_scale, image)
         lse_image, lse_text, positive, factor = global_pair_rows(
             image, text, scale, group, how=self.exchange
         )
-        rows = info_nce_from_logits(lse_image, positive) + info_nce_from_logits(lse_text, positive)
+        rows = info_nce_from_logits(lse_image, positive, unit=False)
+        rows = rows + info_nce_from_logits(lse_text, positive, unit=False)
         local = (factor * rows.sum() / 2).to(scale.dtype)
         if self.local_loss:
             return local

@@ -8,8 +8,10 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from sslfast import models
+from sslfast import data, models
 from sslfast._extras import require
+from sslfast.data import Recipe
+from sslfast.eval.preprocess import Preprocess
 from sslfast.models.positions import fit_positions
 from sslfast.training.config import ConfigError
 from sslfast.training.storage import write_atomically
@@ -94,11 +96,17 @@ def read_description(path: Path | str) -> dict[str, Any]:
 def load_encoder(path: Path | str) -> nn.Module:
     """Rebuild a pre-trained encoder.
 
+    Its inputs are normalised images: ``encoder(encoder.preprocess(images))`` takes images as they
+    are and makes of them what ``sslfast eval`` does (see ``sslfast.eval.Preprocess``).
+
     Args:
         path: a run's folder, or an encoder.safetensors.
 
     Returns:
-        The encoder in float32 on the CPU, in evaluation mode, with ``num_features``.
+        The encoder in float32 on the CPU, in evaluation mode, with ``num_features``, ``preprocess``
+        and what that goes by: ``mean`` and ``std``, of three channels, in units of [0, 1], and
+        ``image_size``, the side in pixels. Where the file says nothing of images, because the
+        encoder takes other data, these four are None.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -107,7 +115,50 @@ def load_encoder(path: Path | str) -> nn.Module:
     description = read_description(path)
     encoder = build_encoder(description["model"], description["model_args"], seed=0)
     encoder.load_state_dict(_tensors(encoder_path(path)))
+    _tell_inputs(encoder, description)
     return encoder.eval()
+
+
+def evaluation_recipe(description: Mapping[str, Any]) -> Recipe:
+    """One view as an encoder expects it, without randomness.
+
+    Args:
+        description: of an encoder's file.
+
+    Raises:
+        ValueError: it says nothing of images or videos.
+    """
+    missing = _unsaid(description)
+    if missing:
+        raise ValueError(
+            f"the encoder's file does not say what images it takes ({', '.join(missing)} missing): "
+            "it is for other data. Compute its features by sslfast.eval.extract and a loader of it"
+        )
+    view: dict[str, Any] = {key: tuple(description[key]) for key in ("mean", "std")}
+    # Encoders of older files take images.
+    if description.get("num_frames") is not None:
+        view |= {key: description[key] for key in ("num_frames", "sampling_rate")}
+    return data.recipe("eval", size=description["image_size"], **view)
+
+
+def _unsaid(description: Mapping[str, Any]) -> list[str]:
+    """What is needed to make an encoder's images, and its file does not say."""
+    return [name for name in ("image_size", "mean", "std") if description.get(name) is None]
+
+
+def _tell_inputs(encoder: nn.Module, description: Mapping[str, Any]) -> None:
+    """Set ``preprocess`` and its constants: plain attributes, no part of the state dict."""
+    told: dict[str, Any] = dict.fromkeys(("preprocess", "mean", "std", "image_size"))
+    if not _unsaid(description):
+        view = evaluation_recipe(description).views[0]
+        told = {
+            "preprocess": Preprocess(view),
+            "mean": view.mean,
+            "std": view.std,
+            "image_size": view.size,
+        }
+    for name, value in told.items():
+        setattr(encoder, name, value)
 
 
 def load_weights(encoder: nn.Module, path: Path | str) -> list[str]:

@@ -16,7 +16,13 @@ from sslfast.data import ImageDataset, Loader, Recipe
 from sslfast.eval import Features, extract, knn_accuracy, linear_probe, raw_pixels
 from sslfast.training.config import read_yaml
 from sslfast.training.distributed import resolve_device
-from sslfast.training.encoder import build_encoder, load_encoder, place, read_description
+from sslfast.training.encoder import (
+    build_encoder,
+    evaluation_recipe,
+    load_encoder,
+    place,
+    read_description,
+)
 from sslfast.training.run_folder import RunFolder, RunFolderError
 from sslfast.training.storage import explain_full_disk
 
@@ -90,11 +96,7 @@ class FinishedRun:
 
     def _recipe(self) -> Recipe:
         """Views as the encoder expects them, without randomness."""
-        view: dict[str, Any] = {key: tuple(self.description[key]) for key in ("mean", "std")}
-        # Encoders of older files take images.
-        if self.description.get("num_frames") is not None:
-            view |= {key: self.description[key] for key in ("num_frames", "sampling_rate")}
-        return data.recipe("eval", size=self.description["image_size"], **view)
+        return evaluation_recipe(self.description)
 
 
 def has_test_split(spec: str) -> bool:

@@ -15,7 +15,7 @@ from sslfast.models import VisionTransformer
 from sslfast.tokenizers import Fit, PatchTokenizer, TokenizerSpec, tokenizer_bytes
 from sslfast.training.config import ConfigError
 from sslfast.training.distributed import resolve_device
-from sslfast.training.encoder import load_encoder, read_description
+from sslfast.training.encoder import evaluation_recipe, load_encoder, read_description
 from sslfast.training.storage import write_atomically
 
 PATCHES_PER_CODE = 128  # how many patches k-means looks at; more cost time and change little
@@ -140,7 +140,8 @@ def _tokenizer(config: TokenizerConfig) -> PatchTokenizer:
         )
     if not isinstance(encoder, VisionTransformer):
         raise ConfigError(f"run: {config.run} has no Vision Transformer, but a {given['model']}")
-    fixed = {"patch_size": encoder.patch_size[0], "image_size": given["image_size"]}
+    view = evaluation_recipe(given).views[0]
+    fixed = {"patch_size": encoder.patch_size[0], "image_size": view.size}
     fixed["norm_pix"] = False
     for name, value in fixed.items():
         if getattr(config, name) not in (None, value):
@@ -148,8 +149,8 @@ def _tokenizer(config: TokenizerConfig) -> PatchTokenizer:
     tokenizer = PatchTokenizer(
         TokenizerSpec(
             vocab_size=config.vocab_size,
-            mean=tuple(given["mean"]),
-            std=tuple(given["std"]),
+            mean=view.mean,
+            std=view.std,
             model=given["model"],
             model_args=given["model_args"],
             made=made,

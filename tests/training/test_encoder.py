@@ -1,12 +1,16 @@
+import copy
+import io
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
-from sslfast import models
+from sslfast import data, models
 from sslfast.training.config import ConfigError
 from sslfast.training.encoder import (
     build_encoder,
@@ -15,8 +19,13 @@ from sslfast.training.encoder import (
     read_description,
     save_encoder,
 )
+from sslfast.training.evaluation import FinishedRun
+from sslfast.training.run_folder import RunFolder
 
 DESCRIPTION = {"model": "convnet_small", "model_args": {"width": 8}, "method": "simclr"}
+
+
+IMAGES = {"image_size": 16, "mean": (0.1, 0.5, 0.7), "std": (0.2, 0.3, 0.4), "num_frames": None}
 
 
 def encoder(seed: int = 0) -> nn.Module:
@@ -35,6 +44,40 @@ def test_round_trip(tmp_path: Path) -> None:
         assert loaded.num_features == original.num_features
         assert torch.equal(loaded(images), original.eval()(images))
     assert read_description(tmp_path)["method"] == "simclr"
+
+
+def test_a_loaded_encoder_knows_its_inputs(tmp_path: Path) -> None:
+    """Features by hand are those of ``sslfast eval``."""
+    random = np.random.default_rng()
+    for i, size in enumerate([(16, 16), (31, 20), (9, 40)]):
+        Image.fromarray(random.integers(0, 256, (*size, 3), np.uint8)).save(tmp_path / f"{i}.png")
+    original = encoder()
+    save_encoder(tmp_path / "encoder.safetensors", original, DESCRIPTION | IMAGES)
+    description = read_description(tmp_path)
+    run = FinishedRun(RunFolder(tmp_path), description, {}, torch.device("cpu"), threads=1)
+    images = data.open_dataset(str(tmp_path), cache_dir=str(tmp_path))
+    expected = run.features(run.encoder(), images).features
+
+    loaded = load_encoder(tmp_path)
+    assert (loaded.mean, loaded.std, loaded.image_size) == (IMAGES["mean"], IMAGES["std"], 16)
+    assert loaded.state_dict().keys() == original.state_dict().keys()
+    stored = io.BytesIO()
+    torch.save(loaded, stored)
+    stored.seek(0)
+    copies = copy.deepcopy(loaded), torch.load(stored, weights_only=False)
+    for module in (loaded, *copies):
+        with torch.inference_mode():
+            features = module(module.preprocess([Image.open(path) for path in images.paths]))
+        torch.testing.assert_close(features, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_an_encoder_of_other_data_loads_and_says_what_eval_cannot(tmp_path: Path) -> None:
+    said = {"image_size": None, "mean": None}
+    save_encoder(tmp_path / "encoder.safetensors", encoder(), DESCRIPTION | said)
+    assert load_encoder(tmp_path).preprocess is None
+    run = FinishedRun(RunFolder(tmp_path), read_description(tmp_path), {}, torch.device("cpu"))
+    with pytest.raises(ValueError, match=r"not say what images it takes \(image_size, mean, std"):
+        run.dataset(str(tmp_path), "train")
 
 
 def test_halves_are_stored_in_float32(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ class TrainConfig:
         method_args: the method's hyperparameters, such as temperature.
         model: the encoder; ``sslfast doctor`` lists them.
         model_args: keywords of the encoder, such as cifar_stem.
-        init: start from these weights: a run's folder, or a .safetensors or .pt file.
+        init: start from these weights: a run's folder, a .safetensors file, or a checkpoint.
         recipe: the augmentations; null: those of the method.
         recipe_args: changed fields of the recipe, such as crop_scale.
         image_size: side of the square views (of videos, their frames) in pixels; null: that of the

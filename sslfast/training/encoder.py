@@ -1,24 +1,27 @@
 """The end product of a run: encoder.safetensors, which holds weights and how to rebuild them."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from sslfast import data, models
-from sslfast._extras import require
 from sslfast.data import Recipe
 from sslfast.eval.preprocess import Preprocess
-from sslfast.models.positions import fit_positions
 from sslfast.training.config import ConfigError
+from sslfast.training.encoder_file import (
+    BUILD_IT,
+    WeightsError,
+    described_bytes,
+    encoder_path,
+    read_safetensors,
+)
+from sslfast.training.encoder_file import read_description as read_file_description
 from sslfast.training.storage import write_atomically
 
-FILE_NAME = "encoder.safetensors"
 SCHEMA_VERSION = 1
-_KEY = "sslfast"
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -55,13 +58,11 @@ def save_encoder(path: Path, encoder: nn.Module, description: Mapping[str, Any])
         encoder: any module.
         description: plain values; "model" and "model_args" are what load_encoder needs.
     """
-    safetensors = require("safetensors.torch", extra="train", purpose="writing the encoder")
     tensors = {
         name: (tensor.float() if tensor.is_floating_point() else tensor).detach().cpu().contiguous()
         for name, tensor in encoder.state_dict().items()
     }
-    metadata = {_KEY: json.dumps({"schema_version": SCHEMA_VERSION, **description})}
-    payload = safetensors.save(tensors, metadata)
+    payload = described_bytes({"schema_version": SCHEMA_VERSION, **description}, tensors)
     write_atomically(path, lambda file: file.write(payload))
 
 
@@ -73,22 +74,22 @@ def read_description(path: Path | str) -> dict[str, Any]:
         ValueError: the file was not written by sslfast, or by a newer one.
     """
     path = encoder_path(path)
-    safetensors = require("safetensors", extra="train", purpose="reading an encoder")
-    try:
-        with safetensors.safe_open(str(path), framework="pt") as file:
-            metadata = file.metadata() or {}
-    except safetensors.SafetensorError as error:
-        raise ValueError(f"{path} is damaged or no .safetensors file ({error})") from error
-    if _KEY not in metadata:
-        raise ValueError(
-            f"{path} does not say which model it holds: it was not written by sslfast. Build the "
-            "model with sslfast.models.create and load the weights into it"
+    return _ours(path, read_file_description(path))
+
+
+def _ours(path: Path, description: dict[str, Any] | None) -> dict[str, Any]:
+    """The description of a file that this sslfast can read."""
+    if description is None:
+        raise WeightsError(
+            f"{path} does not say which model it holds: it was not written by sslfast. {BUILD_IT}"
         )
-    description = json.loads(metadata[_KEY])
-    if description["schema_version"] > SCHEMA_VERSION:
-        raise ValueError(
-            f"{path} was written by a newer sslfast (schema {description['schema_version']}; this "
-            f"one reads {SCHEMA_VERSION} at most). Upgrade with: pip install --upgrade sslfast"
+    version = description.get("schema_version")
+    if not isinstance(version, int):
+        raise WeightsError(f"{path} is damaged: its description cannot be read")
+    if version > SCHEMA_VERSION:
+        raise WeightsError(
+            f"{path} was written by a newer sslfast (schema {version}; this one reads "
+            f"{SCHEMA_VERSION} at most). Upgrade with: pip install --upgrade sslfast"
         )
     return description
 
@@ -110,11 +111,20 @@ def load_encoder(path: Path | str) -> nn.Module:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file was not written by sslfast, or by a newer one.
+        ValueError: the file is damaged, or was not written by sslfast, or by a newer one.
     """
-    description = read_description(path)
-    encoder = build_encoder(description["model"], description["model_args"], seed=0)
-    encoder.load_state_dict(_tensors(encoder_path(path)))
+    path = encoder_path(path)
+    tensors, stated = read_safetensors(path)
+    description = _ours(path, stated)
+    try:
+        encoder = build_encoder(description["model"], description["model_args"], seed=0)
+        encoder.load_state_dict(tensors)
+    except (ConfigError, KeyError, TypeError, RuntimeError) as error:
+        raise WeightsError(
+            f"the encoder in {path} cannot be rebuilt ({' '.join(str(error).split())[:300]}). "
+            "Register its model first if that is your own; else the file is damaged, or of another "
+            "version of sslfast"
+        ) from error
     _tell_inputs(encoder, description)
     return encoder.eval()
 
@@ -159,60 +169,3 @@ def _tell_inputs(encoder: nn.Module, description: Mapping[str, Any]) -> None:
         }
     for name, value in told.items():
         setattr(encoder, name, value)
-
-
-def load_weights(encoder: nn.Module, path: Path | str) -> list[str]:
-    """Start ``encoder`` from released weights: every one of its tensors must be in the file.
-
-    A VisionTransformer may be for other image sizes than the weights: positions are interpolated.
-
-    Args:
-        encoder: is changed in place.
-        path: a run's folder, a .safetensors file, or a .pt/.pth file with a state dict.
-
-    Returns:
-        The names in the file that the encoder has no place for (a classifier, mostly).
-
-    Raises:
-        ConfigError: no such file, or it lacks a tensor or has one of another shape.
-        FileNotFoundError: the folder holds no encoder.
-    """
-    if not Path(path).exists():
-        raise ConfigError(f"init: there is no {path}")
-    weights = dict(_tensors(encoder_path(path)))
-    own = encoder.state_dict()
-    if isinstance(encoder, models.VisionTransformer) and "pos_embed" in own.keys() & weights:
-        try:
-            weights["pos_embed"] = fit_positions(
-                weights["pos_embed"], encoder.grid_size, encoder.embedded_prefix
-            )
-        except ValueError as error:
-            raise ConfigError(f"init: {path}: {error}") from error
-    for name, tensor in own.items():
-        if name not in weights:
-            raise ConfigError(f"init: {path} has no tensor '{name}': is it of another model?")
-        if weights[name].shape != tensor.shape:
-            raise ConfigError(
-                f"init: '{name}' has shape {tuple(weights[name].shape)} in {path}, but the model "
-                f"needs {tuple(tensor.shape)}"
-            )
-    encoder.load_state_dict({name: weights[name] for name in own})
-    return sorted(set(weights) - set(own))
-
-
-def encoder_path(path: Path | str) -> Path:
-    """``path``, or the encoder file in it where it is a folder."""
-    path = Path(path)
-    if path.is_dir():
-        path = path / FILE_NAME
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no encoder at {path}: did the run finish?")
-    return path
-
-
-def _tensors(path: Path) -> dict[str, Tensor]:
-    if path.suffix == ".safetensors":
-        safetensors = require("safetensors.torch", extra="train", purpose="reading weights")
-        return safetensors.load_file(path)
-    weights = torch.load(path, map_location="cpu", weights_only=True)
-    return weights.get("state_dict", weights)

@@ -11,7 +11,7 @@ from typing import Any
 
 from sslfast.training import checkpoint
 from sslfast.training.config import ConfigError, TrainConfig
-from sslfast.training.encoder import FILE_NAME
+from sslfast.training.encoder_file import FILE_NAME
 from sslfast.training.storage import write_atomically
 
 logger = logging.getLogger("sslfast")

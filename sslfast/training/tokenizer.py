@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -141,7 +142,7 @@ def _tokenizer(config: TokenizerConfig) -> PatchTokenizer:
     if not isinstance(encoder, VisionTransformer):
         raise ConfigError(f"run: {config.run} has no Vision Transformer, but a {given['model']}")
     view = evaluation_recipe(given).views[0]
-    fixed = {"patch_size": encoder.patch_size[0], "image_size": view.size}
+    fixed: dict[str, Any] = {"patch_size": encoder.patch_size[0], "image_size": view.size}
     fixed["norm_pix"] = False
     for name, value in fixed.items():
         if getattr(config, name) not in (None, value):

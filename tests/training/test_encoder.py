@@ -15,12 +15,12 @@ from sslfast.training.config import ConfigError
 from sslfast.training.encoder import (
     build_encoder,
     load_encoder,
-    load_weights,
     read_description,
     save_encoder,
 )
 from sslfast.training.evaluation import FinishedRun
 from sslfast.training.run_folder import RunFolder
+from sslfast.training.weights import load_weights
 
 DESCRIPTION = {"model": "convnet_small", "model_args": {"width": 8}, "method": "simclr"}
 
@@ -118,6 +118,41 @@ def test_missing_and_foreign_files_are_explained(tmp_path: Path) -> None:
         load_encoder(foreign)
 
 
+def test_one_flipped_bit_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "encoder.safetensors"
+    save_encoder(path, encoder(), DESCRIPTION | IMAGES)
+    whole = path.read_bytes()
+    weights = 8 + int.from_bytes(whole[:8], "little")  # where they begin
+    drawn = np.random.default_rng().integers(weights, len(whole), 3)
+    places = [whole.index(b"0.7"), whole.index(b"sha256") + len(r"sha256\": \""), *drawn]
+    for place in places:
+        damaged = bytearray(whole)
+        damaged[place] ^= 1
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=rf"{path} is damaged: its checksum differs"):
+            load_encoder(path)
+        with pytest.raises(ConfigError, match=rf"init: {path} is damaged: its checksum differs"):
+            load_weights(encoder(), tmp_path)
+    path.write_bytes(whole)
+    load_encoder(path)
+
+
+def test_a_file_that_contradicts_itself_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "encoder.safetensors"
+    for changes, message in (
+        ({"model": "mine"}, "unknown encoder 'mine'"),
+        ({"model_args": {"width": 4}}, "size mismatch"),
+        ({"model_args": 3}, "mapping"),
+    ):
+        save_encoder(path, encoder(), DESCRIPTION | changes)
+        with pytest.raises(ValueError, match=rf"encoder in {path} cannot be .*{message}") as caught:
+            load_encoder(path)
+        assert "\n" not in str(caught.value)
+    save_file({"weight": torch.zeros(2)}, path, {"sslfast": "{"})
+    with pytest.raises(ValueError, match=rf"{path} is damaged: its description"):
+        read_description(path)
+
+
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
 def test_released_weights_may_have_more_but_not_less(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"released{suffix}"
@@ -127,9 +162,9 @@ def test_released_weights_may_have_more_but_not_less(tmp_path: Path, suffix: str
     assert load_weights(target, path) == ["fc.bias", "fc.weight"]
     assert torch.equal(target.layer4[1].conv2.weight, released["layer4.1.conv2.weight"])
 
-    with pytest.raises(ConfigError, match=r"'conv1.weight' has shape \(64, 3, 7, 7\) in"):
+    with pytest.raises(ConfigError, match=r"'conv1.weight' has shape \(64, 3, 7, 7\), and the"):
         load_weights(models.create("resnet18", cifar_stem=True), path)
-    with pytest.raises(ConfigError, match="no tensor 'stages"):
+    with pytest.raises(ConfigError, match=r"none of the model's .* tensors by name .stages"):
         load_weights(models.create("convnet_small"), path)
     with pytest.raises(ConfigError, match=r"init: there is no .*nothing.pt"):
         load_weights(target, tmp_path / "nothing.pt")

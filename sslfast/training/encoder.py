@@ -84,13 +84,13 @@ def _ours(path: Path, description: dict[str, Any] | None) -> dict[str, Any]:
             f"{path} does not say which model it holds: it was not written by sslfast. {BUILD_IT}"
         )
     version = description.get("schema_version")
-    if not isinstance(version, int):
-        raise WeightsError(f"{path} is damaged: its description cannot be read")
-    if version > SCHEMA_VERSION:
+    if isinstance(version, int) and version > SCHEMA_VERSION:
         raise WeightsError(
             f"{path} was written by a newer sslfast (schema {version}; this one reads "
             f"{SCHEMA_VERSION} at most). Upgrade with: pip install --upgrade sslfast"
         )
+    if not isinstance(version, int) or not {"model", "model_args"} <= description.keys():
+        raise WeightsError(f"{path} is damaged: its description does not name a model")
     return description
 
 
@@ -125,30 +125,37 @@ def load_encoder(path: Path | str) -> nn.Module:
             "Register its model first if that is your own; else the file is damaged, or of another "
             "version of sslfast"
         ) from error
-    _tell_inputs(encoder, description)
+    _tell_inputs(encoder, path, description)
     return encoder.eval()
 
 
-def evaluation_recipe(description: Mapping[str, Any]) -> Recipe:
+def evaluation_recipe(path: Path | str, description: Mapping[str, Any]) -> Recipe:
     """One view as an encoder expects it, without randomness.
 
     Args:
-        description: of an encoder's file.
+        path: the encoder's file, for errors.
+        description: what it says.
 
     Raises:
-        ValueError: it says nothing of images or videos.
+        ValueError: it says nothing of images or videos, or what cannot be.
     """
     missing = _unsaid(description)
     if missing:
-        raise ValueError(
-            f"the encoder's file does not say what images it takes ({', '.join(missing)} missing): "
-            "it is for other data. Compute its features by sslfast.eval.extract and a loader of it"
+        raise WeightsError(
+            f"{path} does not say what images its encoder takes ({', '.join(missing)} missing): it "
+            "is for other data. Compute features by sslfast.eval.extract and a loader of that"
         )
-    view: dict[str, Any] = {key: tuple(description[key]) for key in ("mean", "std")}
-    # Encoders of older files take images.
-    if description.get("num_frames") is not None:
-        view |= {key: description[key] for key in ("num_frames", "sampling_rate")}
-    return data.recipe("eval", size=description["image_size"], **view)
+    try:
+        view: dict[str, Any] = {k: tuple(map(float, description[k])) for k in ("mean", "std")}
+        # Encoders of older files take images.
+        if description.get("num_frames") is not None:
+            view |= {key: description[key] for key in ("num_frames", "sampling_rate")}
+        return data.recipe("eval", size=description["image_size"], **view)
+    except (KeyError, TypeError, ValueError) as error:
+        short = str(error).partition("; got")[0]
+        raise WeightsError(
+            f"{path} is damaged: it asks for views that cannot be made ({short})"
+        ) from error
 
 
 def _unsaid(description: Mapping[str, Any]) -> list[str]:
@@ -156,11 +163,11 @@ def _unsaid(description: Mapping[str, Any]) -> list[str]:
     return [name for name in ("image_size", "mean", "std") if description.get(name) is None]
 
 
-def _tell_inputs(encoder: nn.Module, description: Mapping[str, Any]) -> None:
+def _tell_inputs(encoder: nn.Module, path: Path, description: Mapping[str, Any]) -> None:
     """Set ``preprocess`` and its constants: plain attributes, no part of the state dict."""
     told: dict[str, Any] = dict.fromkeys(("preprocess", "mean", "std", "image_size"))
     if not _unsaid(description):
-        view = evaluation_recipe(description).views[0]
+        view = evaluation_recipe(path, description).views[0]
         told = {
             "preprocess": Preprocess(view),
             "mean": view.mean,

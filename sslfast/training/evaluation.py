@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +14,7 @@ from torch import nn
 from sslfast import data
 from sslfast.data import ImageDataset, Loader, Recipe
 from sslfast.eval import Features, extract, knn_accuracy, linear_probe, raw_pixels
-from sslfast.training.config import read_yaml
+from sslfast.training.config import ConfigError, TrainConfig, check_type, read_yaml
 from sslfast.training.distributed import resolve_device
 from sslfast.training.encoder import (
     build_encoder,
@@ -55,12 +55,14 @@ class FinishedRun:
 
         Raises:
             RunFolderError: it holds no finished run.
+            ConfigError: its config.yaml is damaged.
+            ValueError: its encoder is.
         """
         folder = RunFolder(path)
         for file in (folder.config, folder.encoder):
             if not file.is_file():
                 raise RunFolderError(f"{path} holds no finished run: there is no {file.name}")
-        description, settings = read_description(folder.encoder), read_yaml(folder.config)
+        description, settings = read_description(folder.encoder), _settings(folder.config)
         return cls(folder, description, settings, resolve_device(device), threads)
 
     def encoder(self) -> nn.Module:
@@ -96,7 +98,23 @@ class FinishedRun:
 
     def _recipe(self) -> Recipe:
         """Views as the encoder expects them, without randomness."""
-        return evaluation_recipe(self.description)
+        return evaluation_recipe(self.folder.encoder, self.description)
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    """What a run's config.yaml says; of what it does not, the default.
+
+    Only types are checked: what a finished run did is no longer to be refused.
+    """
+    settings = TrainConfig(**read_yaml(path)).to_dict()
+    try:
+        for item in fields(TrainConfig):
+            check_type(item.name, settings[item.name], item.type)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    if not settings["data"]:
+        raise ConfigError(f"{path} names no data: it is not of a run")
+    return settings
 
 
 def has_test_split(spec: str) -> bool:

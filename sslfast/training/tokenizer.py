@@ -141,7 +141,7 @@ def _tokenizer(config: TokenizerConfig) -> PatchTokenizer:
         )
     if not isinstance(encoder, VisionTransformer):
         raise ConfigError(f"run: {config.run} has no Vision Transformer, but a {given['model']}")
-    view = evaluation_recipe(given).views[0]
+    view = evaluation_recipe(config.run, given).views[0]
     fixed: dict[str, Any] = {"patch_size": encoder.patch_size[0], "image_size": view.size}
     fixed["norm_pix"] = False
     for name, value in fixed.items():

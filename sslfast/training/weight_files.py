@@ -123,8 +123,9 @@ def _kind(value: Any) -> str:
 def _unpickle(path: Path) -> Any:
     try:
         classes: list[Any] = [(_stand_in(name), name) for name in _classes(path)]
-        with torch.serialization.safe_globals(classes):
-            return torch.load(path, map_location="cpu", weights_only=True)
+        # Opened here: by a path, torch goes by how it ends.
+        with torch.serialization.safe_globals(classes), open(path, "rb") as file:
+            return torch.load(file, map_location="cpu", weights_only=True)
     except OSError:
         raise
     except Exception as error:  # each damage has its own

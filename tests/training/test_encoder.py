@@ -76,7 +76,7 @@ def test_an_encoder_of_other_data_loads_and_says_what_eval_cannot(tmp_path: Path
     save_encoder(tmp_path / "encoder.safetensors", encoder(), DESCRIPTION | said)
     assert load_encoder(tmp_path).preprocess is None
     run = FinishedRun(RunFolder(tmp_path), read_description(tmp_path), {}, torch.device("cpu"))
-    with pytest.raises(ValueError, match=r"not say what images it takes \(image_size, mean, std"):
+    with pytest.raises(ValueError, match=r"safetensors does not say .* \(image_size, mean, std"):
         run.dataset(str(tmp_path), "train")
 
 

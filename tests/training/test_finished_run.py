@@ -1,0 +1,78 @@
+"""A run's folder whose files are damaged, or are not of a run: one line that names the file."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from sslfast.training.config import ConfigError
+from sslfast.training.encoder import build_encoder, load_encoder, save_encoder
+from sslfast.training.evaluation import FinishedRun
+from sslfast.training.run_folder import RunFolderError
+
+MODEL = {"model": "convnet_small", "model_args": {"width": 8, "depth": 1}}
+IMAGES = {"image_size": 16, "mean": (0.5, 0.5, 0.5), "std": (0.2, 0.2, 0.2)}
+SETTINGS = {"method": "simclr", "data": "photos", "schema_version": 1}
+
+
+def write(folder: Path, settings: Any = SETTINGS, **said: Any) -> None:
+    description = {k: v for k, v in {**MODEL, **IMAGES, **said}.items() if v is not None}
+    save_encoder(folder / "encoder.safetensors", build_encoder(**MODEL, seed=0), description)
+    (folder / "config.yaml").write_text(yaml.safe_dump(settings))
+
+
+def test_settings_that_are_not_of_a_run_are_named(tmp_path: Path) -> None:
+    for settings, message in (
+        ({}, "must hold 'name: value' lines"),
+        ({"method": "simclr"}, "names no data"),
+        (SETTINGS | {"data": 3}, "data must be str, got 3"),
+        (SETTINGS | {"seed": "x"}, "seed must be int"),
+        (SETTINGS | {"recipe_args": [1]}, "recipe_args must be dict"),
+        (SETTINGS | {"daata": "x"}, "Did you mean 'data'"),
+    ):
+        write(tmp_path, settings or None)
+        with pytest.raises(ConfigError, match=message) as caught:
+            FinishedRun.open(tmp_path, "cpu")
+        assert f"{tmp_path}/config.yaml" in str(caught.value)
+    # What this version would refuse, a finished run has done; what it does not name is a default.
+    write(tmp_path, SETTINGS | {"method": "gone", "steps": 3, "epochs": 3})
+    assert FinishedRun.open(tmp_path, "cpu").settings["seed"] == 0
+
+
+def test_an_encoder_with_impossible_views_is_named(tmp_path: Path) -> None:
+    for said, message in (
+        ({"image_size": "big"}, "views that cannot be made"),
+        ({"image_size": 0}, r"\(size must be at least 1 pixel\)"),
+        ({"mean": (0.1, 0.2)}, r"\(mean and std have three channels\)"),
+        ({"std": "abc"}, "views that cannot be made"),
+        ({"num_frames": 4}, "sampling_rate"),
+    ):
+        write(tmp_path, **said)
+        run = FinishedRun.open(tmp_path, "cpu")
+        for use in (
+            run.encoder,
+            partial(run.dataset, "photos", "test"),
+            partial(load_encoder, tmp_path),
+        ):
+            with pytest.raises(ValueError, match=message) as caught:
+                use()
+            assert f"{tmp_path}/encoder.safetensors is damaged" in str(caught.value)
+            assert "\n" not in str(caught.value)
+    write(tmp_path, model=None)
+    with pytest.raises(ValueError, match=r"encoder.safetensors is damaged: .* not name a model"):
+        FinishedRun.open(tmp_path, "cpu")
+
+
+def test_other_files_in_the_place_of_an_encoder_are_named(tmp_path: Path) -> None:
+    write(tmp_path)
+    path = tmp_path / "encoder.safetensors"
+    torch.save({}, path)
+    with pytest.raises(ValueError, match=rf"{path} is a file of torch.save"):
+        FinishedRun.open(tmp_path, "cpu")
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(RunFolderError, match="holds no finished run: there is no encoder"):
+        FinishedRun.open(tmp_path, "cpu")

@@ -56,9 +56,9 @@ class VideoDataset(ImageDataset):
 
 
 def open_dataset(
-    spec: str,
+    spec: Path | str,
     split: str = "train",
-    cache_dir: str | None = None,
+    cache_dir: Path | str | None = None,
     *,
     on_bad_image: OnBadImage = "skip",
     modality: Modality = "image",
@@ -73,7 +73,7 @@ def open_dataset(
     its header and end mark, or of its index.
 
     Args:
-        spec: a folder, or ``builtin:NAME`` (see ``builtin``).
+        spec: a folder (text or a pathlib.Path), or ``builtin:NAME`` (see ``builtin``).
         split: "train", "test" or "val".
         cache_dir: for the results of the checks and the files of built-in sets; None is
             $SSLFAST_CACHE, $XDG_CACHE_HOME/sslfast or ~/.cache/sslfast.
@@ -95,7 +95,7 @@ def open_dataset(
         video.av()  # or say at once that it is missing
     if split not in _SPLITS:
         raise ValueError(f"split is one of {sorted(_SPLITS)}; got '{split}'")
-    cache = cache_folder(cache_dir)
+    cache, spec = cache_folder(cache_dir), str(spec)
     kind, _, name = spec.partition(":")
     root = builtin_folder(name, cache) if kind == "builtin" else Path(spec).expanduser().absolute()
     folder, classes = _split_folder(root, split)

@@ -96,6 +96,13 @@ class TrainConfig:
     log_every: int = 50
     schema_version: int = SCHEMA_VERSION
 
+    def __post_init__(self) -> None:
+        """A path may be given as a pathlib.Path; config.yaml holds text."""
+        for name in ("data", "out", "init", "resume"):
+            setattr(self, name, as_text(getattr(self, name)))
+        if isinstance(self.method_args, dict):
+            self.method_args = {name: as_text(value) for name, value in self.method_args.items()}
+
     def validate(self) -> None:
         """Check every setting that can be checked without data, models or devices.
 
@@ -193,6 +200,11 @@ _POSITIVE = (
     *("image_size", "threads"),
     *("checkpoint_every", "keep_checkpoints", "log_every"),
 )
+
+
+def as_text(value: Any) -> Any:
+    """A path as text, and anything else as it is."""
+    return str(value) if isinstance(value, Path) else value
 
 
 def known_keys() -> list[str]:

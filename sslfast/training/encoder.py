@@ -50,7 +50,7 @@ def place(module: Module, device: torch.device) -> Module:
     return module.to(device)
 
 
-def save_encoder(path: Path, encoder: nn.Module, description: Mapping[str, Any]) -> None:
+def save_encoder(path: Path | str, encoder: nn.Module, description: Mapping[str, Any]) -> None:
     """Write an encoder's weights (floats as float32) and buffers with its description.
 
     Args:
@@ -63,7 +63,7 @@ def save_encoder(path: Path, encoder: nn.Module, description: Mapping[str, Any])
         for name, tensor in encoder.state_dict().items()
     }
     payload = described_bytes({"schema_version": SCHEMA_VERSION, **description}, tensors)
-    write_atomically(path, lambda file: file.write(payload))
+    write_atomically(Path(path), lambda file: file.write(payload))
 
 
 def read_description(path: Path | str) -> dict[str, Any]:

@@ -75,7 +75,7 @@ class FinishedRun:
         encoder = build_encoder(model, keywords, self.settings["seed"])
         return place(encoder, self.device)
 
-    def dataset(self, spec: str, split: str) -> ImageDataset:
+    def dataset(self, spec: Path | str, split: str) -> ImageDataset:
         """Images for this encoder, or videos."""
         return data.open_dataset(spec, split, modality=self._recipe().modality)
 
@@ -117,9 +117,9 @@ def _settings(path: Path) -> dict[str, Any]:
     return settings
 
 
-def has_test_split(spec: str) -> bool:
+def has_test_split(spec: Path | str) -> bool:
     """Whether a data set comes with images to test on."""
-    if spec.startswith("builtin:"):
+    if str(spec).startswith("builtin:"):
         return True
     root = Path(spec).expanduser()
     return (root / "train").is_dir() and any((root / name).is_dir() for name in ("test", "val"))
@@ -128,7 +128,7 @@ def has_test_split(spec: str) -> bool:
 def evaluate(
     run: FinishedRun,
     protocol: Literal["knn", "linear"],
-    spec: str | None = None,
+    spec: Path | str | None = None,
     *,
     k: int = 20,
     labels_per_class: int | None = None,
@@ -152,7 +152,7 @@ def evaluate(
     Raises:
         ValueError: no labels, no test split, or limits that the data cannot meet.
     """
-    spec = spec or run.settings["data"]
+    spec = str(spec or run.settings["data"])
     encoder = run.encoder()
     train, test = (run.features(encoder, run.dataset(spec, split)) for split in ("train", "test"))
     found: dict[str, Any] = {"protocol": protocol, "data": spec}
@@ -167,7 +167,10 @@ def evaluate(
 
 
 def embed(
-    run: FinishedRun, spec: str | None = None, split: str = "train", out: str | None = None
+    run: FinishedRun,
+    spec: Path | str | None = None,
+    split: str = "train",
+    out: Path | str | None = None,
 ) -> Path:
     """Write the features of images as an .npz file.
 

@@ -14,7 +14,7 @@ from sslfast.data import Loader
 from sslfast.eval.plots import plot_views
 from sslfast.models import VisionTransformer
 from sslfast.tokenizers import Fit, PatchTokenizer, TokenizerSpec, tokenizer_bytes
-from sslfast.training.config import ConfigError
+from sslfast.training.config import ConfigError, as_text
 from sslfast.training.distributed import resolve_device
 from sslfast.training.encoder import evaluation_recipe, load_encoder, read_description
 from sslfast.training.storage import write_atomically
@@ -59,6 +59,11 @@ class TokenizerConfig:
     device: str = "auto"
     threads: int | None = None
     png: str | None = None
+
+    def __post_init__(self) -> None:
+        """A path may be given as a pathlib.Path; the file's description holds text."""
+        for name in ("data", "out", "run", "png"):
+            object.__setattr__(self, name, as_text(getattr(self, name)))
 
 
 def fit_tokenizer(config: TokenizerConfig) -> Fit:

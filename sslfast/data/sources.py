@@ -88,6 +88,7 @@ def open_dataset(
             one of the other kind, or a bad file with ``on_bad_image="raise"``.
         MissingExtra: PyAV is not installed, which reads videos.
     """
+    spec = str(spec)
     check_policy(on_bad_image)
     if modality not in _EXTENSIONS:
         raise ValueError(f"modality is one of {sorted(_EXTENSIONS)}; got '{modality}'")
@@ -95,7 +96,7 @@ def open_dataset(
         video.av()  # or say at once that it is missing
     if split not in _SPLITS:
         raise ValueError(f"split is one of {sorted(_SPLITS)}; got '{split}'")
-    cache, spec = cache_folder(cache_dir), str(spec)
+    cache = cache_folder(cache_dir)
     kind, _, name = spec.partition(":")
     root = builtin_folder(name, cache) if kind == "builtin" else Path(spec).expanduser().absolute()
     folder, classes = _split_folder(root, split)

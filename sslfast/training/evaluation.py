@@ -101,25 +101,9 @@ class FinishedRun:
         return evaluation_recipe(self.folder.encoder, self.description)
 
 
-def _settings(path: Path) -> dict[str, Any]:
-    """What a run's config.yaml says; of what it does not, the default.
-
-    Only types are checked: what a finished run did is no longer to be refused.
-    """
-    settings = TrainConfig(**read_yaml(path)).to_dict()
-    try:
-        for item in fields(TrainConfig):
-            check_type(item.name, settings[item.name], item.type)
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from error
-    if not settings["data"]:
-        raise ConfigError(f"{path} names no data: it is not of a run")
-    return settings
-
-
-def has_test_split(spec: Path | str) -> bool:
+def has_test_split(spec: str) -> bool:
     """Whether a data set comes with images to test on."""
-    if str(spec).startswith("builtin:"):
+    if spec.startswith("builtin:"):
         return True
     root = Path(spec).expanduser()
     return (root / "train").is_dir() and any((root / name).is_dir() for name in ("test", "val"))
@@ -197,3 +181,19 @@ def embed(
     with explain_full_disk(path), open(path, "wb") as file:
         np.savez(file, **arrays)
     return path
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    """What a run's config.yaml says; of what it does not, the default.
+
+    Only types are checked: what a finished run did is no longer to be refused.
+    """
+    settings = TrainConfig(**read_yaml(path)).to_dict()
+    try:
+        for item in fields(TrainConfig):
+            check_type(item.name, settings[item.name], item.type)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    if not settings["data"]:
+        raise ConfigError(f"{path} names no data: it is not of a run")
+    return settings

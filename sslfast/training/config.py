@@ -97,7 +97,11 @@ class TrainConfig:
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
-        """A path may be given as a pathlib.Path; config.yaml holds text."""
+        """Paths as text, also where they are given as a pathlib.Path."""
+
+        def as_text(value: Any) -> Any:
+            return str(value) if isinstance(value, Path) else value
+
         for name in ("data", "out", "init", "resume"):
             setattr(self, name, as_text(getattr(self, name)))
         if isinstance(self.method_args, dict):
@@ -200,11 +204,6 @@ _POSITIVE = (
     *("image_size", "threads"),
     *("checkpoint_every", "keep_checkpoints", "log_every"),
 )
-
-
-def as_text(value: Any) -> Any:
-    """A path as text, and anything else as it is."""
-    return str(value) if isinstance(value, Path) else value
 
 
 def known_keys() -> list[str]:

@@ -14,7 +14,7 @@ from sslfast.data import Loader
 from sslfast.eval.plots import plot_views
 from sslfast.models import VisionTransformer
 from sslfast.tokenizers import Fit, PatchTokenizer, TokenizerSpec, tokenizer_bytes
-from sslfast.training.config import ConfigError, as_text
+from sslfast.training.config import ConfigError
 from sslfast.training.distributed import resolve_device
 from sslfast.training.encoder import evaluation_recipe, load_encoder, read_description
 from sslfast.training.storage import write_atomically
@@ -61,9 +61,11 @@ class TokenizerConfig:
     png: str | None = None
 
     def __post_init__(self) -> None:
-        """A path may be given as a pathlib.Path; the file's description holds text."""
+        """Paths as text, also where they are given as a pathlib.Path: a file describes the fit."""
         for name in ("data", "out", "run", "png"):
-            object.__setattr__(self, name, as_text(getattr(self, name)))
+            value = getattr(self, name)
+            if isinstance(value, Path):
+                object.__setattr__(self, name, str(value))
 
 
 def fit_tokenizer(config: TokenizerConfig) -> Fit:

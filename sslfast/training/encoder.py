@@ -175,4 +175,5 @@ def _tell_inputs(encoder: nn.Module, path: Path, description: Mapping[str, Any])
             "image_size": view.size,
         }
     for name, value in told.items():
-        setattr(encoder, name, value)
+        if not hasattr(encoder, name):  # a model may have a buffer of that name
+            setattr(encoder, name, value)

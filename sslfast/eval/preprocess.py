@@ -99,6 +99,8 @@ def _pixels(given: Images) -> np.ndarray:
                 f"an image of mode {given.mode} has more than 8 bits a channel: scale it to 0 ... "
                 "255 first, as you want it"
             )
+        if "transparency" in given.info:  # of a palette, which Pillow else warns of
+            given = given.convert("RGBA")
         return np.asarray(given.convert("RGB"))
     array = given.detach().cpu().numpy() if isinstance(given, Tensor) else given
     if not isinstance(array, np.ndarray) or array.dtype != np.uint8:

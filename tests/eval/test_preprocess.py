@@ -47,6 +47,9 @@ def test_images_as_the_loader_makes_them(tmp_path: Path) -> None:
         assert torch.equal(preprocess(given), found[2:3])
     grey = np.asarray(Image.open(paths[1]))[..., None]
     assert torch.equal(preprocess(np.stack([grey, grey])), found[[1, 1]])
+    palette = Image.fromarray(pixels).quantize(16)
+    palette.info["transparency"] = bytes(16)
+    assert torch.equal(preprocess(palette), preprocess(palette.convert("RGBA").convert("RGB")))
     assert preprocess([]).shape == (0, 3, 32, 32)
 
 

@@ -84,9 +84,9 @@ class VideoDataset(ImageDataset):
 
 
 def open_dataset(
-    spec: str,
+    spec: Path | str,
     split: str = "train",
-    cache_dir: str | None = None,
+    cache_dir: Path | str | None = None,
     *,
     on_bad_image: OnBadImage = "skip",
     modality: Modality = "image",
@@ -104,7 +104,7 @@ def open_dataset(
     two, else unlabelled. Every file gets a quick check: of its header and end mark, or its index.
 
     Args:
-        spec: a folder, or ``builtin:NAME`` (see ``builtin``).
+        spec: a folder (text or a pathlib.Path), or ``builtin:NAME`` (see ``builtin``).
         split: "train", "test" or "val".
         cache_dir: for the results of the checks and the files of built-in sets; None is
             $SSLFAST_CACHE, $XDG_CACHE_HOME/sslfast or ~/.cache/sslfast.
@@ -124,6 +124,7 @@ def open_dataset(
         MissingExtra: PyAV is not installed, which reads videos, or Pillow, where there are GIF, PPM
             or AVIF files.
     """
+    spec = str(spec)
     check_policy(on_bad_image)
     if modality not in _EXTENSIONS:
         raise ValueError(f"modality is one of {sorted(_EXTENSIONS)}; got '{modality}'")

@@ -66,7 +66,7 @@ class VideoLoader(StepLoader):
         self._work.popleft()
         size = self._order.batch_size
         return [
-            _to_float(torch.stack(clips[v * size : (v + 1) * size]).to(self._device), view)
+            normalise(torch.stack(clips[v * size : (v + 1) * size]).to(self._device), view)
             for v, view in enumerate(self._recipe.views)
         ]
 
@@ -100,7 +100,7 @@ def read_clip(path: str, frames: int, view: View, draw: Draw) -> Tensor:
     done: dict[int, int] = {}  # frame -> where it is in the clip
     for place, pixels in enumerate(read_frames(path, numbers)):
         same = done.setdefault(id(pixels), place)
-        clip[place] = clip[same] if same < place else _resize(pixels, view.size, draw)
+        clip[place] = clip[same] if same < place else resize_frame(pixels, view.size, draw)
     return clip.transpose(0, 1).contiguous()
 
 
@@ -123,7 +123,7 @@ def _span(view: View) -> int:
     return ((view.num_frames or 1) - 1) * view.sampling_rate + 1
 
 
-def _resize(pixels: np.ndarray, size: int, draw: Draw) -> Tensor:
+def resize_frame(pixels: np.ndarray, size: int, draw: Draw) -> Tensor:
     """Crop a frame uint8 [H, W, 3], flip and resize it: uint8 [3, size, size]."""
     sides = pixels.shape[:2]
     top, left = (round(float(x) * side) for x, side in zip(draw.start[0], sides, strict=True))
@@ -136,7 +136,7 @@ def _resize(pixels: np.ndarray, size: int, draw: Draw) -> Tensor:
     return F.interpolate(image, (size, size), mode="bilinear", antialias=True)[0]
 
 
-def _to_float(clips: Tensor, view: View) -> Tensor:
+def normalise(clips: Tensor, view: View) -> Tensor:
     """Bytes [B, 3, T, H, W] -> normalised, or in [0, 1] where colours are still to change."""
     mean, std = ((0.0,) * 3, (1.0,) * 3) if view.recolours else (view.mean, view.std)
     scale = np.array([1 / (255 * s) for s in std], np.float32)[:, None, None, None]

@@ -4,9 +4,11 @@ from sslfast.eval.features import Features, extract, raw_pixels
 from sslfast.eval.knn import knn_accuracy, knn_predict
 from sslfast.eval.linear import ProbeResult, linear_probe
 from sslfast.eval.map2d import embed_2d
+from sslfast.eval.preprocess import Preprocess
 
 __all__ = [
     "Features",
+    "Preprocess",
     "ProbeResult",
     "embed_2d",
     "extract",

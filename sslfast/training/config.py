@@ -29,7 +29,7 @@ class TrainConfig:
         method_args: the method's hyperparameters, such as temperature.
         model: the encoder; ``sslfast doctor`` lists them.
         model_args: keywords of the encoder, such as cifar_stem.
-        init: start from these weights: a run's folder, or a .safetensors or .pt file.
+        init: start from these weights: a run's folder, a .safetensors file, or a checkpoint.
         recipe: the augmentations; null: those of the method.
         recipe_args: changed fields of the recipe, such as crop_scale.
         image_size: side of the square views (of videos, their frames) in pixels; null: that of the
@@ -95,6 +95,17 @@ class TrainConfig:
     resume: str = "auto"
     log_every: int = 50
     schema_version: int = SCHEMA_VERSION
+
+    def __post_init__(self) -> None:
+        """Paths as text, also where they are given as a pathlib.Path."""
+
+        def as_text(value: Any) -> Any:
+            return str(value) if isinstance(value, Path) else value
+
+        for name in ("data", "out", "init", "resume"):
+            setattr(self, name, as_text(getattr(self, name)))
+        if isinstance(self.method_args, dict):
+            self.method_args = {name: as_text(value) for name, value in self.method_args.items()}
 
     def validate(self) -> None:
         """Check every setting that can be checked without data, models or devices.

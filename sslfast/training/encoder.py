@@ -1,26 +1,28 @@
 """The end product of a run: encoder.safetensors, which holds weights and how to rebuild them."""
 
-import json
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from sslfast import models
-from sslfast._extras import require
-from sslfast.models.positions import fit_positions
-from sslfast.training import checkpoint
+from sslfast import data, models
+from sslfast.data import Recipe
+from sslfast.eval.preprocess import Preprocess
 from sslfast.training.config import ConfigError
+from sslfast.training.encoder_file import (
+    BUILD_IT,
+    WeightsError,
+    described_bytes,
+    encoder_path,
+    read_safetensors,
+    say_if_behind,
+)
+from sslfast.training.encoder_file import read_description as read_file_description
 from sslfast.training.storage import write_atomically
 
-logger = logging.getLogger("sslfast")
-
-FILE_NAME = "encoder.safetensors"
 SCHEMA_VERSION = 1
-_KEY = "sslfast"
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -49,7 +51,7 @@ def place(module: Module, device: torch.device) -> Module:
     return module.to(device)
 
 
-def save_encoder(path: Path, encoder: nn.Module, description: Mapping[str, Any]) -> bool:
+def save_encoder(path: Path | str, encoder: nn.Module, description: Mapping[str, Any]) -> bool:
     """Write an encoder's weights (floats as float32) and buffers with its description.
 
     Args:
@@ -61,13 +63,12 @@ def save_encoder(path: Path, encoder: nn.Module, description: Mapping[str, Any])
     Returns:
         False where the file held exactly this already, and was left as it is.
     """
-    safetensors = require("safetensors.torch", extra="train", purpose="writing the encoder")
     tensors = {
         name: (tensor.float() if tensor.is_floating_point() else tensor).detach().cpu().contiguous()
         for name, tensor in encoder.state_dict().items()
     }
-    metadata = {_KEY: json.dumps({"schema_version": SCHEMA_VERSION, **description})}
-    payload = safetensors.save(tensors, metadata)
+    payload = described_bytes({"schema_version": SCHEMA_VERSION, **description}, tensors)
+    path = Path(path)
     if path.is_file() and path.read_bytes() == payload:
         return False
     write_atomically(path, lambda file: file.write(payload))
@@ -82,117 +83,107 @@ def read_description(path: Path | str) -> dict[str, Any]:
         ValueError: the file was not written by sslfast, or by a newer one.
     """
     path = encoder_path(path)
-    safetensors = require("safetensors", extra="train", purpose="reading an encoder")
-    try:
-        with safetensors.safe_open(str(path), framework="pt") as file:
-            metadata = file.metadata() or {}
-    except safetensors.SafetensorError as error:
-        raise ValueError(f"{path} is damaged or no .safetensors file ({error})") from error
-    if _KEY not in metadata:
-        raise ValueError(
-            f"{path} does not say which model it holds: it was not written by sslfast. Build the "
-            "model with sslfast.models.create and load the weights into it"
+    return _ours(path, read_file_description(path))
+
+
+def _ours(path: Path, description: dict[str, Any] | None) -> dict[str, Any]:
+    """The description of a file that this sslfast can read."""
+    if description is None:
+        raise WeightsError(
+            f"{path} does not say which model it holds: it was not written by sslfast. {BUILD_IT}"
         )
-    description = json.loads(metadata[_KEY])
-    if description["schema_version"] > SCHEMA_VERSION:
-        raise ValueError(
-            f"{path} was written by a newer sslfast (schema {description['schema_version']}; this "
-            f"one reads {SCHEMA_VERSION} at most). Upgrade with: pip install --upgrade sslfast"
+    version = description.get("schema_version")
+    if isinstance(version, int) and version > SCHEMA_VERSION:
+        raise WeightsError(
+            f"{path} was written by a newer sslfast (schema {version}; this one reads "
+            f"{SCHEMA_VERSION} at most). Upgrade with: pip install --upgrade sslfast"
         )
+    if not isinstance(version, int) or not {"model", "model_args"} <= description.keys():
+        raise WeightsError(f"{path} is damaged: its description does not name a model")
     return description
 
 
 def load_encoder(path: Path | str) -> nn.Module:
     """Rebuild a pre-trained encoder; one that is behind its run's checkpoints is named in the log.
 
+    Its inputs are normalised images: ``encoder(encoder.preprocess(images))`` takes images as they
+    are and makes of them what ``sslfast eval`` does (see ``sslfast.eval.Preprocess``).
+
     Args:
         path: a run's folder, or an encoder.safetensors.
 
     Returns:
-        The encoder in float32 on the CPU, in evaluation mode, with ``num_features``.
+        The encoder in float32 on the CPU, in evaluation mode, with ``num_features``, ``preprocess``
+        and what that goes by: ``mean`` and ``std``, of three channels, in units of [0, 1], and
+        ``image_size``, the side in pixels. Where the file says nothing of images, because the
+        encoder takes other data, these four are None.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file was not written by sslfast, or by a newer one.
+        ValueError: the file is damaged, or was not written by sslfast, or by a newer one.
     """
-    description = read_description(path)
-    encoder = build_encoder(description["model"], description["model_args"], seed=0)
-    encoder.load_state_dict(_tensors(encoder_path(path)))
-    _say_if_behind(encoder_path(path))
+    path = encoder_path(path)
+    tensors, stated = read_safetensors(path)
+    description = _ours(path, stated)
+    try:
+        encoder = build_encoder(description["model"], description["model_args"], seed=0)
+        encoder.load_state_dict(tensors)
+    except (ConfigError, KeyError, TypeError, RuntimeError) as error:
+        raise WeightsError(
+            f"the encoder in {path} cannot be rebuilt ({' '.join(str(error).split())[:300]}). "
+            "Register its model first if that is your own; else the file is damaged, or of another "
+            "version of sslfast"
+        ) from error
+    _tell_inputs(encoder, path, description)
+    say_if_behind(path, description)
     return encoder.eval()
 
 
-def load_weights(encoder: nn.Module, path: Path | str) -> list[str]:
-    """Start ``encoder`` from released weights: every one of its tensors must be in the file.
-
-    A VisionTransformer may be for other image sizes than the weights: positions are interpolated.
+def evaluation_recipe(path: Path | str, description: Mapping[str, Any]) -> Recipe:
+    """One view as an encoder expects it, without randomness.
 
     Args:
-        encoder: is changed in place.
-        path: a run's folder, a .safetensors file, or a .pt/.pth file with a state dict.
-
-    Returns:
-        The names in the file that the encoder has no place for (a classifier, mostly).
+        path: the encoder's file, for errors.
+        description: what it says.
 
     Raises:
-        ConfigError: no such file, or it lacks a tensor or has one of another shape.
-        FileNotFoundError: the folder holds no encoder.
+        ValueError: it says nothing of images or videos, or what cannot be.
     """
-    if not Path(path).exists():
-        raise ConfigError(f"init: there is no {path}")
-    weights = dict(_tensors(encoder_path(path)))
-    _say_if_behind(encoder_path(path))
-    own = encoder.state_dict()
-    if isinstance(encoder, models.VisionTransformer) and "pos_embed" in own.keys() & weights:
-        try:
-            weights["pos_embed"] = fit_positions(
-                weights["pos_embed"], encoder.grid_size, encoder.embedded_prefix
-            )
-        except ValueError as error:
-            raise ConfigError(f"init: {path}: {error}") from error
-    for name, tensor in own.items():
-        if name not in weights:
-            raise ConfigError(f"init: {path} has no tensor '{name}': is it of another model?")
-        if weights[name].shape != tensor.shape:
-            raise ConfigError(
-                f"init: '{name}' has shape {tuple(weights[name].shape)} in {path}, but the model "
-                f"needs {tuple(tensor.shape)}"
-            )
-    encoder.load_state_dict({name: weights[name] for name in own})
-    return sorted(set(weights) - set(own))
-
-
-def encoder_path(path: Path | str) -> Path:
-    """``path``, or the encoder file in it where it is a folder."""
-    path = Path(path)
-    if path.is_dir():
-        path = path / FILE_NAME
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no encoder at {path}: did the run finish?")
-    return path
-
-
-def _say_if_behind(path: Path) -> None:
-    """A warning where a run was lengthened, but ended before it wrote its encoder."""
-    checkpoints = path.parent / checkpoint.FOLDER_NAME
-    if path.name != FILE_NAME or not checkpoints.is_dir():
-        return
-    description = read_description(path)
-    if "checkpoint" not in description:  # a file of an older sslfast
-        return
-    why = checkpoint.difference(checkpoints, description["step"], description["checkpoint"])
-    if why is not None:
-        logger.warning(
-            "%s is not of its run's newest checkpoint: %s. To bring it up to date, let the run "
-            "finish: give the command that started it again",
-            path,
-            why,
+    missing = _unsaid(description)
+    if missing:
+        raise WeightsError(
+            f"{path} does not say what images its encoder takes ({', '.join(missing)} missing): it "
+            "is for other data. Compute features by sslfast.eval.extract and a loader of that"
         )
+    try:
+        view: dict[str, Any] = {k: tuple(map(float, description[k])) for k in ("mean", "std")}
+        # Encoders of older files take images.
+        if description.get("num_frames") is not None:
+            view |= {key: description[key] for key in ("num_frames", "sampling_rate")}
+        return data.recipe("eval", size=description["image_size"], **view)
+    except (KeyError, TypeError, ValueError) as error:
+        short = str(error).partition("; got")[0]
+        raise WeightsError(
+            f"{path} is damaged: it asks for views that cannot be made ({short})"
+        ) from error
 
 
-def _tensors(path: Path) -> dict[str, Tensor]:
-    if path.suffix == ".safetensors":
-        safetensors = require("safetensors.torch", extra="train", purpose="reading weights")
-        return safetensors.load_file(path)
-    weights = torch.load(path, map_location="cpu", weights_only=True)
-    return weights.get("state_dict", weights)
+def _unsaid(description: Mapping[str, Any]) -> list[str]:
+    """What is needed to make an encoder's images, and its file does not say."""
+    return [name for name in ("image_size", "mean", "std") if description.get(name) is None]
+
+
+def _tell_inputs(encoder: nn.Module, path: Path, description: Mapping[str, Any]) -> None:
+    """Set ``preprocess`` and its constants: plain attributes, no part of the state dict."""
+    told: dict[str, Any] = dict.fromkeys(("preprocess", "mean", "std", "image_size"))
+    if not _unsaid(description):
+        view = evaluation_recipe(path, description).views[0]
+        told = {
+            "preprocess": Preprocess(view),
+            "mean": view.mean,
+            "std": view.std,
+            "image_size": view.size,
+        }
+    for name, value in told.items():
+        if not hasattr(encoder, name):  # a model may have a buffer of that name
+            setattr(encoder, name, value)

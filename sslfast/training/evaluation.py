@@ -4,7 +4,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,9 +16,15 @@ from sslfast import data
 from sslfast.data import ImageDataset, Loader, Recipe
 from sslfast.data.sources import has_split
 from sslfast.eval import Features, extract, knn_accuracy, linear_probe, raw_pixels
-from sslfast.training.config import read_yaml
+from sslfast.training.config import ConfigError, TrainConfig, check_type, read_yaml
 from sslfast.training.distributed import resolve_device
-from sslfast.training.encoder import build_encoder, load_encoder, place, read_description
+from sslfast.training.encoder import (
+    build_encoder,
+    evaluation_recipe,
+    load_encoder,
+    place,
+    read_description,
+)
 from sslfast.training.run_folder import RunFolder, RunFolderError
 from sslfast.training.storage import explain_full_disk
 
@@ -51,12 +57,14 @@ class FinishedRun:
 
         Raises:
             RunFolderError: it holds no finished run.
+            ConfigError: its config.yaml is damaged.
+            ValueError: its encoder is.
         """
         folder = RunFolder(path)
         for file in (folder.config, folder.encoder):
             if not file.is_file():
                 raise RunFolderError(f"{path} holds no finished run: there is no {file.name}")
-        description, settings = read_description(folder.encoder), read_yaml(folder.config)
+        description, settings = read_description(folder.encoder), _settings(folder.config)
         manifest = folder.manifest()
         if manifest is not None and os.path.exists(manifest.place):
             settings["data"] = manifest.place
@@ -72,7 +80,7 @@ class FinishedRun:
         encoder = build_encoder(model, keywords, self.settings["seed"])
         return place(encoder, self.device)
 
-    def dataset(self, spec: str, split: str) -> ImageDataset:
+    def dataset(self, spec: Path | str, split: str) -> ImageDataset:
         """Images for this encoder, or videos."""
         return data.open_dataset(spec, split, modality=self._recipe().modality)
 
@@ -99,17 +107,13 @@ class FinishedRun:
 
     def _recipe(self) -> Recipe:
         """Views as the encoder expects them, without randomness."""
-        view: dict[str, Any] = {key: tuple(self.description[key]) for key in ("mean", "std")}
-        # Encoders of older files take images.
-        if self.description.get("num_frames") is not None:
-            view |= {key: self.description[key] for key in ("num_frames", "sampling_rate")}
-        return data.recipe("eval", size=self.description["image_size"], **view)
+        return evaluation_recipe(self.folder.encoder, self.description)
 
 
 def evaluate(
     run: FinishedRun,
     protocol: Literal["knn", "linear"],
-    spec: str | None = None,
+    spec: Path | str | None = None,
     *,
     k: int = 20,
     labels_per_class: int | None = None,
@@ -133,7 +137,7 @@ def evaluate(
     Raises:
         ValueError: no labels, no test split, or limits that the data cannot meet.
     """
-    spec = spec or run.settings["data"]
+    spec = str(spec or run.settings["data"])
     encoder = run.encoder()
     train, test = (run.features(encoder, run.dataset(spec, split)) for split in ("train", "test"))
     found: dict[str, Any] = {"protocol": protocol, "data": spec}
@@ -148,7 +152,10 @@ def evaluate(
 
 
 def embed(
-    run: FinishedRun, spec: str | None = None, split: str = "train", out: str | None = None
+    run: FinishedRun,
+    spec: Path | str | None = None,
+    split: str = "train",
+    out: Path | str | None = None,
 ) -> Path:
     """Write the features of images as an .npz file.
 
@@ -175,3 +182,19 @@ def embed(
     with explain_full_disk(path), open(path, "wb") as file:
         np.savez(file, **arrays)
     return path
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    """What a run's config.yaml says; of what it does not, the default.
+
+    Only types are checked: what a finished run did is no longer to be refused.
+    """
+    settings = TrainConfig(**read_yaml(path)).to_dict()
+    try:
+        for item in fields(TrainConfig):
+            check_type(item.name, settings[item.name], item.type)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    if not settings["data"]:
+        raise ConfigError(f"{path} names no data: it is not of a run")
+    return settings

@@ -12,7 +12,7 @@ from typing import Any
 from sslfast.data.manifest import Manifest
 from sslfast.training import checkpoint
 from sslfast.training.config import ConfigError, TrainConfig
-from sslfast.training.encoder import FILE_NAME
+from sslfast.training.encoder_file import FILE_NAME
 from sslfast.training.storage import remove_leftovers, write_atomically
 
 logger = logging.getLogger("sslfast")

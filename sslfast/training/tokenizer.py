@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from sslfast.models import VisionTransformer
 from sslfast.tokenizers import Fit, PatchTokenizer, TokenizerSpec, tokenizer_bytes
 from sslfast.training.config import ConfigError
 from sslfast.training.distributed import resolve_device
-from sslfast.training.encoder import load_encoder, read_description
+from sslfast.training.encoder import evaluation_recipe, load_encoder, read_description
 from sslfast.training.storage import write_atomically
 
 PATCHES_PER_CODE = 128  # how many patches k-means looks at; more cost time and change little
@@ -58,6 +59,13 @@ class TokenizerConfig:
     device: str = "auto"
     threads: int | None = None
     png: str | None = None
+
+    def __post_init__(self) -> None:
+        """Paths as text, also where they are given as a pathlib.Path: a file describes the fit."""
+        for name in ("data", "out", "run", "png"):
+            value = getattr(self, name)
+            if isinstance(value, Path):
+                object.__setattr__(self, name, str(value))
 
 
 def fit_tokenizer(config: TokenizerConfig) -> Fit:
@@ -140,7 +148,8 @@ def _tokenizer(config: TokenizerConfig) -> PatchTokenizer:
         )
     if not isinstance(encoder, VisionTransformer):
         raise ConfigError(f"run: {config.run} has no Vision Transformer, but a {given['model']}")
-    fixed = {"patch_size": encoder.patch_size[0], "image_size": given["image_size"]}
+    view = evaluation_recipe(config.run, given).views[0]
+    fixed: dict[str, Any] = {"patch_size": encoder.patch_size[0], "image_size": view.size}
     fixed["norm_pix"] = False
     for name, value in fixed.items():
         if getattr(config, name) not in (None, value):
@@ -148,8 +157,8 @@ def _tokenizer(config: TokenizerConfig) -> PatchTokenizer:
     tokenizer = PatchTokenizer(
         TokenizerSpec(
             vocab_size=config.vocab_size,
-            mean=tuple(given["mean"]),
-            std=tuple(given["std"]),
+            mean=view.mean,
+            std=view.std,
             model=given["model"],
             model_args=given["model_args"],
             made=made,

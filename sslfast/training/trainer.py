@@ -20,7 +20,7 @@ from sslfast.optim import LARS, AdamW
 from sslfast.training import checkpoint, distributed
 from sslfast.training.config import ConfigError, TrainConfig
 from sslfast.training.distributed import Ranks
-from sslfast.training.encoder import build_encoder, load_weights, place, save_encoder
+from sslfast.training.encoder import build_encoder, place, save_encoder
 from sslfast.training.monitors import NEVER, Clock, Meter, NonFiniteError
 from sslfast.training.pipeline import build_loader, build_recipe, check_image_size
 from sslfast.training.run_folder import RunFolder
@@ -29,6 +29,7 @@ from sslfast.training.schedule import warmup_cosine
 from sslfast.training.signals import StopPoll, TrainingStopped, catch_signals
 from sslfast.training.state import TrainState
 from sslfast.training.storage import explain_full_disk
+from sslfast.training.weights import first_few, load_weights
 
 logger = logging.getLogger("sslfast")
 
@@ -79,7 +80,8 @@ def train(config: TrainConfig) -> Path:
             extra = load_weights(method.encoder, config.init)
             method.after_load()
             if extra and ranks.is_main:
-                logger.warning("init: %s has more than the model: %s", config.init, extra)
+                names = first_few(extra)
+                logger.warning("init: %s has more than the model: %s", config.init, names)
         step = fit(config, method, loader, run, ranks, saved)
         if saved and step == saved["step"]:
             method.load_state_dict(saved["model"])

@@ -20,6 +20,17 @@ def test_round_trip(tmp_path: Path) -> None:
     assert read_yaml(tmp_path / "config.yaml")["schema_version"] == 1
 
 
+def test_paths_may_be_of_pathlib(tmp_path: Path) -> None:
+    names = {name: tmp_path / name for name in ("data", "out", "init", "resume")}
+    config = TrainConfig(**names, method_args={"tokenizer": tmp_path / "t"}, steps=1)
+    config.validate()
+    config.write(tmp_path / "config.yaml")
+    assert read_yaml(tmp_path / "config.yaml")["method_args"] == {"tokenizer": str(tmp_path / "t")}
+    assert (config.data, config.resume) == (str(tmp_path / "data"), str(tmp_path / "resume"))
+    spelled = {name: str(path) for name, path in names.items()}
+    assert TrainConfig(**spelled, method_args=config.method_args, steps=1) == config
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -95,6 +106,6 @@ def test_every_setting_is_documented() -> None:
 def test_arguments_that_no_file_can_hold_are_refused() -> None:
     given = {"data": "d", "out": "o", "steps": 1}
     with pytest.raises(ConfigError, match=r"method_args.tokenizer must be a plain .*PosixPath"):
-        TrainConfig.from_dict({**given, "method_args": {"tokenizer": Path("x")}})
+        TrainConfig.from_dict({**given, "method_args": {"tokenizer": [Path("x")]}})
     with pytest.raises(ConfigError, match=r"recipe_args.crop_scale must be a plain value"):
         TrainConfig.from_dict({**given, "recipe_args": {"crop_scale": [object(), 1.0]}})

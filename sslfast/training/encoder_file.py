@@ -1,0 +1,161 @@
+"""Files of an encoder: .safetensors, ours with a description and a checksum."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sslfast._extras import require
+from sslfast.training import checkpoint
+
+logger = logging.getLogger("sslfast")
+
+FILE_NAME = "encoder.safetensors"
+Description = dict[str, Any]
+_KEY = "sslfast"  # of the metadata of our files
+_CHECKSUM = "sha256"  # of the description
+BUILD_IT = (
+    "Build the model with sslfast.models.create, and load the weights into it with "
+    "sslfast.training.weights.load_weights"
+)
+
+
+class WeightsError(ValueError):
+    """A file of weights that cannot be used; one line names it and says what to do."""
+
+
+def encoder_path(path: Path | str) -> Path:
+    """``path``, or the encoder file in it where it is a run's folder.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+    path = Path(path).expanduser()
+    if path.is_dir():
+        path = path / FILE_NAME
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no encoder at {path}: did the run finish?")
+    return path
+
+
+def first_bytes(path: Path) -> bytes:
+    """How a file begins."""
+    with open(path, "rb") as file:
+        return file.read(64)
+
+
+def is_safetensors(head: bytes) -> bool:
+    """Whether a file that begins so may be .safetensors: eight bytes of length, then JSON."""
+    return head[8:9] == b"{"
+
+
+def is_of_torch_save(head: bytes) -> bool:
+    """Whether a file that begins so is of torch.save: a zip archive, or of old a pickle."""
+    return head.startswith((b"PK\x03\x04", b"\x80")) and not is_safetensors(head)
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, Tensor], Description | None]:
+    """The tensors of a .safetensors file, and what we have written about them.
+
+    Returns:
+        The tensors; and the description, or None where the file is not ours.
+
+    Raises:
+        WeightsError: it is something else, or damaged; where it is ours, by its checksum.
+        OSError: it cannot be opened.
+    """
+    description, expected = _described(path)
+    safetensors = require("safetensors.torch", extra="train", purpose="reading weights")
+    try:
+        tensors = safetensors.load_file(path)
+    except OSError:
+        raise
+    except Exception as error:  # each damage has its own
+        raise _damaged(path, error) from error
+    # Older files have none.
+    if description and expected is not None and expected != checksum(description, tensors):
+        raise WeightsError(
+            f"{path} is damaged: its checksum differs. Copy it anew, or remove it and run sslfast "
+            "train again, which writes it from the last checkpoint"
+        )
+    return tensors, description
+
+
+def read_description(path: Path) -> Description | None:
+    """What we have written about the tensors of a .safetensors file; None where it is not ours.
+
+    Raises:
+        WeightsError: it is damaged, or something else.
+        OSError: it cannot be opened.
+    """
+    return _described(path)[0]
+
+
+def _described(path: Path) -> tuple[Description | None, str | None]:
+    """The description in a file and the checksum that it should have; tensors are not read."""
+    if is_of_torch_save(first_bytes(path)):
+        raise WeightsError(
+            f"{path} is a file of torch.save, which does not say which model it holds: give the "
+            f"folder of a run, or its {FILE_NAME}. {BUILD_IT}"
+        )
+    safetensors = require("safetensors", extra="train", purpose="reading weights")
+    try:
+        with safetensors.safe_open(str(path), framework="pt") as file:
+            metadata = file.metadata() or {}
+    except OSError:
+        raise
+    except Exception as error:
+        raise _damaged(path, error) from error
+    if _KEY not in metadata:
+        return None, None
+    try:
+        description = json.loads(metadata[_KEY])
+        return description, description.pop(_CHECKSUM, None)
+    except (ValueError, AttributeError, TypeError) as error:
+        raise WeightsError(f"{path} is damaged: its description cannot be read") from error
+
+
+def say_if_behind(path: Path, description: Description) -> None:
+    """A warning where a run was lengthened, but ended before it wrote its encoder."""
+    checkpoints = path.parent / checkpoint.FOLDER_NAME
+    # A file of an older sslfast does not say where it comes from.
+    if path.name != FILE_NAME or not checkpoints.is_dir() or "checkpoint" not in description:
+        return
+    why = checkpoint.difference(checkpoints, description["step"], description["checkpoint"])
+    if why is not None:
+        logger.warning(
+            "%s is not of its run's newest checkpoint: %s. To bring it up to date, let the run "
+            "finish: give the command that started it again",
+            path,
+            why,
+        )
+
+
+def described_bytes(description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> bytes:
+    """The content of a .safetensors file: tensors (on the CPU) with a description of plain values.
+
+    The same content gives the same bytes.
+    """
+    safetensors = require("safetensors.torch", extra="train", purpose="writing weights")
+    stated = {**description, _CHECKSUM: checksum(description, tensors)}
+    # All under one key: safetensors writes several in any order.
+    return safetensors.save(dict(tensors), {_KEY: json.dumps(stated)})
+
+
+def checksum(description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256, in hexadecimal, of a description and of tensors: names, types, shapes and bytes."""
+    plain = json.loads(json.dumps(description))  # as it is read: no tuples
+    digest = hashlib.sha256(json.dumps(plain, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"\n{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _damaged(path: Path, error: Exception) -> WeightsError:
+    return WeightsError(f"{path} is damaged or no .safetensors file ({error})")

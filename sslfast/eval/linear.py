@@ -17,6 +17,9 @@ REGULARISATIONS = (1e2, 1e1, 1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
 DEFAULT_REGULARISATION = 1e-1
 _HELD_OUT_FRACTION = 0.2
 _MAX_ITERATIONS = 5000
+# How near a fit comes to its optimum: the final one, and those that only choose lambda, whose
+# held-out cross-entropies are then within about 0.3 %.
+_FINAL, _CHOOSING = 1e-3, 5e-2
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,7 @@ def linear_probe(
         raise ValueError("a linear probe needs train labels of at least two classes, got one")
 
     regularisation, validation_accuracy = _choose_regularisation(x, y)
-    classifier = _Classifier.fit(_Basis.of(x), x, y, regularisation)
+    classifier = _Classifier.fit(_Basis.of(x), x, y, regularisation, _FINAL)
     predictions = classes[classifier.logits(x_test).argmax(dim=1)]
     return ProbeResult(
         accuracy=float((predictions == test_labels).double().mean()),
@@ -166,7 +169,7 @@ def _choose_regularisation(x: Tensor, y: Tensor) -> tuple[float, float | None]:
     basis = _Basis.of(x_fit)
     chosen, accuracy, lowest = REGULARISATIONS[0], 0.0, math.inf
     for candidate in REGULARISATIONS:
-        classifier = _Classifier.fit(basis, x_fit, y_fit, candidate)
+        classifier = _Classifier.fit(basis, x_fit, y_fit, candidate, _CHOOSING)
         loss = float(F.cross_entropy(classifier.logits(x_held), y_held))
         if loss > lowest:
             break
@@ -228,7 +231,9 @@ class _Classifier:
         return float((self.logits(x).argmax(dim=1) == y).double().mean())
 
     @classmethod
-    def fit(cls, basis: _Basis, x: Tensor, y: Tensor, regularisation: float) -> "_Classifier":
+    def fit(
+        cls, basis: _Basis, x: Tensor, y: Tensor, regularisation: float, precision: float
+    ) -> "_Classifier":
         """Minimise the objective of linear_probe() by L-BFGS.
 
         The variables are the weights in the singular basis (with the bias as the last row), divided
@@ -237,7 +242,7 @@ class _Classifier:
 
         The curvature is never below the scaled penalty, so a gradient g leaves at most g / penalty
         to the optimum. At weak regularisation a gradient that looks small is therefore far from
-        it: the tolerance follows the penalty.
+        it: the tolerance is ``precision`` times the least penalty.
 
         Warns:
             RuntimeWarning: the gradient did not come down to ten times the tolerance.
@@ -250,7 +255,7 @@ class _Classifier:
         scale = (curvature + penalty).rsqrt()
         inputs, penalty = inputs * scale, (penalty * scale**2)[:, None]
 
-        tolerance = min(1e-4, 1e-3 * float(penalty[:-1].min())) if len(basis.values) else 1e-4
+        tolerance = min(1e-4, precision * float(penalty[:-1].min())) if len(basis.values) else 1e-4
         solution = x.new_zeros(len(scale), num_classes, requires_grad=True)
         optimiser = torch.optim.LBFGS(
             [solution],

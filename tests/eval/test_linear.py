@@ -58,7 +58,7 @@ def test_fit_reaches_the_optimum(n_per_class, width, regularisation):
     data = blobs(n_per_class, width=width, distance=2.0)
     x = torch.cat([data.features, data.features[:, :1]], dim=1).double()  # a repeated column
     basis = linear._Basis.of(x)
-    classifier = linear._Classifier.fit(basis, x, data.labels, regularisation)
+    classifier = linear._Classifier.fit(basis, x, data.labels, regularisation, linear._FINAL)
     weight, bias = (part.requires_grad_() for part in (classifier.weight, classifier.bias))
     loss = F.cross_entropy(x @ weight + bias, data.labels)
     (loss + regularisation / 2 * weight.square().sum()).backward()
@@ -78,7 +78,9 @@ def test_fit_agrees_with_scikit_learn(samples, classes, width, regularisation):
     shape = {"classes": classes, "width": width, "distance": 3.0}
     train, test = blobs(samples // classes, **shape), blobs(5, **shape, seed=1)
     x, x_test = linear._standardise(train.features, test.features)
-    classifier = linear._Classifier.fit(linear._Basis.of(x), x, train.labels, regularisation)
+    classifier = linear._Classifier.fit(
+        linear._Basis.of(x), x, train.labels, regularisation, linear._FINAL
+    )
     peer = LogisticRegression(C=1 / (regularisation * len(x)), tol=1e-9, max_iter=5000)
     peer.fit(x.numpy(), train.labels.numpy())
     expected = torch.from_numpy(peer.predict_proba(x_test.numpy()))
@@ -91,7 +93,7 @@ def test_a_fit_that_has_not_converged_says_so(monkeypatch):
     data = blobs(30, distance=2.0)
     x = data.features.double()
     with pytest.warns(RuntimeWarning, match="not converged at lambda = 1e-05"):
-        linear._Classifier.fit(linear._Basis.of(x), x, data.labels, 1e-5)
+        linear._Classifier.fit(linear._Basis.of(x), x, data.labels, 1e-5, linear._FINAL)
 
 
 def test_standardisation_uses_train_statistics_and_silences_constant_columns():

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sslfast import __version__
+from sslfast._arguments import BadArgument
 from sslfast._extras import MissingExtra, require
 from sslfast._suggest import did_you_mean
 from sslfast.training.config import (
@@ -66,7 +67,7 @@ def _exit_code(error: Exception) -> int | None:
     """The code for an error whose message is for users; None for a bug, which needs a traceback."""
     from argparse import ArgumentError
 
-    if isinstance(error, (ConfigError, ArgumentError)):
+    if isinstance(error, (ConfigError, ArgumentError, BadArgument)):
         return 2
     if isinstance(error, (OSError, ValueError, MissingExtra)):
         return 1

@@ -5,6 +5,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 
+from sslfast._arguments import NonNegativeInt, PositiveInt, Seed, checked
+
 from .batch import Batch
 from .recipe import Recipe
 from .sources import ImageDataset, OnBadImage, VideoDataset
@@ -47,18 +49,19 @@ class Loader(Protocol):
         ...
 
 
+@checked
 def make_loader(
     dataset: ImageDataset,
     recipe: Recipe,
     *,
-    batch_size: int,
+    batch_size: PositiveInt,
     device: str | torch.device = "cpu",
-    seed: int = 0,
-    rank: int = 0,
-    world_size: int = 1,
-    threads: int | None = None,
+    seed: Seed = 0,
+    rank: NonNegativeInt = 0,
+    world_size: PositiveInt = 1,
+    threads: PositiveInt | None = None,
     train: bool = True,
-    prefetch: int = 2,
+    prefetch: PositiveInt = 2,
     on_bad_image: OnBadImage = "skip",
 ) -> Loader:
     """A loader that executes ``recipe`` on a data set: on images by DALI, on videos by PyAV.

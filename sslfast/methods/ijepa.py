@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sslfast._arguments import Depth, Probability, Width
 from sslfast.data.batch import Batch
 from sslfast.ema import EMATeacher
 from sslfast.functional import gather_patches
@@ -45,9 +46,9 @@ class IJEPA(Method):
         self,
         encoder: VisionTransformer,
         *,
-        predictor_dim: int | None = None,
-        predictor_depth: int = 6,
-        momentum: float = 0.996,
+        predictor_dim: Width | None = None,
+        predictor_depth: Depth = 6,
+        momentum: Probability = 0.996,
     ) -> None:
         super().__init__(encoder)
         if encoder.global_pool == "token":

@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor
 
+from sslfast._arguments import Depth, Probability, Width
 from sslfast.data.batch import Batch
 from sslfast.functional import masked_mse
 from sslfast.masking import PatchMask, random_mask
@@ -48,10 +49,10 @@ class MAE(Method):
         self,
         encoder: VisionTransformer,
         *,
-        mask_ratio: float = 0.75,
+        mask_ratio: Probability = 0.75,
         norm_pix: bool = True,
-        decoder_dim: int | None = None,
-        decoder_depth: int = 8,
+        decoder_dim: Width | None = None,
+        decoder_depth: Depth = 8,
     ) -> None:
         super().__init__(encoder)
         self.mask_ratio, self.norm_pix = mask_ratio, norm_pix

@@ -1,5 +1,6 @@
 """VideoMAE: MAE on videos, with the same patches hidden in every frame."""
 
+from sslfast._arguments import Depth, Probability, Width
 from sslfast.data.batch import Batch
 from sslfast.masking import PatchMask, tube_mask
 from sslfast.methods.base import Context, Reference
@@ -42,10 +43,10 @@ class VideoMAE(MAE):
         self,
         encoder: VisionTransformer,
         *,
-        mask_ratio: float = 0.9,
+        mask_ratio: Probability = 0.9,
         norm_pix: bool = True,
-        decoder_dim: int | None = None,
-        decoder_depth: int = 4,
+        decoder_dim: Width | None = None,
+        decoder_depth: Depth = 4,
     ) -> None:
         super().__init__(
             encoder,

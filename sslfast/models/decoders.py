@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from sslfast._arguments import Depth, NonNegativeInt, Width, checked
 from sslfast.functional import restore_with_tokens
 from sslfast.models.positions import Grid, sincos_positions
 from sslfast.models.transformer import EPS, Block, init_linear
@@ -49,14 +50,15 @@ class Decoder(_Narrow):
         prefix: class and register tokens before the patches.
     """
 
+    @checked
     def __init__(
         self,
-        in_dim: int,
-        dim: int,
-        out_dim: int,
-        depth: int,
+        in_dim: Width,
+        dim: Width,
+        out_dim: Width,
+        depth: Depth,
         grid: Grid,
-        prefix: int = 0,
+        prefix: NonNegativeInt = 0,
     ) -> None:
         super().__init__(in_dim, dim, out_dim, depth, grid)
         self.prefix = prefix
@@ -89,7 +91,8 @@ class Predictor(_Narrow):
         grid: patches along each axis of the image.
     """
 
-    def __init__(self, in_dim: int, dim: int, depth: int, grid: Grid) -> None:
+    @checked
+    def __init__(self, in_dim: Width, dim: Width, depth: Depth, grid: Grid) -> None:
         super().__init__(in_dim, dim, in_dim, depth, grid)
 
     def forward(self, context: Tensor, ids_context: Tensor, ids_target: Tensor) -> Tensor:

@@ -3,8 +3,11 @@
 He et al. 2016, arXiv:1512.03385; the bottleneck strides in its 3x3 convolution ("v1.5").
 """
 
+from typing import Annotated
+
 from torch import Tensor, nn
 
+from sslfast._arguments import Range, Width, checked
 from sslfast.models.registry import register
 
 
@@ -101,13 +104,14 @@ class ResNet(nn.Module):
         num_features: F, the width of the pooled features.
     """
 
+    @checked
     def __init__(
         self,
         block: type[BasicBlock] | type[Bottleneck],
         depths: tuple[int, int, int, int],
         *,
-        in_channels: int = 3,
-        num_classes: int = 0,
+        in_channels: Width = 3,
+        num_classes: Annotated[int, Range(0, 2**24)] = 0,
         cifar_stem: bool = False,
         zero_init_residual: bool = False,
     ) -> None:

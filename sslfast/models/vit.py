@@ -7,18 +7,27 @@ Dosovitskiy et al. 2021, arXiv:2010.11929. The encoder can run on some patches o
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from sslfast._arguments import (
+    Depth,
+    PositiveFloat,
+    Probability,
+    Range,
+    Rate,
+    Width,
+    checked,
+)
 from sslfast.functional import patchify_visible
 from sslfast.models.positions import Grid, resize_positions, sincos_positions
 from sslfast.models.registry import register
 from sslfast.models.transformer import EPS, Block, init_linear
 
-Size = int | tuple[int, int]
+Size = Width | tuple[Width, Width]
 
 
 class PatchEmbed(nn.Module):
@@ -79,52 +88,45 @@ class VisionTransformer(nn.Module):
 
     Raises:
         ValueError: an image that is no whole number of patches, token pooling without class token,
-            a width that the heads do not divide, an unknown pos_embed or global_pool, a
-            drop_path_rate outside [0, 1).
+            a width that the heads do not divide.
+        BadArgument: a value of the wrong kind or out of its range; it is a ValueError.
     """
 
+    @checked
     def __init__(
         self,
         img_size: Size = 224,
         patch_size: Size = 16,
-        in_chans: int = 3,
-        num_classes: int = 0,
+        in_chans: Width = 3,
+        num_classes: Annotated[int, Range(0, 2**24)] = 0,
         global_pool: Literal["token", "avg"] = "token",
-        embed_dim: int = 768,
-        depth: int = 12,
-        num_heads: int = 12,
-        mlp_ratio: float = 4.0,
+        embed_dim: Width = 768,
+        depth: Depth = 12,
+        num_heads: Width = 12,
+        mlp_ratio: Annotated[float, Range(0, 1000, "(]")] = 4.0,
         qkv_bias: bool = True,
         qk_norm: bool = False,
         proj_bias: bool = True,
-        init_values: float | None = None,
+        init_values: PositiveFloat | None = None,
         class_token: bool = True,
         pos_embed: Literal["learn", "sincos", "none"] = "learn",
         no_embed_class: bool = False,
-        reg_tokens: int = 0,
+        reg_tokens: Annotated[int, Range(0, 2**20)] = 0,
         final_norm: bool = True,
         fc_norm: bool | None = None,
         dynamic_img_size: bool = False,
-        drop_rate: float = 0.0,
-        pos_drop_rate: float = 0.0,
-        proj_drop_rate: float = 0.0,
-        attn_drop_rate: float = 0.0,
-        drop_path_rate: float = 0.0,
-        num_frames: int | None = None,
-        tubelet_size: int = 2,
+        drop_rate: Probability = 0.0,
+        pos_drop_rate: Probability = 0.0,
+        proj_drop_rate: Probability = 0.0,
+        attn_drop_rate: Probability = 0.0,
+        drop_path_rate: Rate = 0.0,
+        num_frames: Width | None = None,
+        tubelet_size: Width = 2,
         grad_checkpointing: bool = False,
     ) -> None:
         super().__init__()
-        for name, value, known in (
-            ("pos_embed", pos_embed, ("learn", "sincos", "none")),
-            ("global_pool", global_pool, ("token", "avg")),
-        ):
-            if value not in known:
-                raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
         if global_pool == "token" and not class_token:
             raise ValueError('without a class token, use global_pool="avg"')
-        if not 0 <= drop_path_rate < 1:
-            raise ValueError(f"drop_path_rate must lie in [0, 1), got {drop_path_rate}")
         frames = () if num_frames is None else (num_frames,)
         self.patch_size: Grid = (*((tubelet_size,) if frames else ()), *_pair(patch_size))
         self.img_size: Grid = (*frames, *_pair(img_size))

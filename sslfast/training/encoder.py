@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from sslfast import models
 from sslfast._extras import require
 from sslfast.models.positions import fit_positions
-from sslfast.training.config import ConfigError
+from sslfast.training.config import TOO_LARGE, ConfigError, setting_error
 from sslfast.training.storage import write_atomically
 
 FILE_NAME = "encoder.safetensors"
@@ -33,8 +33,8 @@ def build_encoder(model: str, model_args: Mapping[str, Any], seed: int) -> nn.Mo
         torch.manual_seed(seed)
         try:
             return models.create(model, **model_args)
-        except (TypeError, ValueError) as error:
-            raise ConfigError(f"model: {error}") from error
+        except (TypeError, ValueError, *TOO_LARGE) as error:
+            raise setting_error("model", model_args, error) from error
 
 
 def place(module: Module, device: torch.device) -> Module:

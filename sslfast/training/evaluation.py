@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from sslfast import data
+from sslfast._arguments import Part, PositiveInt, Seed, checked
 from sslfast.data import ImageDataset, Loader, Recipe
 from sslfast.eval import Features, extract, knn_accuracy, linear_probe, raw_pixels
 from sslfast.training.config import read_yaml
@@ -21,6 +22,7 @@ from sslfast.training.run_folder import RunFolder, RunFolderError
 from sslfast.training.storage import explain_full_disk
 
 _BATCH, _VIDEO_BATCH = 256, 16
+Device = Literal["auto", "cpu", "cuda"]
 
 
 @dataclass(frozen=True)
@@ -42,8 +44,9 @@ class FinishedRun:
     threads: int | None = None
 
     @classmethod
+    @checked
     def open(
-        cls, path: Path | str, device: str = "auto", threads: int | None = None
+        cls, path: Path | str, device: Device = "auto", threads: PositiveInt | None = None
     ) -> "FinishedRun":
         """Open a run's folder.
 
@@ -105,15 +108,16 @@ def has_test_split(spec: str) -> bool:
     return (root / "train").is_dir() and any((root / name).is_dir() for name in ("test", "val"))
 
 
+@checked
 def evaluate(
     run: FinishedRun,
     protocol: Literal["knn", "linear"],
     spec: str | None = None,
     *,
-    k: int = 20,
-    labels_per_class: int | None = None,
-    label_fraction: float | None = None,
-    seed: int = 0,
+    k: PositiveInt = 20,
+    labels_per_class: PositiveInt | None = None,
+    label_fraction: Part | None = None,
+    seed: Seed = 0,
 ) -> dict[str, Any]:
     """Evaluate the frozen encoder by one protocol and write RUN/eval_PROTOCOL.json.
 

@@ -4,11 +4,13 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from sslfast import __version__, data
+from sslfast._arguments import PositiveInt, Seed, check_arguments
 from sslfast.data import Loader
 from sslfast.eval.plots import plot_views
 from sslfast.models import VisionTransformer
@@ -47,16 +49,16 @@ class TokenizerConfig:
 
     data: str
     out: str
-    vocab_size: int = 512
-    patch_size: int | None = None
-    image_size: int | None = None
+    vocab_size: PositiveInt = 512
+    patch_size: PositiveInt | None = None
+    image_size: PositiveInt | None = None
     norm_pix: bool | None = None
     run: str | None = None
-    images: int | None = None
+    images: PositiveInt | None = None
     recipe: str = "beit"
-    seed: int = 0
-    device: str = "auto"
-    threads: int | None = None
+    seed: Seed = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: PositiveInt | None = None
     png: str | None = None
 
 
@@ -67,14 +69,12 @@ def fit_tokenizer(config: TokenizerConfig) -> Fit:
         How well it fits.
 
     Raises:
-        ConfigError: a number below 1, a file that is not called .safetensors, or an option that
-            a run's encoder rules out.
+        BadArgument: a setting of the wrong kind or out of its range; it is a ValueError.
+        ConfigError: a file that is not called .safetensors, or an option that a run's encoder
+            rules out.
         ValueError: no images, sizes that do not fit, or fewer patches than codes.
     """
-    for name in ("images", "threads"):
-        value = getattr(config, name)
-        if value is not None and value < 1:
-            raise ConfigError(f"{name} must be at least 1, got {value}")
+    check_arguments(TokenizerConfig, vars(config), none="null")
     if Path(config.out).suffix != ".safetensors":
         raise ConfigError(
             f"out: a tokenizer is a .safetensors file, got '{config.out}': let its name end in "

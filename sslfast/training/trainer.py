@@ -3,7 +3,7 @@
 import logging
 import math
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +18,7 @@ from sslfast.data.batch import map_tensors
 from sslfast.methods.base import Context, Method
 from sslfast.optim import LARS, AdamW
 from sslfast.training import checkpoint, distributed
-from sslfast.training.config import ConfigError, TrainConfig
+from sslfast.training.config import TOO_LARGE, ConfigError, TrainConfig, setting_error
 from sslfast.training.distributed import Ranks
 from sslfast.training.encoder import build_encoder, load_weights, place, save_encoder
 from sslfast.training.monitors import NEVER, Clock, Meter, NonFiniteError
@@ -35,13 +35,14 @@ logger = logging.getLogger("sslfast")
 AMP_DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def train(config: TrainConfig) -> Path:
+def train(config: TrainConfig | Mapping[str, Any]) -> Path:
     """Pre-train an encoder without labels, or go on with a run that was interrupted.
 
     Seeds the global random generators of Python, numpy and torch.
 
     Args:
-        config: the settings; ``config.out`` becomes the run's folder.
+        config: the settings, or a dict of them as for ``TrainConfig.from_dict``; ``config.out``
+            becomes the run's folder.
 
     Returns:
         The run's folder: config.yaml, metrics.jsonl, TensorBoard events, checkpoints/ and
@@ -55,6 +56,13 @@ def train(config: TrainConfig) -> Path:
         StorageError: the disk is full.
         TrainingStopped: SIGINT or SIGTERM arrived.
     """
+    if isinstance(config, Mapping):
+        config = TrainConfig.from_dict(config)
+    if not isinstance(config, TrainConfig):
+        raise ConfigError(
+            f"train takes a TrainConfig, or a dict of settings, got {type(config).__name__}: read "
+            "a file with TrainConfig.read"
+        )
     config.validate()
     run = RunFolder(config.out)
     with ExitStack() as stack:
@@ -113,6 +121,13 @@ def fit(
     steps_per_epoch = loader.steps_per_epoch / config.accumulate
     total_steps = config.steps or max(1, int((config.epochs or 0) * steps_per_epoch))
     warmup = int(config.warmup_epochs * steps_per_epoch)
+    if warmup > total_steps and ranks.is_main:
+        logger.warning(
+            "warmup_epochs %g is longer than the run of %.3g epochs: the learning rate rises to "
+            "%.3g and not to lr %g",
+            *(config.warmup_epochs, total_steps / steps_per_epoch),
+            *(config.lr * total_steps / warmup, config.lr),
+        )
     parts = config.accumulate // config.micro_batches  # of a step, each with a loss of its own
 
     step = saved["step"] if saved is not None else 0
@@ -231,11 +246,17 @@ def build_method(config: TrainConfig, device: torch.device, run: RunFolder | Non
                 f"contrastive_batch is for methods that compare images of a batch, and "
                 f"{config.method} does not: accumulate alone gives the same gradient"
             )
+        if methods.get(config.method).contrastive and config.compared == 1:
+            raise ConfigError(
+                f"{config.method} compares images, and its loss would see one at a time: the "
+                "micro-batch, batch_size / accumulate over all ranks, must be 2 or more (larger is "
+                "better), or set contrastive_batch"
+            )
         files = method_files(methods.get(config.method), config, run)
         keywords = config.method_args | files
         method = methods.create(config.method, encoder, **keywords)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"method: {error}") from error
+    except (TypeError, ValueError, *TOO_LARGE) as error:
+        raise setting_error("method", config.method_args, error) from error
     return place(method, device)
 
 

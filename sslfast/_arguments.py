@@ -150,6 +150,8 @@ def _rule(hint: Any, none: str) -> Rule | None:
         fixed = origin is tuple and Ellipsis not in parts
         rules = [_rule(part, none) for part in parts if part is not Ellipsis]
         return _each(rules, fixed)
+    if origin is Callable:
+        return _if(callable, "a function")
     if inspect.isclass(origin) and issubclass(origin, Mapping):
         return _if(lambda x: isinstance(x, Mapping), "a dict")
     if hint in (None, NoneType):

@@ -11,6 +11,7 @@ from sslfast._arguments import (
     Probability,
     Range,
     check_arguments,
+    checked,
 )
 from sslfast._suggest import did_you_mean
 
@@ -104,6 +105,9 @@ class Recipe:
     views: tuple[View, ...]
 
     def __post_init__(self) -> None:
+        check_arguments(Recipe, vars(self))
+        if not self.views:
+            raise BadArgument("views", "must hold one view or more, got none")
         if len({view.num_frames is None for view in self.views}) > 1:
             raise ValueError("a recipe's views are all of images, or all of clips (num_frames)")
 
@@ -168,6 +172,7 @@ _RECIPES = {
 }
 
 
+@checked
 def recipe(name: str, size: int | None = None, **overrides: Any) -> Recipe:
     """A registered recipe.
 

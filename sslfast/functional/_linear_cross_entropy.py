@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from sslfast._arguments import checked
 from sslfast.kernels.similarity_softmax import accumulation_dtype
 from sslfast.ops.linear_cross_entropy import linear_cross_entropy as losses_of_rows
 from sslfast.ops.linear_cross_entropy import weighted_linear_cross_entropy
@@ -10,6 +11,7 @@ from sslfast.ops.linear_cross_entropy import weighted_linear_cross_entropy
 from ._common import FLOATS, check_reduction
 
 
+@checked
 def linear_cross_entropy(
     hidden: Tensor,
     weight: Tensor,

@@ -4,12 +4,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sslfast._arguments import checked
 from sslfast.ops.similarity_softmax import similarity_softmax
 
 from ._common import check_embeddings, reduce, scale_of
 from ._variants import Variant
 
 
+@checked
 def ntxent(
     out0: Tensor,
     out1: Tensor,

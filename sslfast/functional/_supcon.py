@@ -4,12 +4,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sslfast._arguments import checked
 from sslfast.ops.class_sums import class_sums, classes_of
 from sslfast.ops.similarity_softmax import similarity_softmax
 
 from ._common import check_labels, reduce, scale_of
 
 
+@checked
 def supcon(
     features: Tensor,
     labels: Tensor,

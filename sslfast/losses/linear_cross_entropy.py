@@ -2,6 +2,7 @@
 
 from torch import Tensor, nn
 
+from sslfast._arguments import checked
 from sslfast.functional import linear_cross_entropy
 from sslfast.functional._common import check_reduction
 
@@ -22,6 +23,7 @@ class LinearCrossEntropyLoss(nn.Module):
         TypeError, ValueError, IndexError: as ``sslfast.functional.linear_cross_entropy``.
     """
 
+    @checked
     def __init__(
         self,
         ignore_index: int = -100,

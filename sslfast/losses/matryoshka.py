@@ -6,6 +6,8 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sslfast._arguments import checked
+
 
 class MatryoshkaLoss(nn.Module):
     """Weighted sum of a loss over prefixes of its embeddings: sum_m c_m L(x[:, :m], y[:, :m], ...).
@@ -30,6 +32,7 @@ class MatryoshkaLoss(nn.Module):
             forward, a dim beyond that of an embedding, or no embedding.
     """
 
+    @checked
     def __init__(
         self,
         loss: Callable[..., Tensor],

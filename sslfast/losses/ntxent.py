@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sslfast._arguments import checked
 from sslfast.functional import ntxent
 from sslfast.functional._common import check_embeddings, info_nce_from_logits, scale_of
 from sslfast.functional._info_nce import summed_info_nce
@@ -48,6 +49,7 @@ class NTXentLoss(nn.Module):
     drops the end of a batch, and fp16 embeddings of zeros give no NaN.
     """
 
+    @checked
     def __init__(
         self,
         temperature: float = 0.5,

@@ -159,7 +159,8 @@ def _rule(hint: Any, none: str) -> Rule | None:
     if hint in _NAMES:
         return _if(_TESTS[hint], _NAMES[hint])
     if inspect.isclass(hint) and origin is None and hint is not Any:
-        return _if(lambda x: isinstance(x, hint), f"a {hint.__name__}")
+        package = hint.__module__.partition(".")[0]
+        return _if(lambda x: isinstance(x, hint), f"a {package}.{hint.__name__}")
     return None
 
 

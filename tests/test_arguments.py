@@ -66,7 +66,12 @@ def everything(
         ("switch", [True, False], [1, 0, "true", None], "true or false"),
         ("name", ["x"], [b"x", 1, None], "text"),
         ("table", [{}, None], [[], "x"], "a dict or None"),
-        ("tensor", [1.0, torch.zeros(())], ["x", None, math.nan], "a finite number or a Tensor"),
+        (
+            "tensor",
+            [1.0, torch.zeros(())],
+            ["x", None, math.nan],
+            "a finite number or a torch.Tensor",
+        ),
         ("anything", [object(), math.nan], [], ""),
         ("unknown", [object(), math.nan], [], ""),
     ],

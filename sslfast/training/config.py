@@ -1,6 +1,8 @@
 """The configuration of a run: one dataclass, read from YAML, flags or Python alike."""
 
 import dataclasses
+import os
+import stat
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +24,8 @@ from sslfast.training.storage import write_atomically
 SCHEMA_VERSION = 1
 # What torch raises at sizes that no memory holds.
 TOO_LARGE = (RuntimeError, MemoryError, OverflowError)
+# Of a YAML file: more is no configuration, and takes memory and time without end.
+MOST_BYTES, MOST_ALIASES, DEEPEST = 1 << 20, 32, 32
 
 
 class ConfigError(ValueError):
@@ -108,20 +112,23 @@ class TrainConfig:
     log_every: PositiveInt = 50
     schema_version: int = SCHEMA_VERSION
 
+    def __post_init__(self) -> None:
+        """Paths as text, those that are written with ~ for the home folder."""
+        for name in ("data", "out", "init", "resume"):
+            value = getattr(self, name)
+            if isinstance(value, os.PathLike) or (name != "data" and isinstance(value, str)):
+                setattr(self, name, user_path(value))
+        if isinstance(self.method_args, Mapping):
+            paths = {k: v for k, v in self.method_args.items() if isinstance(v, os.PathLike)}
+            self.method_args = {**self.method_args, **{k: os.fspath(v) for k, v in paths.items()}}
+
     def validate(self) -> None:
         """Check every setting that can be checked without data, models or devices.
 
         Raises:
             ConfigError: a value of the wrong type or out of range, or a needed one is missing.
         """
-        check_version(self.schema_version, "the configuration")
-        try:
-            check_arguments(TrainConfig, vars(self), none="null")
-        except BadArgument as error:
-            raise ConfigError(str(error)) from error
-        for name in ("method_args", "model_args", "recipe_args"):
-            for key, value in getattr(self, name).items():
-                check_plain(f"{name}.{key}", value)
+        self.check_values()
         for name in ("data", "out"):
             if not getattr(self, name):
                 raise ConfigError(f"'{name}' is missing: set --{name}, or '{name}:' in the YAML")
@@ -138,6 +145,21 @@ class TrainConfig:
             )
         if self.contrastive_batch is not None:
             self._check_contrastive_batch(self.contrastive_batch)
+
+    def check_values(self) -> None:
+        """Check every value by itself.
+
+        Raises:
+            ConfigError: one of the wrong type or out of range.
+        """
+        check_version(self.schema_version, "the configuration")
+        try:
+            check_arguments(TrainConfig, vars(self), none="null")
+        except BadArgument as error:
+            raise ConfigError(str(error)) from error
+        for name in ("method_args", "model_args", "recipe_args"):
+            for key, value in getattr(self, name).items():
+                check_plain(f"{name}.{key}", value)
 
     def _check_contrastive_batch(self, images: int) -> None:
         micro = self.batch_size // self.accumulate
@@ -237,14 +259,16 @@ def setting_error(setting: str, keywords: Mapping[str, Any], error: Exception) -
     return ConfigError(f"{setting}: {error}")
 
 
-def check_plain(name: str, value: Any) -> None:
+def check_plain(name: str, value: Any, depth: int = 0) -> None:
     """Raise ConfigError where a value cannot be written to config.yaml."""
+    if depth > DEEPEST:
+        raise ConfigError(f"{name[:80]} nests values more than {DEEPEST} deep")
     if isinstance(value, (list, tuple)):
         for item in value:
-            check_plain(name, item)
+            check_plain(name, item, depth + 1)
     elif isinstance(value, dict):
         for key, item in value.items():
-            check_plain(f"{name}.{key}", item)
+            check_plain(f"{name}.{key}", item, depth + 1)
     elif not isinstance(value, (str, int, float, bool, type(None))):
         raise ConfigError(
             f"{name} must be a plain value, which config.yaml can hold, got "
@@ -252,11 +276,25 @@ def check_plain(name: str, value: Any) -> None:
         )
 
 
+def user_path(path: str | os.PathLike[str]) -> str:
+    """A path as text, with a leading ~ for the home folder, as in a shell.
+
+    Raises:
+        ConfigError: there is no home folder.
+    """
+    text = os.path.expanduser(os.fspath(path))
+    if text == "~" or text.startswith("~/"):
+        raise ConfigError(f"{path}: there is no home folder for ~ (set HOME): write the whole path")
+    return text
+
+
 def read_yaml(path: Path | str) -> dict[str, Any]:
     """The mapping in a YAML file, with its keys and version checked."""
     yaml = require("yaml", extra="train", purpose="reading a YAML configuration")
     try:
-        settings = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        text = _small_file(user_path(path)).decode()
+        _check_size(yaml.parse(text, yaml.SafeLoader), yaml, path)
+        settings = yaml.safe_load(text)
     except OSError as error:
         raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -267,3 +305,29 @@ def read_yaml(path: Path | str) -> dict[str, Any]:
     check_version(settings.get("schema_version", SCHEMA_VERSION), str(path))
     check_keys(settings, str(path))
     return settings
+
+
+def _small_file(path: str) -> bytes:
+    """What is in a regular file of at most MOST_BYTES: a pipe or a device may never end."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    with open(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise ConfigError(f"cannot read the configuration {path}: it is no ordinary file")
+        content = file.read(MOST_BYTES + 1)
+    if len(content) > MOST_BYTES:
+        raise ConfigError(f"{path} is no configuration: it has more than {MOST_BYTES} bytes")
+    return content
+
+
+def _check_size(events: Iterable[Any], yaml: Any, path: Path | str) -> None:
+    """Raise ConfigError where YAML is nested too deeply, or repeats itself too often (*alias)."""
+    depth = aliases = 0
+    for event in events:
+        depth += isinstance(event, yaml.CollectionStartEvent)
+        depth -= isinstance(event, yaml.CollectionEndEvent)
+        aliases += isinstance(event, yaml.AliasEvent)
+        if depth > DEEPEST or aliases > MOST_ALIASES:
+            raise ConfigError(
+                f"{path} is no configuration: it nests values more than {DEEPEST} deep, or has "
+                f"more than {MOST_ALIASES} aliases"
+            )

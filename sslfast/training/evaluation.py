@@ -15,7 +15,7 @@ from sslfast import data
 from sslfast._arguments import Part, PositiveInt, Seed, checked
 from sslfast.data import ImageDataset, Loader, Recipe
 from sslfast.eval import Features, extract, knn_accuracy, linear_probe, raw_pixels
-from sslfast.training.config import read_yaml
+from sslfast.training.config import read_yaml, user_path
 from sslfast.training.distributed import resolve_device
 from sslfast.training.encoder import build_encoder, load_encoder, place, read_description
 from sslfast.training.run_folder import RunFolder, RunFolderError
@@ -174,7 +174,7 @@ def embed(
     }
     if features.labels is not None and images.classes is not None:
         arrays |= {"labels": features.labels.numpy(), "classes": np.array(images.classes)}
-    path = Path(out) if out else run.folder.path / f"features_{split}.npz"
+    path = Path(user_path(out)) if out else run.folder.path / f"features_{split}.npz"
     with explain_full_disk(path), open(path, "wb") as file:
         np.savez(file, **arrays)
     return path

@@ -14,6 +14,7 @@ import torch
 
 from sslfast import data, methods
 from sslfast._arguments import PositiveInt, checked
+from sslfast._printable import printable
 from sslfast.data import Batch, View
 from sslfast.eval import Features, embed_2d, knn_accuracy, linear_probe
 from sslfast.eval.plots import plot_loss_curve, plot_map, plot_views
@@ -217,4 +218,4 @@ def _page(found: Report, settings: dict[str, Any], folder: Path) -> str:
         parts.append(f'<p><img src="data:image/png;base64,{encoded}" alt="{name}">')
     listed = "\n".join(f"{key}: {json.dumps(value)}" for key, value in settings.items())
     parts.append(f"<h2>Settings</h2><pre>{html.escape(listed)}</pre>")
-    return "\n".join(parts) + "\n"
+    return printable("\n".join(parts) + "\n")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sslfast.training import checkpoint
-from sslfast.training.config import ConfigError, TrainConfig
+from sslfast.training.config import ConfigError, TrainConfig, user_path
 from sslfast.training.encoder import FILE_NAME
 from sslfast.training.storage import write_atomically
 
@@ -36,7 +36,7 @@ class RunFolder:
     """
 
     def __init__(self, path: Path | str) -> None:
-        self.path = Path(path)
+        self.path = Path(user_path(path))
         self.config = self.path / "config.yaml"
         self.metrics = self.path / "metrics.jsonl"
         self.checkpoints = self.path / "checkpoints"

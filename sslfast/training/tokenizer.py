@@ -15,7 +15,7 @@ from sslfast.data import Loader
 from sslfast.eval.plots import plot_views
 from sslfast.models import VisionTransformer
 from sslfast.tokenizers import Fit, PatchTokenizer, TokenizerSpec, tokenizer_bytes
-from sslfast.training.config import ConfigError
+from sslfast.training.config import ConfigError, user_path
 from sslfast.training.distributed import resolve_device
 from sslfast.training.encoder import load_encoder, read_description
 from sslfast.training.storage import write_atomically
@@ -97,8 +97,8 @@ def fit_tokenizer(config: TokenizerConfig) -> Fit:
         batches = _images(loader, views, device)
         fit = tokenizer.fit(batches, -(-wanted // views), seed=config.seed)
         if config.png:
-            draw(tokenizer, next(_images(loader, 16, device)), Path(config.png))
-    out, payload = Path(config.out), tokenizer_bytes(tokenizer)
+            draw(tokenizer, next(_images(loader, 16, device)), Path(user_path(config.png)))
+    out, payload = Path(user_path(config.out)), tokenizer_bytes(tokenizer)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(out, lambda file: file.write(payload))
     return fit
@@ -132,7 +132,8 @@ def _tokenizer(config: TokenizerConfig) -> PatchTokenizer:
                 made=made,
             )
         )
-    encoder, given = load_encoder(config.run), read_description(config.run)
+    run = user_path(config.run)
+    encoder, given = load_encoder(run), read_description(run)
     if getattr(encoder, "modality", "image") != "image":
         raise ConfigError(
             f"run: {config.run} has an encoder of videos, and visual tokens are of images: give a "

@@ -18,7 +18,7 @@ from sslfast.data.batch import map_tensors
 from sslfast.methods.base import Context, Method
 from sslfast.optim import LARS, AdamW
 from sslfast.training import checkpoint, distributed
-from sslfast.training.config import TOO_LARGE, ConfigError, TrainConfig, setting_error
+from sslfast.training.config import TOO_LARGE, ConfigError, TrainConfig, setting_error, user_path
 from sslfast.training.distributed import Ranks
 from sslfast.training.encoder import build_encoder, load_weights, place, save_encoder
 from sslfast.training.monitors import NEVER, Clock, Meter, NonFiniteError
@@ -67,12 +67,12 @@ def train(config: TrainConfig | Mapping[str, Any]) -> Path:
     run = RunFolder(config.out)
     with ExitStack() as stack:
         ranks = stack.enter_context(distributed.ranks(config.device))
-        stack.enter_context(explain_full_disk(run.path))
         method = build_method(config, ranks.device, run)
         check_image_size(build_recipe(config, method), method.encoder)
         loader = stack.enter_context(closing(build_loader(config, method, ranks)))
         # Up to here nothing is written: a wrong setting leaves no folder behind.
         saved = None
+        stack.enter_context(explain_full_disk(run.path))
         if ranks.is_main:
             stack.enter_context(run.locked())
             saved = run.resume_state(config)
@@ -265,7 +265,8 @@ def method_files(
 ) -> dict[str, Any]:
     """The method's files: the run's own copies, those of the run it branches off, or as given."""
     names = method.files
-    files = {name: config.method_args[name] for name in names if name in config.method_args}
+    given = {name: config.method_args[name] for name in names if name in config.method_args}
+    files = {k: user_path(v) if isinstance(v, (str, Path)) else v for k, v in given.items()}
     if config.resume not in ("auto", "never"):
         files |= RunFolder.of_checkpoint(config.resume).copies(names)
     return files | (run.copies(names) if run else {})

@@ -1,4 +1,6 @@
 import dataclasses
+import os
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +91,58 @@ def test_a_missing_file_is_explained(tmp_path: Path) -> None:
         TrainConfig.read(tmp_path / "none.yaml")
 
 
+BOMB = "a: &a [x, x]\n" + "".join(
+    f"{b}: &{b} [*{a}, *{a}]\n" for a, b in pairwise("abcdefghijklmnopqrst")
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (BOMB, "more than 32 aliases"),
+        ("method_args: " + "[" * 50_000, "more than 32 deep"),
+        ("method_args: &a {x: *a}\ndata: d\nout: o\nsteps: 1\n", "method_args.x.x.* 32 deep"),
+        ("#" + "x" * 2_000_000, "more than 1048576 bytes"),
+        ("\0", "not valid YAML"),
+    ],
+)
+def test_hostile_files_end_soon(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        TrainConfig.read(path)
+
+
+def test_aliases_are_fine_in_small_numbers(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("model_args: &x {depth: 3}\nmethod_args: *x\ndata: d\nout: o\nsteps: 1\n")
+    assert TrainConfig.read(path).method_args == {"depth": 3}
+
+
+def test_pipes_and_devices_are_no_configuration(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", "/dev/zero"):
+        with pytest.raises(ConfigError, match=f"{path}: it is no ordinary file"):
+            TrainConfig.read(path)
+    with pytest.raises(ConfigError, match="Is a directory"):
+        TrainConfig.read(tmp_path)
+
+
+def test_paths_as_people_give_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    given = settings(out="~/runs/x", data=Path("photos"), init=Path("~/w.pt"), resume="~/old")
+    config = TrainConfig.from_dict(given)
+    assert (config.out, config.data) == (f"{tmp_path}/runs/x", "photos")
+    assert (config.init, config.resume) == (f"{tmp_path}/w.pt", f"{tmp_path}/old")
+    assert TrainConfig.from_dict(settings()).resume == "auto"
+    tokenizer = {"tokenizer": Path("t.safetensors")}
+    assert TrainConfig.from_dict(settings(method_args=tokenizer)).method_args == {
+        "tokenizer": "t.safetensors"
+    }
+    (tmp_path / "c.yaml").write_text("data: d\nout: o\nsteps: 1\n")
+    assert TrainConfig.read("~/c.yaml").data == "d"
+
+
 def test_every_setting_is_documented() -> None:
     documented = (TrainConfig.__doc__ or "").split("Args:")[1]
     for item in dataclasses.fields(TrainConfig):
@@ -97,7 +151,7 @@ def test_every_setting_is_documented() -> None:
 
 def test_arguments_that_no_file_can_hold_are_refused() -> None:
     given = {"data": "d", "out": "o", "steps": 1}
-    with pytest.raises(ConfigError, match=r"method_args.tokenizer must be a plain .*PosixPath"):
-        TrainConfig.from_dict({**given, "method_args": {"tokenizer": Path("x")}})
+    with pytest.raises(ConfigError, match=r"model_args.weights must be a plain .*PosixPath"):
+        TrainConfig.from_dict({**given, "model_args": {"weights": Path("x")}})
     with pytest.raises(ConfigError, match=r"recipe_args.crop_scale must be a plain value"):
         TrainConfig.from_dict({**given, "recipe_args": {"crop_scale": [object(), 1.0]}})

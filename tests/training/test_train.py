@@ -16,7 +16,7 @@ from toys import entries
 
 import sslfast
 from sslfast.data.batch import map_tensors
-from sslfast.training import TrainConfig, checkpoint
+from sslfast.training import checkpoint
 from sslfast.training.checkpoint import CheckpointError
 from sslfast.training.config import ConfigError
 from sslfast.training.run_folder import RunFolder
@@ -34,8 +34,7 @@ def settings(image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def train(settings: dict[str, Any], out: Path, **changes: Any) -> RunFolder:
-    config = TrainConfig.from_dict({**settings, "out": str(out), **changes})
-    return RunFolder(sslfast.train(config))
+    return RunFolder(sslfast.train({**settings, "out": str(out), **changes}))
 
 
 def final_state(run: RunFolder) -> dict[str, Any]:
@@ -95,6 +94,12 @@ def test_wrong_settings_leave_no_folder(settings: dict[str, Any], tmp_path: Path
         ({"method_args": {"tau": 1}}, ConfigError, "no hyperparameter 'tau'"),
         ({"recipe": "simclrr"}, ConfigError, "Did you mean 'simclr'"),
         ({"recipe_args": {"crop": [0.1, 1]}}, ConfigError, "no field 'crop'"),
+        ({"recipe_args": {"flip": 2}}, ConfigError, "^recipe_args.flip must be at most 1, got 2"),
+        ({"recipe": "mae"}, ConfigError, "makes 1 views of a sample, and simclr learns from 2"),
+        ({"model_args": {"width": 0}}, ConfigError, "^model_args.width must be at least 1, got 0"),
+        ({"method_args": {"hidden_dim": 0}}, ConfigError, "^method_args.hidden_dim must be at lea"),
+        ({"accumulate": 16}, ConfigError, "compares images, and its loss would see one at a time"),
+        ({"contrastive_batch": 1, "accumulate": 16}, ConfigError, "would see one at a time"),
         ({"data": str(tmp_path / "none")}, FileNotFoundError, "no such folder"),
         ({"batch_size": 512}, ValueError, "fewer than one global batch"),
     ]
@@ -102,6 +107,8 @@ def test_wrong_settings_leave_no_folder(settings: dict[str, Any], tmp_path: Path
         with pytest.raises(error, match=message):
             train(settings, tmp_path / "run", **changes)
         assert not (tmp_path / "run").exists()
+    with pytest.raises(ConfigError, match="a TrainConfig, or a dict of settings, got str"):
+        sslfast.train("run.yaml")
 
 
 KILLED = """

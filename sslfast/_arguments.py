@@ -63,6 +63,8 @@ PositiveInt = Annotated[int, Range(1, LARGEST)]
 NonNegativeInt = Annotated[int, Range(0, LARGEST)]
 # Numbers in a layer, pixels along a side: whatever is multiplied by others of its kind.
 Width = Annotated[int, Range(1, 2**20)]
+Side = Annotated[int, Range(1, 2**14)]  # of an image in pixels
+Threads = Annotated[int, Range(1, 1024)]
 Depth = Annotated[int, Range(1, 1000)]
 PositiveFloat = Annotated[float, Range(0, ends="()")]
 NonNegativeFloat = Annotated[float, Range(0)]

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from sslfast.cli import _print_table, _Printable, main
+from sslfast.training.report import Report, _page
 
 
 @pytest.fixture(scope="module")
@@ -206,6 +207,13 @@ def test_names_cannot_write_on_the_terminal(
     assert rf"no such folder: {tmp_path}/\x1b[31m\x07\udcff." in capsys.readouterr().err
     record = logging.LogRecord("", 0, "", 0, "%s", (name,), None)
     assert _Printable("%(message)s").format(record) == rf"{tmp_path}/\x1b[31m\x07\udcff"
+
+
+def test_a_page_takes_names_that_are_no_utf8(tmp_path: Path) -> None:
+    name = "photos\udcff\x1b[31m"
+    page = _page(Report(name, [], 1, 1, []), {"method": "simclr", "data": name}, tmp_path)
+    (tmp_path / "report.html").write_text(page, encoding="utf-8")
+    assert r"<h1>simclr on photos\udcff\x1b[31m</h1>" in page
 
 
 def test_names_in_brackets_are_no_markup(capsys: pytest.CaptureFixture[str]) -> None:

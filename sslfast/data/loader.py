@@ -5,7 +5,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 
-from sslfast._arguments import NonNegativeInt, PositiveInt, Seed, checked
+from sslfast._arguments import NonNegativeInt, PositiveInt, Seed, Threads, checked
 
 from .batch import Batch
 from .recipe import Recipe
@@ -59,7 +59,7 @@ def make_loader(
     seed: Seed = 0,
     rank: NonNegativeInt = 0,
     world_size: PositiveInt = 1,
-    threads: PositiveInt | None = None,
+    threads: Threads | None = None,
     train: bool = True,
     prefetch: PositiveInt = 2,
     on_bad_image: OnBadImage = "skip",

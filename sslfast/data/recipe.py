@@ -10,6 +10,7 @@ from sslfast._arguments import (
     PositiveInt,
     Probability,
     Range,
+    Side,
     check_arguments,
     checked,
 )
@@ -18,7 +19,6 @@ from sslfast._suggest import did_you_mean
 # Channel statistics of ImageNet's training images in [0, 1], the field's usual normalisation.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-MOST_PIXELS = 1 << 14  # along a side of a view
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class View:
         BadArgument: a value of the wrong kind, or out of its range; it is a ValueError.
     """
 
-    size: Annotated[int, Range(1, MOST_PIXELS)] = 224
+    size: Side = 224
     crop_scale: tuple[PositiveFloat, PositiveFloat] | None = (0.2, 1.0)
     crop_ratio: tuple[PositiveFloat, PositiveFloat] = (3 / 4, 4 / 3)
     flip: Probability = 0.0

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sslfast._arguments import PositiveInt, Seed, checked
+from sslfast._arguments import NonNegativeInt, PositiveInt, Seed, checked
 
 ENTRIES = 1 << 22  # of the table that compares a block of vectors with all centres
 SEEDS_PER_CENTRE, SEEDS = 4, 4096  # k-means++ draws the first centres out of so many vectors
@@ -35,7 +35,7 @@ def nearest(vectors: Tensor, centres: Tensor) -> Tensor:
 
 @checked
 def kmeans(
-    vectors: Tensor, count: PositiveInt, *, iterations: PositiveInt = 20, seed: Seed = 0
+    vectors: Tensor, count: PositiveInt, *, iterations: NonNegativeInt = 20, seed: Seed = 0
 ) -> tuple[Tensor, Tensor]:
     """Lloyd's algorithm from greedy k-means++ (Arthur and Vassilvitskii 2007).
 

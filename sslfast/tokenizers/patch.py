@@ -38,7 +38,7 @@ class TokenizerSpec:
         ValueError: a size that is not positive, or an image that is no whole number of patches.
     """
 
-    vocab_size: Annotated[int, Range(2)]
+    vocab_size: Annotated[int, Range(2, 2**20)]
     patch_size: PositiveInt
     image_size: PositiveInt
     norm_pix: bool = True

@@ -15,6 +15,8 @@ from sslfast._arguments import (
     PositiveInt,
     Rate,
     Seed,
+    Side,
+    Threads,
     check_arguments,
 )
 from sslfast._extras import require
@@ -88,7 +90,7 @@ class TrainConfig:
     init: str | None = None
     recipe: str | None = None
     recipe_args: dict[str, Any] = field(default_factory=dict)
-    image_size: PositiveInt | None = None
+    image_size: Side | None = None
     epochs: PositiveInt | None = None
     steps: PositiveInt | None = None
     batch_size: PositiveInt = 256
@@ -104,7 +106,7 @@ class TrainConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     compile: bool = False
-    threads: PositiveInt | None = None
+    threads: Threads | None = None
     on_bad_image: Literal["skip", "raise"] = "skip"
     checkpoint_every: PositiveInt = 1000
     keep_checkpoints: PositiveInt = 3
@@ -157,6 +159,9 @@ class TrainConfig:
             check_arguments(TrainConfig, vars(self), none="null")
         except BadArgument as error:
             raise ConfigError(str(error)) from error
+        for name in ("method", "model", "init", "recipe", "resume"):
+            if getattr(self, name) == "":
+                raise ConfigError(f"{name} is empty: give it a value, or leave it out")
         for name in ("method_args", "model_args", "recipe_args"):
             for key, value in getattr(self, name).items():
                 check_plain(f"{name}.{key}", value)

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from sslfast import data
-from sslfast._arguments import Part, PositiveInt, Seed, checked
+from sslfast._arguments import Part, PositiveInt, Seed, Threads, checked
 from sslfast.data import ImageDataset, Loader, Recipe
 from sslfast.eval import Features, extract, knn_accuracy, linear_probe, raw_pixels
 from sslfast.training.config import read_yaml, user_path
@@ -46,7 +46,7 @@ class FinishedRun:
     @classmethod
     @checked
     def open(
-        cls, path: Path | str, device: Device = "auto", threads: PositiveInt | None = None
+        cls, path: Path | str, device: Device = "auto", threads: Threads | None = None
     ) -> "FinishedRun":
         """Open a run's folder.
 

@@ -4,13 +4,13 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
 from sslfast import __version__, data
-from sslfast._arguments import PositiveInt, Seed, check_arguments
+from sslfast._arguments import PositiveInt, Range, Seed, Side, Threads, check_arguments
 from sslfast.data import Loader
 from sslfast.eval.plots import plot_views
 from sslfast.models import VisionTransformer
@@ -49,16 +49,16 @@ class TokenizerConfig:
 
     data: str
     out: str
-    vocab_size: PositiveInt = 512
-    patch_size: PositiveInt | None = None
-    image_size: PositiveInt | None = None
+    vocab_size: Annotated[int, Range(2, 2**20)] = 512
+    patch_size: Side | None = None
+    image_size: Side | None = None
     norm_pix: bool | None = None
     run: str | None = None
     images: PositiveInt | None = None
     recipe: str = "beit"
     seed: Seed = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    threads: PositiveInt | None = None
+    threads: Threads | None = None
     png: str | None = None
 
 

@@ -58,6 +58,9 @@ def test_round_trip(tmp_path: Path) -> None:
         ({"seed": 2**64}, "seed must be at most 4611686018427387904, got 18446744073709551616"),
         ({"seed": 2**63 - 1}, "seed must be at most 4611686018427387904, got 9223372036854775807"),
         ({"momentum": 1.0}, "momentum must be less than 1, got 1.0"),
+        ({"threads": 5000}, "threads must be at most 1024, or null"),
+        ({"image_size": 10**6}, "image_size must be at most 16384, or null"),
+        ({"init": ""}, "init is empty: give it a value, or leave it out"),
         ({"method_args": 3}, "method_args must be a dict, got 3"),
         ({"image_size": "32"}, "image_size must be an integer or null, got '32'"),
         ({"schema_version": 2}, "newer one. Upgrade"),
@@ -111,6 +114,12 @@ def test_hostile_files_end_soon(tmp_path: Path, text: str, message: str) -> None
     path.write_text(text)
     with pytest.raises(ConfigError, match=message):
         TrainConfig.read(path)
+
+
+def test_names_that_are_no_utf8_come_back_as_they_were(tmp_path: Path) -> None:
+    config = TrainConfig.from_dict(settings(data="a\udcff\x1b[31m/\u65e5"))
+    config.write(tmp_path / "config.yaml")
+    assert TrainConfig.read(tmp_path / "config.yaml") == config
 
 
 def test_aliases_are_fine_in_small_numbers(tmp_path: Path) -> None:

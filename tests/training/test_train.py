@@ -1,5 +1,6 @@
 """Whole runs through the real loader, in this process and in others."""
 
+import errno
 import json
 import logging
 import os
@@ -109,6 +110,17 @@ def test_wrong_settings_leave_no_folder(settings: dict[str, Any], tmp_path: Path
         assert not (tmp_path / "run").exists()
     with pytest.raises(ConfigError, match="a TrainConfig, or a dict of settings, got str"):
         sslfast.train("run.yaml")
+
+
+def test_a_full_cache_is_not_reported_as_the_runs_disk(
+    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "no room for sslfast's cache", "cache")
+
+    monkeypatch.setattr("sslfast.data.open_dataset", full)
+    with pytest.raises(OSError, match=r"no room for sslfast's cache: 'cache'"):
+        train(settings, tmp_path / "run")
 
 
 KILLED = """

@@ -77,23 +77,30 @@ Rate = Annotated[float, Range(0, 1, "[)")]
 Seed = Annotated[int, Range(0, 2**62)]
 
 
-def checked(function: Callable[P, R]) -> Callable[P, R]:
+def checked(function: Callable[P, R], but: Sequence[str] = ()) -> Callable[P, R]:
     """Check the arguments of every call against the annotations (a decorator).
 
     Numbers are finite, and ranges are those of the aliases above. Values of tensors are not looked
     at. Under torch.compile nothing is checked.
 
+    Args:
+        function: or a constructor, that is a class's __init__.
+        but: names that are not checked.
+
     Raises:
         BadArgument: from the call; it is a TypeError and a ValueError.
     """
     names = tuple(inspect.signature(function).parameters)
+    rules = functools.cache(
+        lambda: {k: v for k, v in _rules(function, "None").items() if k not in but}
+    )
     torch = sys.modules.get("torch")
     compiling = torch.compiler.is_compiling if torch else bool  # bool() is False
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         if not compiling():
-            check_arguments(function, {**dict(zip(names, args, strict=False)), **kwargs})
+            _check(rules(), {**dict(zip(names, args, strict=False)), **kwargs})
         return function(*args, **kwargs)
 
     return call
@@ -110,7 +117,10 @@ def check_arguments(function: Any, values: Mapping[str, Any], none: str = "None"
     Raises:
         BadArgument: the first value that does not fit.
     """
-    rules = _rules(function, none)
+    _check(_rules(function, none), values)
+
+
+def _check(rules: "dict[str, Rule]", values: Mapping[str, Any]) -> None:
     for name, value in values.items():
         if name in rules:
             wrong = rules[name](value)
@@ -160,10 +170,18 @@ def _rule(hint: Any, none: str) -> Rule | None:
         return _if(lambda x: x is None, none)
     if hint in _NAMES:
         return _if(_TESTS[hint], _NAMES[hint])
-    if inspect.isclass(hint) and origin is None and hint is not Any:
+    if inspect.isclass(hint) and origin is None and _takes_isinstance(hint):
         package = hint.__module__.partition(".")[0]
         return _if(lambda x: isinstance(x, hint), f"a {package}.{hint.__name__}")
     return None
+
+
+def _takes_isinstance(hint: type) -> bool:
+    try:
+        isinstance(None, hint)
+    except TypeError:  # Any, some protocols
+        return False
+    return True
 
 
 def _if(fits: Callable[[Any], bool], wanted: str) -> Rule:

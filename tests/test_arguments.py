@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Protocol
 
 import numpy as np
 import pytest
@@ -24,6 +24,10 @@ from sslfast._arguments import (
 )
 
 
+class Reader(Protocol):
+    def read(self) -> bytes: ...
+
+
 @checked
 def everything(
     number: float = 0.0,
@@ -41,6 +45,7 @@ def everything(
     table: dict[str, Any] | None = None,
     tensor: float | Tensor = 0.0,
     anything: Any = None,
+    protocol: Reader | None = None,
     unknown=None,
 ) -> str:
     return "taken"
@@ -73,6 +78,7 @@ def everything(
             "a finite number or a torch.Tensor",
         ),
         ("anything", [object(), math.nan], [], ""),
+        ("protocol", [object(), None, 3], [], ""),
         ("unknown", [object(), math.nan], [], ""),
     ],
 )

@@ -94,8 +94,8 @@ class Method(nn.Module, ABC):
         """Check the hyperparameters of every method by their annotations."""
         super().__init_subclass__(**keywords)
         if "__init__" in vars(cls):
-            cls.__init__.__annotations__["encoder"] = nn.Module  # what Method says of it is clearer
-            cls.__init__ = checked(cls.__init__)  # type: ignore[method-assign]
+            # Of the encoder, Method says more clearly what is wrong.
+            cls.__init__ = checked(cls.__init__, but=("encoder",))  # type: ignore[method-assign]
 
     def __init__(self, encoder: nn.Module) -> None:
         super().__init__()

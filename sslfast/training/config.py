@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import stat
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,12 +21,11 @@ from sslfast._arguments import (
 from sslfast._extras import require
 from sslfast._suggest import did_you_mean
 from sslfast.training.storage import write_atomically
+from sslfast.training.yaml_file import DEEPEST, load
 
 SCHEMA_VERSION = 1
 # What torch raises at sizes that no memory holds.
 TOO_LARGE = (RuntimeError, MemoryError, OverflowError)
-# Of a YAML file: more is no configuration, and takes memory and time without end.
-MOST_BYTES, MOST_ALIASES, DEEPEST = 1 << 20, 32, 32
 
 
 class ConfigError(ValueError):
@@ -295,44 +293,13 @@ def user_path(path: str | os.PathLike[str]) -> str:
 
 def read_yaml(path: Path | str) -> dict[str, Any]:
     """The mapping in a YAML file, with its keys and version checked."""
-    yaml = require("yaml", extra="train", purpose="reading a YAML configuration")
     try:
-        text = _small_file(user_path(path)).decode()
-        _check_size(yaml.parse(text, yaml.SafeLoader), yaml, path)
-        settings = yaml.safe_load(text)
-    except OSError as error:
-        raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}") from None
+        settings = load(user_path(path))
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
     if not isinstance(settings, dict):
         raise ConfigError(f"{path} must hold 'name: value' lines, such as 'method: simclr'")
     # The version first: a newer file's unknown keys are no spelling mistakes.
     check_version(settings.get("schema_version", SCHEMA_VERSION), str(path))
     check_keys(settings, str(path))
     return settings
-
-
-def _small_file(path: str) -> bytes:
-    """What is in a regular file of at most MOST_BYTES: a pipe or a device may never end."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    with open(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise ConfigError(f"cannot read the configuration {path}: it is no ordinary file")
-        content = file.read(MOST_BYTES + 1)
-    if len(content) > MOST_BYTES:
-        raise ConfigError(f"{path} is no configuration: it has more than {MOST_BYTES} bytes")
-    return content
-
-
-def _check_size(events: Iterable[Any], yaml: Any, path: Path | str) -> None:
-    """Raise ConfigError where YAML is nested too deeply, or repeats itself too often (*alias)."""
-    depth = aliases = 0
-    for event in events:
-        depth += isinstance(event, yaml.CollectionStartEvent)
-        depth -= isinstance(event, yaml.CollectionEndEvent)
-        aliases += isinstance(event, yaml.AliasEvent)
-        if depth > DEEPEST or aliases > MOST_ALIASES:
-            raise ConfigError(
-                f"{path} is no configuration: it nests values more than {DEEPEST} deep, or has "
-                f"more than {MOST_ALIASES} aliases"
-            )

@@ -1,8 +1,7 @@
 """I-JEPA: predict an EMA teacher's features of target blocks from a context block."""
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from sslfast._arguments import Depth, Probability, Width
 from sslfast.data.batch import Batch
@@ -68,13 +67,13 @@ class IJEPA(Method):
             target = gather_patches(whole, blocks.targets.flatten(1))
         context = self.encoder.forward_features(images, blocks.context)[:, first:]
         prediction = self.predictor(context, *blocks)
-        target = F.layer_norm(target, target.shape[-1:]).view_as(prediction)
+        target = nn.functional.layer_norm(target, target.shape[-1:]).view_as(prediction)
         return prediction.to(target.dtype), target
 
     def loss(self, outputs: tuple[Tensor, Tensor], ctx: Context) -> dict[str, Tensor]:
         """Smooth L1, and the spread of the teacher's features over patches (0: collapsed)."""
         spread = outputs[1].flatten(0, 2).std(0).mean()
-        return {"loss": F.smooth_l1_loss(*outputs), "target_std": spread}
+        return {"loss": nn.functional.smooth_l1_loss(*outputs), "target_std": spread}
 
     @torch.compiler.disable  # sizes are drawn on the host
     def mask(self, batch: Batch, ctx: Context) -> MultiBlockMask:

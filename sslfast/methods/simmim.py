@@ -6,14 +6,8 @@ from torch import Tensor, nn
 from sslfast._arguments import PositiveInt, Probability
 from sslfast.data.batch import Batch
 from sslfast.masking import random_mask
+from sslfast.methods import masked
 from sslfast.methods.base import Context, Method, Reference
-from sslfast.methods.masked import (
-    encode_masked,
-    image_grid,
-    only_view,
-    patch_numbers,
-    reconstruction,
-)
 from sslfast.methods.registry import register
 from sslfast.models import VisionTransformer
 from sslfast.models.patches import patchify
@@ -54,7 +48,7 @@ class SimMIM(Method):
         mask_patches: PositiveInt = 2,
     ) -> None:
         super().__init__(encoder)
-        rows, columns = image_grid(encoder)
+        rows, columns = masked.image_grid(encoder)
         if mask_patches < 1 or rows % mask_patches or columns % mask_patches:
             raise ValueError(
                 f"mask_patches={mask_patches} does not divide the grid of {rows} x {columns} "
@@ -64,7 +58,7 @@ class SimMIM(Method):
         self.mask_ratio, self.mask_patches = mask_ratio, mask_patches
         self.mask_token = nn.Parameter(torch.zeros(1, 1, encoder.num_features))
         nn.init.trunc_normal_(self.mask_token, std=0.02)
-        self.head = nn.Linear(encoder.num_features, patch_numbers(encoder))
+        self.head = nn.Linear(encoder.num_features, masked.patch_numbers(encoder))
 
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that take no weight decay though they are matrices."""
@@ -72,10 +66,10 @@ class SimMIM(Method):
 
     def encode(self, batch: Batch, ctx: Context) -> tuple[Tensor, Tensor, Tensor]:
         """Predictions and true patches [B, L, P], and what was hidden, bool [B, L]."""
-        images, encoder = only_view(batch), self.encoder
+        images, encoder = masked.only_view(batch), self.encoder
         mask, keep = self.mask(batch, ctx)
         seen, ids_restore = compact_mask(mask, keep)
-        encoded = encode_masked(encoder, images, self.mask_token, seen, ids_restore)
+        encoded = masked.encode_masked(encoder, images, self.mask_token, seen, ids_restore)
         target = patchify(images, encoder.patch_size)
         return self.head(encoded).to(target.dtype), target, mask
 
@@ -88,7 +82,7 @@ class SimMIM(Method):
     def mask(self, batch: Batch, ctx: Context) -> tuple[Tensor, int]:
         """What each sample hides in this step, bool [B, L], and how many patches it shows."""
         side, ids = self.mask_patches, batch.sample_ids
-        rows, columns = (n // side for n in image_grid(self.encoder))
+        rows, columns = (n // side for n in masked.image_grid(self.encoder))
         squares = random_mask(
             len(ids), rows * columns, self.mask_ratio,
             seed=ctx.seed, step=ctx.drawn_step, sample_ids=ids,
@@ -100,4 +94,4 @@ class SimMIM(Method):
     def pictures(self, batch: Batch, ctx: Context) -> dict[str, Tensor]:
         """Original, masked and reconstructed."""
         prediction, target, mask = self.encode(batch, ctx)
-        return reconstruction(target, prediction, mask, self.encoder)
+        return masked.reconstruction(target, prediction, mask, self.encoder)

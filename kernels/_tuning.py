@@ -33,8 +33,8 @@ def file_for(gpu: str) -> Path:
 
     In $SSLFAST_CACHE, else $XDG_CACHE_HOME/sslfast, else ~/.cache/sslfast.
     """
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sslfast"
-    folder = Path(os.environ.get("SSLFAST_CACHE") or base)
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    folder = Path(os.environ.get("SSLFAST_CACHE") or Path(base) / "sslfast")
     return folder / f"tiles-{re.sub(r'[^A-Za-z0-9.]+', '-', gpu)}.json"
 
 

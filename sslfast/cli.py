@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sslfast import __version__
+from sslfast._arguments import BadArgument
 from sslfast._extras import MissingExtra, require
+from sslfast._printable import printable
 from sslfast._suggest import did_you_mean
 from sslfast.training.config import (
     SCHEMA_VERSION,
@@ -20,6 +22,7 @@ from sslfast.training.config import (
     TrainConfig,
     known_keys,
     read_yaml,
+    user_path,
 )
 
 logger = logging.getLogger("sslfast")
@@ -59,15 +62,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = _exit_code(error)
         if code is None:
             raise
-        print(f"sslfast: {' '.join(str(error).split())}", file=sys.stderr)
+        print(printable(f"sslfast: {' '.join(str(error).split())}"), file=sys.stderr)
         return code
+
+
+class _Printable(logging.Formatter):
+    """The message, of printable characters."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
 
 
 def _exit_code(error: Exception) -> int | None:
     """The code for an error whose message is for users; None for a bug, which needs a traceback."""
     from argparse import ArgumentError
 
-    if isinstance(error, (ConfigError, ArgumentError)):
+    if isinstance(error, (ConfigError, ArgumentError, BadArgument)):
         return 2
     if isinstance(error, (OSError, ValueError, MissingExtra)):
         return 1
@@ -100,7 +110,8 @@ def _set_up_logging() -> None:
         )
     rank = os.environ.get("RANK", "0")
     level, who = (logging.INFO, "") if rank == "0" else (logging.ERROR, f"rank {rank}: ")
-    logging.basicConfig(level=level, format=f"{who}%(message)s", handlers=[handler])
+    handler.setFormatter(_Printable(f"{who}%(message)s"))
+    logging.basicConfig(level=level, handlers=[handler])
     # A file that cannot be decoded turns up on one rank alone, whichever it is.
     logging.getLogger("sslfast.data.steps").setLevel(logging.WARNING)
 
@@ -256,16 +267,18 @@ def _settings(options: Any) -> TrainConfig:
 def _preview(options: Any) -> int:
     from sslfast.training.report import preview, preview_run
 
+    png = Path(user_path(options.png))
     if options.run:
         from sslfast.training.evaluation import FinishedRun
 
         run = FinishedRun.open(options.run, options.device, options.threads)
-        print(preview_run(run, Path(options.png), options.samples))
+        print(printable(str(preview_run(run, png, options.samples))))
         return 0
     config = _settings(options)
+    config.check_values()
     if not config.data:
         raise ConfigError("'data' is missing: set --data, or --run")
-    print(preview(config, Path(options.png), options.samples))
+    print(printable(str(preview(config, png, options.samples))))
     return 0
 
 
@@ -300,7 +313,7 @@ def _report(options: Any) -> int:
         _print_table(f"Accuracy on the test images of {found.data}", head, rows)
     else:
         print("no accuracies: the data has no labels, or no test images")
-    print(f"figures and page: {run.folder.path / 'report.html'}")
+    print(printable(f"figures and page: {run.folder.path / 'report.html'}"))
     return 0
 
 
@@ -308,7 +321,7 @@ def _embed(options: Any) -> int:
     from sslfast.training.evaluation import FinishedRun, embed
 
     run = FinishedRun.open(options.run, options.device, options.threads)
-    print(embed(run, options.data, options.split, options.out))
+    print(printable(str(embed(run, options.data, options.split, options.out))))
     return 0
 
 
@@ -338,13 +351,14 @@ def _doctor(options: Any = None) -> int:
 
 def _print_table(title: str, head: list[str], rows: list[list[str]]) -> None:
     console = require("rich", extra="train", purpose="the command line").get_console()
+    plain = require("rich.markup", extra="train", purpose="the command line").escape
     table = require("rich.table", extra="train", purpose="the command line").Table(
-        title=title, show_header=any(head)
+        title=plain(printable(title)), show_header=any(head)
     )
     for position, name in enumerate(head):
         table.add_column(name, justify="right" if position else "left")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*(plain(printable(cell)) for cell in row))
     console.print(table)
 
 

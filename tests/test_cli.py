@@ -1,4 +1,5 @@
 import json
+import logging
 import os
 import re
 import subprocess
@@ -9,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sslfast.cli import main
+from sslfast.cli import _print_table, _Printable, main
+from sslfast.training.report import Report, _page
 
 
 @pytest.fixture(scope="module")
@@ -161,6 +163,13 @@ def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
         ("train --data {tmp}/none --out {tmp}/y --steps 1", 1, "no such folder"),
         ("train --data {tmp} --out {tmp}/y --steps 1", 1, "no images in"),
         ("train --data x --out {tmp}/y --steps 1 --method simcrl", 2, "Did you mean 'simclr'?"),
+        ("train --config /dev/zero", 2, "it is no ordinary file"),
+        ("train --data x --out {tmp}/y --steps 0", 2, "steps must be at least 1, or null, got 0"),
+        ("train --data x --out {tmp}/y --steps 1 --seed -1", 2, "seed must be at least 0, got -1"),
+        ("preview --data x --samples 0", 2, "samples must be at least 1, or None, got 0"),
+        ("preview --data x --threads -1", 2, "threads must be at least 1, or null, got -1"),
+        ("tokenizer fit --data x --out y.safetensors --vocab-size 0", 2, "vocab_size must be at l"),
+        ("eval knn --run x --threads 0", 2, "threads must be at least 1, or None, got 0"),
         ("eval knm --run x", 2, "protocol"),
         ("eval knn --run {tmp}", 1, "holds no finished run"),
         ("report", 2, "run"),
@@ -174,7 +183,11 @@ def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
             1,
             "choose an image_size that patch_",
         ),
-        ("tokenizer fit --data x --out y --images 0", 2, "images must be at least 1, got 0"),
+        (
+            "tokenizer fit --data x --out y --images 0",
+            2,
+            "images must be at least 1, or null, got 0",
+        ),
         ("tokenizer fit --data x --out y --vocab 50", 2, "Did you mean '--vocab_size'?"),
         (
             "tokenizer fit --data x --out y.safetensors --run {tmp}",
@@ -193,6 +206,30 @@ def test_errors_are_one_line(
     assert printed.startswith("sslfast: ")
     assert printed.count("\n") == 1
     assert message.format(tmp=tmp_path) in printed
+
+
+def test_names_cannot_write_on_the_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    name = f"{tmp_path}/\x1b[31m\x07\udcff"  # red, a bell, a byte that is no UTF-8
+    assert main(["train", "--data", name, "--out", str(tmp_path / "y"), "--steps", "1"]) == 1
+    assert rf"no such folder: {tmp_path}/\x1b[31m\x07\udcff." in capsys.readouterr().err
+    record = logging.LogRecord("", 0, "", 0, "%s", (name,), None)
+    assert _Printable("%(message)s").format(record) == rf"{tmp_path}/\x1b[31m\x07\udcff"
+
+
+def test_a_page_takes_names_that_are_no_utf8(tmp_path: Path) -> None:
+    name = "photos\udcff\x1b[31m"
+    page = _page(Report(name, [], 1, 1, []), {"method": "simclr", "data": name}, tmp_path)
+    (tmp_path / "report.html").write_text(page, encoding="utf-8")
+    assert r"<h1>simclr on photos\udcff\x1b[31m</h1>" in page
+
+
+def test_names_in_brackets_are_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
+    _print_table("eval of [red]x[/nothing]", ["", ""], [["the data was", "[bold]photos"]])
+    printed = capsys.readouterr().out
+    assert "eval of [red]x[/nothing]" in printed
+    assert "[bold]photos" in printed
 
 
 def test_a_traceback_can_be_had(monkeypatch: pytest.MonkeyPatch) -> None:

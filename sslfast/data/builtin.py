@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sslfast._arguments import checked
 from sslfast._extras import require
 from sslfast._suggest import did_you_mean
 
@@ -46,6 +47,7 @@ def _require(module: str) -> Any:
     return require(module, extra="train", purpose=_PURPOSE)
 
 
+@checked
 def builtin(name: str, split: str = "train") -> tuple[Tensor, Tensor]:
     """The pixels of a built-in data set.
 

@@ -1,5 +1,6 @@
 """Where sslfast keeps what it can make again, and how files appear there whole or not at all."""
 
+import errno
 import fcntl
 import os
 import shutil
@@ -9,13 +10,34 @@ from pathlib import Path
 
 
 def cache_folder(cache_dir: str | os.PathLike[str] | None = None) -> Path:
-    """``cache_dir``, else $SSLFAST_CACHE, else $XDG_CACHE_HOME/sslfast, else ~/.cache/sslfast."""
+    """``cache_dir``, else $SSLFAST_CACHE, else $XDG_CACHE_HOME/sslfast, else ~/.cache/sslfast.
+
+    Raises:
+        ValueError: none of them is set, and there is no home folder.
+    """
     if cache_dir is not None:
         return Path(cache_dir)
     if os.environ.get("SSLFAST_CACHE"):
         return Path(os.environ["SSLFAST_CACHE"])
     base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "sslfast"
+    if not base and os.path.expanduser("~") == "~":
+        raise ValueError(
+            "there is no home folder (HOME is not set) for what sslfast can make again, such as "
+            "built-in data sets: set SSLFAST_CACHE to a folder that can be written"
+        )
+    return Path(base or os.path.expanduser("~/.cache")) / "sslfast"
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Say of a full disk that it is the cache's, and what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        what = "no room for sslfast's cache: free some, or set SSLFAST_CACHE to a folder elsewhere"
+        raise OSError(error.errno, what, str(path)) from error
 
 
 @contextmanager
@@ -31,7 +53,8 @@ def _temporary(path: Path) -> Iterator[Path]:
             _remove(left)
         temporary = path.with_name(f".{path.name}.tmp")
         try:
-            yield temporary
+            with _explained(path):
+                yield temporary
         except BaseException:
             _remove(temporary)
             raise

@@ -5,6 +5,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 
+from sslfast._arguments import NonNegativeInt, PositiveInt, Seed, Threads, checked
+
 from .batch import Batch
 from .manifest import Manifest
 from .recipe import Recipe
@@ -19,12 +21,15 @@ class Loader(Protocol):
     Attributes:
         num_samples: samples in the data set.
         steps_per_epoch: batches that an epoch yields on this rank.
-        manifest: the files that the samples are.
     """
 
     num_samples: int
     steps_per_epoch: int
-    manifest: Manifest
+
+    @property
+    def manifest(self) -> Manifest:
+        """The files that the samples are."""
+        ...
 
     def __len__(self) -> int:
         """The same as ``steps_per_epoch``."""
@@ -50,18 +55,19 @@ class Loader(Protocol):
         ...
 
 
+@checked
 def make_loader(
     dataset: ImageDataset,
     recipe: Recipe,
     *,
-    batch_size: int,
+    batch_size: PositiveInt,
     device: str | torch.device = "cpu",
-    seed: int = 0,
-    rank: int = 0,
-    world_size: int = 1,
-    threads: int | None = None,
+    seed: Seed = 0,
+    rank: NonNegativeInt = 0,
+    world_size: PositiveInt = 1,
+    threads: Threads | None = None,
     train: bool = True,
-    prefetch: int = 2,
+    prefetch: PositiveInt = 2,
     on_bad_image: OnBadImage = "skip",
 ) -> Loader:
     """A loader that executes ``recipe`` on a data set: on images by DALI, on videos by PyAV.

@@ -1,8 +1,19 @@
 """What is done to an image or a video: a recipe of views, plain data that any executor can run."""
 
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from sslfast._arguments import (
+    BadArgument,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    Probability,
+    Range,
+    Side,
+    check_arguments,
+    checked,
+)
 from sslfast._suggest import did_you_mean
 
 # Channel statistics of ImageNet's training images in [0, 1], the field's usual normalisation.
@@ -42,48 +53,37 @@ class View:
         sampling_rate: a clip takes every so many-th frame of the video, from a random one on.
 
     Raises:
-        ValueError: a value is out of its range.
+        BadArgument: a value of the wrong kind, or out of its range; it is a ValueError.
     """
 
-    size: int = 224
-    crop_scale: tuple[float, float] | None = (0.2, 1.0)
-    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    flip: float = 0.0
-    jitter_prob: float = 0.0
-    brightness: float = 0.0
-    contrast: float = 0.0
-    saturation: float = 0.0
-    hue: float = 0.0
-    grey_prob: float = 0.0
-    blur_prob: float = 0.0
-    blur_sigma: tuple[float, float] = (0.1, 2.0)
-    solarise_prob: float = 0.0
+    size: Side = 224
+    crop_scale: tuple[PositiveFloat, PositiveFloat] | None = (0.2, 1.0)
+    crop_ratio: tuple[PositiveFloat, PositiveFloat] = (3 / 4, 4 / 3)
+    flip: Probability = 0.0
+    jitter_prob: Probability = 0.0
+    brightness: NonNegativeFloat = 0.0
+    contrast: NonNegativeFloat = 0.0
+    saturation: NonNegativeFloat = 0.0
+    hue: Annotated[float, Range(0, 0.5)] = 0.0
+    grey_prob: Probability = 0.0
+    blur_prob: Probability = 0.0
+    blur_sigma: tuple[PositiveFloat, PositiveFloat] = (0.1, 2.0)
+    solarise_prob: Probability = 0.0
     mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
-    num_frames: int | None = None
-    sampling_rate: int = 4
+    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = IMAGENET_STD
+    num_frames: PositiveInt | None = None
+    sampling_rate: PositiveInt = 4
 
     def __post_init__(self) -> None:
-        def check(ok: bool, what: str) -> None:
-            if not ok:
-                raise ValueError(f"{what}; got {self}")
-
-        check(self.size >= 1, "size must be at least 1 pixel")
-        for name in ("flip", "jitter_prob", "grey_prob", "blur_prob", "solarise_prob"):
-            check(0 <= getattr(self, name) <= 1, f"{name} is a probability, from 0 to 1")
-        for name in ("brightness", "contrast", "saturation"):
-            check(getattr(self, name) >= 0, f"{name} must not be negative")
-        check(0 <= self.hue <= 0.5, "hue is in turns, from 0 to 0.5")
-        if self.crop_scale is not None:
-            low, high = self.crop_scale
-            check(0 < low <= high <= 1, "crop_scale must satisfy 0 < low <= high <= 1")
-        check(0 < self.crop_ratio[0] <= self.crop_ratio[1], "crop_ratio must be 0 < low <= high")
-        check(0 < self.blur_sigma[0] <= self.blur_sigma[1], "blur_sigma must be 0 < low <= high")
-        check(len(self.mean) == len(self.std) == 3, "mean and std have three channels")
-        check(min(self.std) > 0, "std must be positive")
-        check(self.num_frames is None or self.num_frames >= 1, "num_frames must be at least 1")
-        check(self.sampling_rate >= 1, "sampling_rate must be at least 1")
-        check(self.num_frames is None or self.blur_prob == 0, "clips cannot be blurred")
+        check_arguments(View, vars(self))
+        for name in ("crop_scale", "crop_ratio", "blur_sigma"):
+            pair = getattr(self, name)
+            if pair is not None and pair[0] > pair[1]:
+                raise BadArgument(name, f"must be (low, high), got {pair}")
+        if self.crop_scale is not None and self.crop_scale[1] > 1:
+            raise BadArgument("crop_scale", f"must not exceed 1, the whole, got {self.crop_scale}")
+        if self.num_frames is not None and self.blur_prob > 0:
+            raise BadArgument("blur_prob", f"must be 0: clips cannot be blurred; got {self}")
 
     @property
     def recolours(self) -> bool:
@@ -105,6 +105,9 @@ class Recipe:
     views: tuple[View, ...]
 
     def __post_init__(self) -> None:
+        check_arguments(Recipe, vars(self))
+        if not self.views:
+            raise BadArgument("views", "must hold one view or more, got none")
         if len({view.num_frames is None for view in self.views}) > 1:
             raise ValueError("a recipe's views are all of images, or all of clips (num_frames)")
 
@@ -169,6 +172,7 @@ _RECIPES = {
 }
 
 
+@checked
 def recipe(name: str, size: int | None = None, **overrides: Any) -> Recipe:
     """A registered recipe.
 

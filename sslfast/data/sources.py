@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
+from sslfast._arguments import checked
+
 from . import video
 from .builtin import builtin_folder
 from .cache import cache_folder
@@ -83,6 +85,7 @@ class VideoDataset(ImageDataset):
     frames: list[int] = field(default_factory=list)
 
 
+@checked
 def open_dataset(
     spec: Path | str,
     split: str = "train",

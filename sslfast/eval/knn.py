@@ -4,17 +4,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sslfast._arguments import PositiveFloat, PositiveInt, checked
 from sslfast.eval.features import Features, check_same_width, check_usable, labels_of
 
 # Elements of the largest temporary, float32: 128 MiB.
 _CHUNK_ELEMENTS = 1 << 25
 
 
+@checked
 def knn_accuracy(
     train: Features,
     test: Features,
-    k: int = 20,
-    temperature: float = 0.07,
+    k: PositiveInt = 20,
+    temperature: PositiveFloat = 0.07,
     *,
     device: torch.device | str = "cpu",
 ) -> float:
@@ -35,11 +37,12 @@ def knn_accuracy(
     return float((predictions == labels).double().mean())
 
 
+@checked
 def knn_predict(
     train: Features,
     test: Features,
-    k: int = 20,
-    temperature: float = 0.07,
+    k: PositiveInt = 20,
+    temperature: PositiveFloat = 0.07,
     *,
     device: torch.device | str = "cpu",
 ) -> Tensor:
@@ -64,10 +67,6 @@ def knn_predict(
         ValueError: k < 1, temperature <= 0, no train labels, or features that are empty, not
             finite, or of different widths.
     """
-    if k < 1:
-        raise ValueError(f"k must be at least 1, got {k}")
-    if not temperature > 0:
-        raise ValueError(f"temperature must be positive, got {temperature}")
     train_labels = labels_of(train, "train", "kNN")
     check_usable(test.features, "test")
     check_same_width(train, test)

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sslfast._arguments import Part, PositiveInt, Seed, checked
 from sslfast.eval.features import Features, check_same_width, labels_of
 
 # Candidates for lambda, strongest first.
@@ -46,12 +47,13 @@ class ProbeResult:
     n_test: int
 
 
+@checked
 def linear_probe(
     train: Features,
     test: Features,
-    labels_per_class: int | None = None,
-    label_fraction: float | None = None,
-    seed: int = 0,
+    labels_per_class: PositiveInt | None = None,
+    label_fraction: Part | None = None,
+    seed: Seed = 0,
 ) -> ProbeResult:
     """Fit a linear classifier to frozen train features and report its accuracy on the test set.
 
@@ -102,11 +104,12 @@ def linear_probe(
     )
 
 
+@checked
 def draw_labels(
     features: Features,
-    labels_per_class: int | None = None,
-    label_fraction: float | None = None,
-    seed: int = 0,
+    labels_per_class: PositiveInt | None = None,
+    label_fraction: Part | None = None,
+    seed: Seed = 0,
 ) -> Tensor:
     """Draw labelled samples of every class.
 
@@ -128,10 +131,6 @@ def draw_labels(
     """
     if labels_per_class is not None and label_fraction is not None:
         raise ValueError("give labels_per_class or label_fraction, not both")
-    if labels_per_class is not None and labels_per_class < 1:
-        raise ValueError(f"labels_per_class must be at least 1, got {labels_per_class}")
-    if label_fraction is not None and not 0 < label_fraction <= 1:
-        raise ValueError(f"label_fraction must be in (0, 1], got {label_fraction}")
     labels = labels_of(features, "train", "a linear probe").numpy()
     sample_ids = features.sample_ids.numpy()
     drawn = []

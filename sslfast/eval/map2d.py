@@ -1,9 +1,12 @@
 """A map of the embeddings in the plane."""
 
+from typing import Annotated
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sslfast._arguments import PositiveFloat, Range, checked
 from sslfast._extras import require
 from sslfast.eval.features import Features, check_usable
 
@@ -12,7 +15,13 @@ _FEWEST_FOR_TSNE = 100
 _PCA_DIMENSIONS = 50
 
 
-def embed_2d(features: Features, *, perplexity: float = 30.0, seed: int = 0) -> Tensor:
+@checked
+def embed_2d(
+    features: Features,
+    *,
+    perplexity: PositiveFloat = 30.0,
+    seed: Annotated[int, Range(0, 2**32 - 1)] = 0,
+) -> Tensor:
     """Place every sample in the plane, near the samples with similar features.
 
     Features are scaled to unit length, since the evaluations compare them by cosine, and reduced to

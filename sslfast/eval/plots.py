@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from sslfast._extras import require
+from sslfast._printable import printable
 from sslfast.data.batch import Batch
 
 # Ten colours that stay apart for colour-blind readers (Petroff 2021, arXiv:2107.02270).
@@ -216,7 +217,7 @@ def plot_map(
             alpha=0.75,
             linewidths=0,
             # matplotlib reads dollars as mathematics.
-            label=str(label if classes is None else classes[label]).replace("$", r"\$"),
+            label=printable(str(label if classes is None else classes[label])).replace("$", r"\$"),
         )
     axes.set(title=title, xlabel="Dimension 1", ylabel="Dimension 2", xticks=[], yticks=[])
     axes.set_aspect("equal", adjustable="datalim")

@@ -2,12 +2,14 @@
 
 from torch import Tensor
 
+from sslfast._arguments import checked
 from sslfast.ops.similarity_softmax import similarity_softmax
 
 from ._common import as_scale, check_embeddings, reduce
 from ._variants import Variant
 
 
+@checked
 def clip(
     image_features: Tensor,
     text_features: Tensor,

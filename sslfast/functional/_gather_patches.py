@@ -2,11 +2,13 @@
 
 from torch import Tensor
 
+from sslfast._arguments import checked
 from sslfast.ops.gather_patches import gather_patches as op
 
 from ._patches import check_data, check_ids
 
 
+@checked
 def gather_patches(tokens: Tensor, ids_keep: Tensor) -> Tensor:
     """Take the tokens of some patches: out[b, k] = tokens[b, ids_keep[b, k]].
 

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from sslfast._arguments import checked
 from sslfast.kernels.similarity_softmax import statistics_dtype
 from sslfast.ops.info_nce import runs_fused, weighted_info_nce
 from sslfast.ops.linear_cross_entropy import weighted_linear_cross_entropy
@@ -15,6 +16,7 @@ from ._common import check_embeddings, reduce, row_weights, scale_in_halves, sca
 from ._variants import Variant
 
 
+@checked
 def info_nce(
     query: Tensor,
     positive_key: Tensor,

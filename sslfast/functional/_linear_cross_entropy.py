@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sslfast._arguments import checked
 from sslfast.kernels.similarity_softmax import accumulation_dtype
 from sslfast.ops.linear_cross_entropy import linear_cross_entropy as losses_of_rows
 from sslfast.ops.linear_cross_entropy import weighted_linear_cross_entropy
@@ -50,6 +51,7 @@ def linear_cross_entropy(
 ) -> Tensor | tuple[Tensor, Tensor]: ...
 
 
+@checked
 def linear_cross_entropy(
     hidden: Tensor,
     weight: Tensor,

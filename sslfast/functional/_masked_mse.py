@@ -3,19 +3,21 @@
 import torch
 from torch import Tensor
 
+from sslfast._arguments import NonNegativeFloat, checked
 from sslfast.ops.masked_mse import masked_mse as op
 
 from ._common import reduce
 from ._patches import check_data, check_like
 
 
+@checked
 def masked_mse(
     prediction: Tensor,
     target: Tensor,
     mask: Tensor,
     *,
     norm_target: bool = False,
-    eps: float = 1e-6,
+    eps: NonNegativeFloat = 1e-6,
     reduction: str = "mean",
 ) -> Tensor:
     """Mean squared error over hidden patches, the loss of MAE.

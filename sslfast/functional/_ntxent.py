@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from sslfast._arguments import checked
 from sslfast.ops.similarity_softmax import similarity_softmax
 from sslfast.ops.unit_rows import wide_unit_rows
 
@@ -10,6 +11,7 @@ from ._common import check_embeddings, reduce, scale_of
 from ._variants import Variant
 
 
+@checked
 def ntxent(
     out0: Tensor,
     out1: Tensor,

@@ -3,11 +3,13 @@
 import torch
 from torch import Tensor
 
+from sslfast._arguments import checked
 from sslfast.ops.patchify_visible import patchify_visible as op
 
 from ._patches import as_table, check_data, check_ids, check_like
 
 
+@checked
 def patchify_visible(
     images: Tensor,
     ids_keep: Tensor,

@@ -2,11 +2,13 @@
 
 from torch import Tensor
 
+from sslfast._arguments import checked
 from sslfast.ops.restore_with_tokens import restore_with_tokens as op
 
 from ._patches import as_table, check_data, check_ids, check_like
 
 
+@checked
 def restore_with_tokens(
     visible: Tensor, token: Tensor, ids_restore: Tensor, positions: Tensor | None = None
 ) -> Tensor:

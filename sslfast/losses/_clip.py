@@ -6,6 +6,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from sslfast._arguments import checked
 from sslfast.functional import clip
 from sslfast.functional._common import as_scale, check_embeddings, plain_logits
 from sslfast.losses.distributed import global_pair_rows
@@ -40,6 +41,7 @@ class ClipLoss(nn.Module):
         TypeError: in forward, features that are no floating-point tensors.
     """
 
+    @checked
     def __init__(
         self,
         local_loss: bool = False,

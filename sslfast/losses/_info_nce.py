@@ -4,6 +4,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from sslfast._arguments import checked
 from sslfast.functional import info_nce
 from sslfast.functional._common import check_embeddings, scale_of
 from sslfast.losses.distributed import global_pair_rows
@@ -32,6 +33,7 @@ class InfoNCE(nn.Module):
             negative keys, or a reduction other than "mean".
     """
 
+    @checked
     def __init__(
         self,
         temperature: float = 0.1,

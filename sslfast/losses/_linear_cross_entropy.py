@@ -4,6 +4,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from sslfast._arguments import checked
 from sslfast.functional import linear_cross_entropy
 from sslfast.functional._linear_cross_entropy import checked_options
 
@@ -31,6 +32,7 @@ class LinearCrossEntropyLoss(nn.Module):
         TypeError, ValueError, IndexError: as ``sslfast.functional.linear_cross_entropy``.
     """
 
+    @checked
     def __init__(
         self,
         ignore_index: int = -100,

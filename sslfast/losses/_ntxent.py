@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sslfast._arguments import checked
 from sslfast.functional import ntxent
 from sslfast.functional._common import check_embeddings, scale_of
 from sslfast.functional._info_nce import summed_info_nce
@@ -47,6 +48,7 @@ class NTXentLoss(nn.Module):
     drops the end of a batch, and embeddings of zeros get no gradient, not 1e12 or NaN.
     """
 
+    @checked
     def __init__(
         self,
         temperature: float = 0.5,

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sslfast._arguments import checked
 from sslfast.functional import siglip
 from sslfast.functional._common import as_scale, check_embeddings, plain_logits
 from sslfast.losses.distributed_siglip import global_sigmoid
@@ -35,6 +36,7 @@ class SigLipLoss(nn.Module):
         TypeError: in forward, features that are no floating-point tensors.
     """
 
+    @checked
     def __init__(
         self,
         cache_labels: bool = False,

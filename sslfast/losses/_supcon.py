@@ -5,6 +5,7 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from sslfast._arguments import checked
 from sslfast.functional import supcon
 from sslfast.functional._common import check_labels, scale_of
 from sslfast.losses.distributed_supcon import global_supcon_losses
@@ -30,6 +31,7 @@ class SupConLoss(nn.Module):
         TypeError, ValueError: as ``sslfast.functional.supcon``.
     """
 
+    @checked
     def __init__(self, temperature: float = 0.1, process_group: Any = None) -> None:
         super().__init__()
         self.temperature = temperature

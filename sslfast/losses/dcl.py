@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sslfast._arguments import PositiveFloat, checked
 from sslfast.functional import ntxent
 from sslfast.functional._common import check_embeddings, scale_of
 from sslfast.losses.distributed import global_ntxent_rows
@@ -61,6 +62,7 @@ class DCLLoss(nn.Module):
     those of each rank's own.
     """
 
+    @checked
     def __init__(
         self,
         temperature: float = 0.1,
@@ -129,10 +131,11 @@ class DCLWLoss(DCLLoss):
     Shapes and errors: as DCLLoss.
     """
 
+    @checked
     def __init__(
         self,
         temperature: float = 0.1,
-        sigma: float = 0.5,
+        sigma: PositiveFloat = 0.5,
         gather_distributed: bool = False,
         process_group: Any = None,
         exchange: str = "gather",

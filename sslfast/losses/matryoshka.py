@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from sslfast._arguments import checked
 from sslfast.ops.unit_rows import unit_rows
 
 
@@ -31,6 +32,7 @@ class MatryoshkaLoss(nn.Module):
             forward, a dim beyond that of an embedding, or no embedding.
     """
 
+    @checked
     def __init__(
         self,
         loss: Callable[..., Tensor],

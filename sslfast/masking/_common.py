@@ -2,14 +2,16 @@
 
 import operator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 from torch import Tensor
 
+from sslfast._arguments import Range
 from sslfast.ops import compact_mask, random_bits
 
 STREAMS = 1 << 16
+Stream = Annotated[int, Range(0, STREAMS - 1)]
 # Sampler n draws from streams STREAM_MASKS + n * STREAMS + stream.
 STREAM_MASKS = 0x4D000000
 RANDOM, BLOCK, MULTIBLOCK, MULTIBLOCK_SIZE, SPAN, TOKEN, IMAGE_RATIO = range(7)
@@ -58,13 +60,8 @@ def source(
 
     Raises:
         TypeError: sample_ids, a seed or a step that are not integers.
-        ValueError: a negative batch, sample_ids of another length, a stream out of range, a step of
-            more than one element.
+        ValueError: sample_ids of another length, a step of more than one element.
     """
-    if batch < 0:
-        raise ValueError(f"batch must not be negative, got {batch}")
-    if not 0 <= stream < STREAMS:
-        raise ValueError(f"stream must lie in [0, {STREAMS}), got {stream}")
     where: torch.device | str = "cpu"
     for given in (device, *(t.device for t in (sample_ids, step) if isinstance(t, Tensor))):
         if given is not None:

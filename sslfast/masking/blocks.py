@@ -6,12 +6,14 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from sslfast._arguments import NonNegativeInt, Part, PositiveInt, Probability, checked
 from sslfast.ops import smallest_keys
 
 from ._common import (
     BLOCK,
     IMAGE_RATIO,
     PatchMask,
+    Stream,
     below,
     check_grid,
     fixed_point,
@@ -77,17 +79,18 @@ def _check_blocks(min_patches: int, min_aspect: float) -> None:
         raise ValueError(f"min_aspect must lie in (0, 1], got {min_aspect}")
 
 
+@checked
 def block_mask(
-    batch: int,
-    grid: tuple[int, int],
-    num_masked: int = 75,
+    batch: NonNegativeInt,
+    grid: tuple[PositiveInt, PositiveInt],
+    num_masked: NonNegativeInt = 75,
     *,
-    min_patches: int = 16,
-    min_aspect: float = 0.3,
+    min_patches: PositiveInt = 16,
+    min_aspect: Part = 0.3,
     seed: int,
     step: int | Tensor = 0,
     sample_ids: Tensor | None = None,
-    stream: int = 0,
+    stream: Stream = 0,
     device: torch.device | str | None = None,
 ) -> PatchMask:
     """Hide rectangular blocks, exactly ``num_masked`` patches in every sample (BEiT).
@@ -144,19 +147,20 @@ def _image_counts(
     return torch.where(whether < fixed_point(probability, 32), (ratio * length) >> 30, 0)
 
 
+@checked
 def image_ratio_mask(
-    batch: int,
-    grid: tuple[int, int],
-    ratios: tuple[float, float] = (0.1, 0.5),
+    batch: NonNegativeInt,
+    grid: tuple[PositiveInt, PositiveInt],
+    ratios: tuple[Probability, Probability] = (0.1, 0.5),
     *,
-    probability: float = 0.5,
+    probability: Probability = 0.5,
     blocks: bool = True,
-    min_patches: int | None = None,
-    min_aspect: float = 0.3,
+    min_patches: PositiveInt | None = None,
+    min_aspect: Part = 0.3,
     seed: int,
     step: int | Tensor = 0,
     sample_ids: Tensor | None = None,
-    stream: int = 0,
+    stream: Stream = 0,
     device: torch.device | str | None = None,
 ) -> Tensor:
     """Hide another share of each image, and nothing of some (iBOT).

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sslfast._arguments import NonNegativeInt, PositiveInt, checked
 from sslfast.kernels.philox.reference import random_bits, rounds
 from sslfast.ops import compact_mask, smallest_keys
 
@@ -16,6 +17,7 @@ from ._common import (
     STREAM_MASKS,
     STREAMS,
     Source,
+    Stream,
     below,
     check_grid,
     interval,
@@ -103,20 +105,21 @@ def _context_length(shape: Shape) -> int:
     return max(min(usual, certain), 1)
 
 
+@checked
 def multiblock_mask(
-    batch: int,
-    grid: tuple[int, int],
+    batch: NonNegativeInt,
+    grid: tuple[PositiveInt, PositiveInt],
     *,
-    targets: int = 4,
+    targets: PositiveInt = 4,
     target_scale: tuple[float, float] = (0.15, 0.2),
     target_aspect: tuple[float, float] = (0.75, 1.5),
     context_scale: tuple[float, float] = (0.85, 1.0),
     compat: bool = False,
-    min_keep: int = 10,
+    min_keep: NonNegativeInt = 10,
     seed: int,
     step: int | Tensor = 0,
     sample_ids: Tensor | None = None,
-    stream: int = 0,
+    stream: Stream = 0,
     device: torch.device | str | None = None,
 ) -> MultiBlockMask:
     """Choose target blocks, and a context block without them (I-JEPA).

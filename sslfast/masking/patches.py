@@ -3,9 +3,10 @@
 import torch
 from torch import Tensor
 
+from sslfast._arguments import NonNegativeInt, PositiveInt, Probability, checked
 from sslfast.ops import random_patch_mask
 
-from ._common import RANDOM, PatchMask, source
+from ._common import RANDOM, PatchMask, Stream, source
 
 
 def _check_ratio(mask_ratio: float) -> None:
@@ -25,16 +26,17 @@ def _check_keep(keep: int, patches: int, given: str, what: str) -> int:
     return keep
 
 
+@checked
 def random_mask(
-    batch: int,
-    num_patches: int,
-    mask_ratio: float = 0.75,
+    batch: NonNegativeInt,
+    num_patches: PositiveInt,
+    mask_ratio: Probability = 0.75,
     *,
-    num_masked: int | None = None,
+    num_masked: PositiveInt | None = None,
     seed: int,
     step: int | Tensor = 0,
     sample_ids: Tensor | None = None,
-    stream: int = 0,
+    stream: Stream = 0,
     device: torch.device | str | None = None,
 ) -> PatchMask:
     """Hide patches at random, the same number in every sample (MAE).
@@ -93,16 +95,17 @@ def _keep_of(num_patches: int, mask_ratio: float) -> int:
     return _check_keep(keep, num_patches, f"mask_ratio={mask_ratio}", "num_patches")
 
 
+@checked
 def tube_mask(
-    batch: int,
-    frames: int,
-    patches_per_frame: int,
-    mask_ratio: float = 0.9,
+    batch: NonNegativeInt,
+    frames: PositiveInt,
+    patches_per_frame: PositiveInt,
+    mask_ratio: Probability = 0.9,
     *,
     seed: int,
     step: int | Tensor = 0,
     sample_ids: Tensor | None = None,
-    stream: int = 0,
+    stream: Stream = 0,
     device: torch.device | str | None = None,
 ) -> PatchMask:
     """Hide the same patches in every frame (VideoMAE).

@@ -3,16 +3,18 @@
 import torch
 from torch import Tensor
 
+from sslfast._arguments import NonNegativeInt, PositiveInt, checked
 from sslfast.ops import smallest_keys
 
-from ._common import SPAN, fixed_point, source
+from ._common import SPAN, Stream, fixed_point, source
 
 
+@checked
 def span_mask(
-    batch: int,
-    length: int,
+    batch: NonNegativeInt,
+    length: PositiveInt,
     start_prob: float = 0.065,
-    span: int = 10,
+    span: NonNegativeInt = 10,
     *,
     min_spans: int = 2,
     same_number: bool = False,
@@ -20,7 +22,7 @@ def span_mask(
     seed: int,
     step: int | Tensor = 0,
     sample_ids: Tensor | None = None,
-    stream: int = 0,
+    stream: Stream = 0,
     device: torch.device | str | None = None,
 ) -> Tensor:
     """Hide spans of consecutive time steps, which may overlap (wav2vec 2.0).

@@ -6,9 +6,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sslfast._arguments import NonNegativeInt, Part, PositiveInt, Probability, checked
 from sslfast.ops import smallest_keys
 
-from ._common import TOKEN, below, fixed_point, source
+from ._common import TOKEN, Stream, below, fixed_point, source
 
 
 class TokenMask(NamedTuple):
@@ -26,19 +27,20 @@ class TokenMask(NamedTuple):
     mask: Tensor
 
 
+@checked
 def token_mask(
     tokens: Tensor,
-    vocab_size: int,
-    mask_id: int,
-    mask_ratio: float = 0.15,
+    vocab_size: PositiveInt,
+    mask_id: NonNegativeInt,
+    mask_ratio: Part = 0.15,
     *,
-    special_ids: Sequence[int] = (),
+    special_ids: Sequence[NonNegativeInt] = (),
     special: Tensor | None = None,
-    replace: tuple[float, float] = (0.8, 0.1),
+    replace: tuple[Probability, Probability] = (0.8, 0.1),
     seed: int,
     step: int | Tensor = 0,
     sample_ids: Tensor | None = None,
-    stream: int = 0,
+    stream: Stream = 0,
 ) -> TokenMask:
     """Choose tokens to predict and corrupt them 80/10/10 (BERT).
 

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from sslfast._arguments import checked
 from sslfast.data.batch import Batch
 from sslfast.losses import cached
 from sslfast.optim import param_groups
@@ -78,6 +79,8 @@ class Method(nn.Module, ABC):
     Raises:
         ValueError: an encoder of another class than ``encoders``, or of another kind of data than
             ``modalities`` (an encoder's ``modality``; "image" where it has none).
+        BadArgument: a hyperparameter that its annotation does not allow (``sslfast._arguments``
+            has names for ranges); it is a ValueError and a TypeError.
     """
 
     recipe: ClassVar[str]
@@ -86,6 +89,13 @@ class Method(nn.Module, ABC):
     files: ClassVar[tuple[str, ...]] = ()
     contrastive: ClassVar[bool] = False
     reference: ClassVar[Reference]
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        """Check the hyperparameters of every method by their annotations."""
+        super().__init_subclass__(**keywords)
+        if "__init__" in vars(cls):
+            # Of the encoder, Method says more clearly what is wrong.
+            cls.__init__ = checked(cls.__init__, but=("encoder",))  # type: ignore[method-assign]
 
     def __init__(self, encoder: nn.Module) -> None:
         super().__init__()

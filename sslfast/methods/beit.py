@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from sslfast._arguments import Probability
 from sslfast.data.batch import Batch
 from sslfast.functional import gather_patches, linear_cross_entropy
 from sslfast.masking import PatchMask, block_mask
@@ -50,7 +51,7 @@ class BEiT(Method):
         encoder: VisionTransformer,
         *,
         tokenizer: str | Path | PatchTokenizer | None = None,
-        mask_ratio: float = 75 / 196,
+        mask_ratio: Probability = 75 / 196,
     ) -> None:
         super().__init__(encoder)
         self.tokenizer = as_tokenizer(tokenizer)

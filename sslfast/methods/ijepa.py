@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from sslfast._arguments import Depth, Probability, Width
 from sslfast.data.batch import Batch
 from sslfast.ema import EMATeacher
 from sslfast.functional import gather_patches
@@ -44,10 +45,10 @@ class IJEPA(Method):
         self,
         encoder: VisionTransformer,
         *,
-        predictor_dim: int | None = None,
-        predictor_depth: int = 6,
-        predictor_heads: int | None = None,
-        momentum: float = 0.996,
+        predictor_dim: Width | None = None,
+        predictor_depth: Depth = 6,
+        predictor_heads: Width | None = None,
+        momentum: Probability = 0.996,
     ) -> None:
         super().__init__(encoder)
         masked.check_patches(encoder, "I-JEPA", least=4)  # of fewer, targets may cover all

@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor
 
+from sslfast._arguments import Depth, Probability, Width
 from sslfast.data.batch import Batch
 from sslfast.functional import masked_mse
 from sslfast.masking import PatchMask, random_mask
@@ -49,11 +50,11 @@ class MAE(Method):
         self,
         encoder: VisionTransformer,
         *,
-        mask_ratio: float = 0.75,
+        mask_ratio: Probability = 0.75,
         norm_pix: bool = True,
-        decoder_dim: int | None = None,
-        decoder_depth: int = 8,
-        decoder_heads: int | None = None,
+        decoder_dim: Width | None = None,
+        decoder_depth: Depth = 8,
+        decoder_heads: Width | None = None,
     ) -> None:
         super().__init__(encoder)
         self.mask_ratio, self.norm_pix = mask_ratio, norm_pix

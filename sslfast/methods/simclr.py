@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sslfast._arguments import PositiveFloat, Width
 from sslfast.data.batch import Batch
 from sslfast.losses import NTXentLoss
 from sslfast.methods.base import Context, Method, Reference
@@ -24,7 +25,7 @@ class SimCLR(Method):
         out_dim: width of the embeddings that the loss compares.
 
     Raises:
-        ValueError: a width below 1, or a temperature of 0.
+        ValueError: a width below 1, or a temperature that is not positive.
     """
 
     recipe = "simclr"
@@ -48,9 +49,9 @@ class SimCLR(Method):
         self,
         encoder: nn.Module,
         *,
-        temperature: float = 0.1,
-        hidden_dim: int | None = None,
-        out_dim: int = 128,
+        temperature: PositiveFloat = 0.1,
+        hidden_dim: Width | None = None,
+        out_dim: Width = 128,
     ) -> None:
         super().__init__(encoder)
         features = int(encoder.num_features)  # type: ignore[arg-type]

@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from sslfast._arguments import PositiveInt, Probability
 from sslfast.data.batch import Batch
 from sslfast.masking import random_mask
 from sslfast.methods import masked
@@ -42,7 +43,11 @@ class SimMIM(Method):
     encoder: VisionTransformer
 
     def __init__(
-        self, encoder: VisionTransformer, *, mask_ratio: float = 0.6, mask_patches: int = 2
+        self,
+        encoder: VisionTransformer,
+        *,
+        mask_ratio: Probability = 0.6,
+        mask_patches: PositiveInt = 2,
     ) -> None:
         super().__init__(encoder)
         rows, columns = masked.image_grid(encoder)

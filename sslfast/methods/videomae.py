@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from sslfast._arguments import Depth, PositiveFloat, Probability, Width
 from sslfast.data.batch import Batch
 from sslfast.data.recipe import IMAGENET_MEAN, IMAGENET_STD
 from sslfast.masking import PatchMask, tube_mask
@@ -54,13 +55,13 @@ class VideoMAE(MAE):
         self,
         encoder: VisionTransformer,
         *,
-        mask_ratio: float = 0.9,
+        mask_ratio: Probability = 0.9,
         norm_pix: bool = True,
-        decoder_dim: int | None = None,
-        decoder_depth: int = 4,
-        decoder_heads: int | None = None,
+        decoder_dim: Width | None = None,
+        decoder_depth: Depth = 4,
+        decoder_heads: Width | None = None,
         mean: tuple[float, ...] = IMAGENET_MEAN,
-        std: tuple[float, ...] = IMAGENET_STD,
+        std: tuple[PositiveFloat, ...] = IMAGENET_STD,
     ) -> None:
         super().__init__(
             encoder, mask_ratio=mask_ratio, norm_pix=norm_pix,

@@ -1,9 +1,11 @@
 """A small convolutional encoder that pre-trains in minutes on two CPU cores."""
 
 from itertools import pairwise
+from typing import Annotated
 
 from torch import Tensor, nn
 
+from sslfast._arguments import Range, Width, checked
 from sslfast.models.registry import register
 
 
@@ -49,7 +51,10 @@ class ConvNet(nn.Module):
 
 
 @register
-def convnet_small(in_channels: int = 3, width: int = 48, depth: int = 3) -> ConvNet:
+@checked
+def convnet_small(
+    in_channels: Width = 3, width: Width = 48, depth: Annotated[int, Range(1, 16)] = 3
+) -> ConvNet:
     """A small encoder: images [B, in_channels, H, W] -> [B, width * 2**(depth - 1)].
 
     The default, 48-96-192, has 209,328 parameters and is made for images of about 32 x 32. On a CPU

@@ -5,6 +5,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from sslfast._arguments import Depth, NonNegativeInt, Width, checked
 from sslfast.functional import restore_with_tokens
 from sslfast.models.initialise import init_linear, init_xavier, rescale_by_depth
 from sslfast.models.positions import Grid, sincos_positions
@@ -63,15 +64,16 @@ class Decoder(_Narrow):
 
     usual_dim = 512
 
+    @checked
     def __init__(
         self,
-        in_dim: int,
-        dim: int | None,
-        out_dim: int,
-        depth: int,
+        in_dim: Width,
+        dim: Width | None,
+        out_dim: Width,
+        depth: Depth,
         grid: Grid,
-        prefix: int = 0,
-        heads: int | None = None,
+        prefix: NonNegativeInt = 0,
+        heads: Width | None = None,
     ) -> None:
         super().__init__(in_dim, dim, out_dim, depth, grid, heads)
         self.prefix = prefix
@@ -111,8 +113,14 @@ class Predictor(_Narrow):
 
     usual_dim = 384
 
+    @checked
     def __init__(
-        self, in_dim: int, dim: int | None, depth: int, grid: Grid, heads: int | None = None
+        self,
+        in_dim: Width,
+        dim: Width | None,
+        depth: Depth,
+        grid: Grid,
+        heads: Width | None = None,
     ) -> None:
         super().__init__(in_dim, dim, in_dim, depth, grid, heads)
         init_linear(self)

@@ -6,11 +6,12 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from sslfast._arguments import Width
 from sslfast.functional import patchify_visible
 from sslfast.models.layers import Layer
 from sslfast.models.positions import Grid, resize_positions, sincos_positions
 
-Size = int | tuple[int, int]
+Size = Width | tuple[Width, Width]
 
 
 class PatchEmbed(nn.Module):

@@ -5,6 +5,8 @@ from itertools import pairwise
 
 from torch import nn
 
+from sslfast._arguments import Width, checked
+
 
 class ProjectionHead(nn.Sequential):
     """An MLP: (linear, [batch norm], ReLU) for every hidden layer, then linear, [batch norm].
@@ -47,11 +49,12 @@ class ProjectionHead(nn.Sequential):
         ValueError: a width below 1.
     """
 
+    @checked
     def __init__(
         self,
-        in_dim: int,
-        hidden_dims: Sequence[int] = (2048,),
-        out_dim: int = 128,
+        in_dim: Width,
+        hidden_dims: Sequence[Width] = (2048,),
+        out_dim: Width = 128,
         *,
         batch_norm: bool = True,
         last_batch_norm: bool = False,
@@ -60,8 +63,6 @@ class ProjectionHead(nn.Sequential):
         last_bias: bool | None = None,
     ) -> None:
         widths = [in_dim, *hidden_dims, out_dim]
-        if min(widths) < 1:
-            raise ValueError(f"the widths of a head must be at least 1, got {widths}")
         bias = not batch_norm if bias is None else bias
         last_bias = not last_batch_norm if last_bias is None else last_bias
 

@@ -6,7 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Grid = tuple[int, ...]
+from sslfast._arguments import Width
+
+Grid = tuple[Width, ...]
 
 
 def sincos_positions(dim: int, grid: Grid) -> Tensor:
@@ -22,8 +24,10 @@ def sincos_positions(dim: int, grid: Grid) -> Tensor:
         grid: patches along each axis.
 
     Raises:
-        ValueError: a width that is no such multiple.
+        ValueError: a width that is no such multiple, a grid of other axes.
     """
+    if len(grid) not in (2, 3):
+        raise ValueError(f"grid must be (rows, columns) or (frames, rows, columns), got {grid}")
     parts = 2 if len(grid) == 3 else 4
     if dim % parts:
         raise ValueError(f"sine and cosine positions need a width divisible by {parts}, got {dim}")

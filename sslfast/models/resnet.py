@@ -6,9 +6,11 @@ Zagoruyko and Komodakis 2016, arXiv:1605.07146; ResNeXt: Xie et al. 2017, arXiv:
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Annotated
 
 from torch import Tensor, nn
 
+from sslfast._arguments import Range, Width, checked
 from sslfast.models.registry import register
 
 
@@ -127,13 +129,14 @@ class ResNet(nn.Module):
         num_features: F, the width of the pooled features.
     """
 
+    @checked
     def __init__(
         self,
         block: type[BasicBlock] | type[Bottleneck],
         depths: tuple[int, int, int, int],
         *,
-        in_channels: int = 3,
-        num_classes: int = 0,
+        in_channels: Width = 3,
+        num_classes: Annotated[int, Range(0, 2**24)] = 0,
         cifar_stem: bool = False,
         zero_init_residual: bool = False,
         inner: Mapping[str, int] | None = None,

@@ -4,10 +4,20 @@ Dosovitskiy et al. 2021, arXiv:2010.11929. The encoder can run on some patches o
 (masked autoencoders), and on tubelets of a video.
 """
 
-from typing import Literal, get_args
+from typing import Annotated, Literal
 
 from torch import Tensor, nn
 
+from sslfast._arguments import (
+    Depth,
+    NonNegativeFloat,
+    PositiveFloat,
+    Probability,
+    Range,
+    Rate,
+    Width,
+    checked,
+)
 from sslfast.models.embedding import Size
 from sslfast.models.initialise import init_vit
 from sslfast.models.intermediates import Intermediates
@@ -85,66 +95,57 @@ class VisionTransformer(Intermediates):
 
     Raises:
         ValueError: an image that is no whole number of patches, token pooling without class token,
-            a width that the heads do not divide, an unknown name of a layer, of pos_embed,
-            global_pool or weight_init, a drop_path_rate outside [0, 1).
+            a width that the heads do not divide, an unknown name of a layer.
+        BadArgument: a value of the wrong kind or out of its range; it is a ValueError.
     """
 
+    @checked
     def __init__(
         self,
         img_size: Size = 224,
         patch_size: Size = 16,
-        in_chans: int = 3,
-        num_classes: int = 0,
+        in_chans: Width = 3,
+        num_classes: Annotated[int, Range(0, 2**24)] = 0,
         global_pool: Pool = "token",
-        embed_dim: int = 768,
-        depth: int = 12,
-        num_heads: int = 12,
-        mlp_ratio: float = 4.0,
+        embed_dim: Width = 768,
+        depth: Depth = 12,
+        num_heads: Width = 12,
+        mlp_ratio: Annotated[float, Range(0, 1000, "(]")] = 4.0,
         qkv_bias: bool = True,
         qk_norm: bool = False,
         scale_attn_norm: bool = False,
         scale_mlp_norm: bool = False,
         proj_bias: bool = True,
-        init_values: float | None = None,
+        init_values: NonNegativeFloat | None = None,
         class_token: bool = True,
         pos_embed: Literal["learn", "sincos", "none", ""] = "learn",
         no_embed_class: bool = False,
-        reg_tokens: int = 0,
+        reg_tokens: Annotated[int, Range(0, 2**20)] = 0,
         pre_norm: bool = False,
         final_norm: bool = True,
         fc_norm: bool | None = None,
         pool_include_prefix: bool = False,
         dynamic_img_size: bool = False,
-        drop_rate: float = 0.0,
-        pos_drop_rate: float = 0.0,
-        proj_drop_rate: float = 0.0,
-        attn_drop_rate: float = 0.0,
-        drop_path_rate: float = 0.0,
+        drop_rate: Probability = 0.0,
+        pos_drop_rate: Probability = 0.0,
+        proj_drop_rate: Probability = 0.0,
+        attn_drop_rate: Probability = 0.0,
+        drop_path_rate: Rate = 0.0,
         weight_init: Start = "",
         fix_init: bool = False,
         embed_norm_layer: str | Layer | None = None,
         norm_layer: str | Layer | None = None,
-        norm_eps: float = EPS,
+        norm_eps: PositiveFloat = EPS,
         act_layer: str | Layer | None = None,
         block_fn: Layer = Block,
         mlp_layer: str | Layer = "mlp",
         attn_layer: str | Layer = "attn",
-        num_frames: int | None = None,
-        tubelet_size: int = 2,
+        num_frames: Width | None = None,
+        tubelet_size: Width = 2,
         grad_checkpointing: bool = False,
     ) -> None:
-        for name, value, known in (
-            ("pos_embed", pos_embed, ("learn", "sincos", "none", "")),
-            ("global_pool", global_pool, get_args(Pool)),
-            ("weight_init", weight_init, get_args(Start)),
-        ):
-            if value not in known:
-                names = ", ".join(option or '""' for option in known)
-                raise ValueError(f"{name} must be one of {names}, got {value!r}")
         if global_pool == "token" and not class_token:
             raise ValueError('without a class token, use global_pool="avg"')
-        if not 0 <= drop_path_rate < 1:
-            raise ValueError(f"drop_path_rate must lie in [0, 1), got {drop_path_rate}")
         norm = norm_of("norm_layer", norm_layer or "layernorm", norm_eps)
         embed_norm = (
             norm_of("embed_norm_layer", embed_norm_layer, norm_eps) if embed_norm_layer else None
@@ -194,7 +195,10 @@ class VisionTransformer(Intermediates):
         """Switch activation checkpointing of the blocks."""
         self.grad_checkpointing = enable
 
-    def reset_classifier(self, num_classes: int, global_pool: Pool | None = None) -> None:
+    @checked
+    def reset_classifier(
+        self, num_classes: Annotated[int, Range(0, 2**24)], global_pool: Pool | None = None
+    ) -> None:
         """Put a new linear head, or with 0 none, on the features.
 
         Args:
@@ -205,10 +209,6 @@ class VisionTransformer(Intermediates):
             ValueError: an unknown pooling, one that needs what the model does not have.
         """
         if global_pool is not None:
-            if global_pool not in get_args(Pool):
-                raise ValueError(
-                    f"global_pool must be one of {', '.join(get_args(Pool))}, got {global_pool!r}"
-                )
             if global_pool == "token" and self.cls_token is None:
                 raise ValueError("token pooling needs a class token, and this model has none")
             if global_pool == "map" and self.attn_pool is None:

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sslfast._arguments import NonNegativeInt, PositiveInt, Seed, checked
+
 ENTRIES = 1 << 22  # of the table that compares a block of vectors with all centres
 SEEDS_PER_CENTRE, SEEDS = 4, 4096  # k-means++ draws the first centres out of so many vectors
 REPAIRS = 50  # further rounds for centres that no vector is nearest to
@@ -31,8 +33,9 @@ def nearest(vectors: Tensor, centres: Tensor) -> Tensor:
     return torch.cat(found)
 
 
+@checked
 def kmeans(
-    vectors: Tensor, count: int, *, iterations: int = 20, seed: int = 0
+    vectors: Tensor, count: PositiveInt, *, iterations: NonNegativeInt = 20, seed: Seed = 0
 ) -> tuple[Tensor, Tensor]:
     """Lloyd's algorithm from greedy k-means++ (Arthur and Vassilvitskii 2007).
 

@@ -3,13 +3,14 @@
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sslfast import models
+from sslfast._arguments import PositiveFloat, PositiveInt, Range, check_arguments
 from sslfast.models import VisionTransformer
 from sslfast.models.patches import patchify, unpatchify
 from sslfast.tokenizers.kmeans import kmeans, nearest, totals_of
@@ -37,21 +38,20 @@ class TokenizerSpec:
         ValueError: a size that is not positive, or an image that is no whole number of patches.
     """
 
-    vocab_size: int
-    patch_size: int
-    image_size: int
+    vocab_size: Annotated[int, Range(2, 2**20)]
+    patch_size: PositiveInt
+    image_size: PositiveInt
     norm_pix: bool = True
-    channels: int = 3
+    channels: PositiveInt = 3
     mean: tuple[float, ...] = (0.0, 0.0, 0.0)
-    std: tuple[float, ...] = (1.0, 1.0, 1.0)
+    std: tuple[PositiveFloat, ...] = (1.0, 1.0, 1.0)
     model: str | None = None
     model_args: Mapping[str, Any] = field(default_factory=dict)
     made: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.vocab_size < 2:
-            raise ValueError(f"vocab_size must be at least 2, got {self.vocab_size}")
-        if self.patch_size < 1 or self.image_size < 1 or self.image_size % self.patch_size:
+        check_arguments(TokenizerSpec, vars(self))
+        if self.image_size % self.patch_size:
             raise ValueError(
                 f"images of {self.image_size} pixels are no whole number of patches of "
                 f"{self.patch_size}: choose an image_size that patch_size divides"

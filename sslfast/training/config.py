@@ -1,16 +1,31 @@
 """The configuration of a run: one dataclass, read from YAML, flags or Python alike."""
 
 import dataclasses
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from sslfast._arguments import (
+    BadArgument,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    Rate,
+    Seed,
+    Side,
+    Threads,
+    check_arguments,
+)
 from sslfast._extras import require
 from sslfast._suggest import did_you_mean
 from sslfast.training.storage import write_atomically
+from sslfast.training.yaml_file import DEEPEST, load
 
 SCHEMA_VERSION = 1
+# What torch raises at sizes that no memory holds.
+TOO_LARGE = (RuntimeError, MemoryError, OverflowError)
 
 
 class ConfigError(ValueError):
@@ -38,7 +53,8 @@ class TrainConfig:
         steps: optimiser steps. Exactly one of epochs and steps must be given.
         batch_size: images per optimiser step, over all ranks and accumulated micro-batches.
         accumulate: micro-batches per step. A contrastive loss sees one at a time, unless
-            contrastive_batch says more: negatives and batch norm are those of a micro-batch.
+            contrastive_batch says more: negatives and batch norm are those of a micro-batch, which
+            must hold two images or more.
         contrastive_batch: images that a contrastive loss compares at once, over all ranks: as many
             micro-batches, encoded one at a time, twice, with the memory of one; null: those of one
             micro-batch. Batch norm stays that of a micro-batch.
@@ -72,40 +88,39 @@ class TrainConfig:
     init: str | None = None
     recipe: str | None = None
     recipe_args: dict[str, Any] = field(default_factory=dict)
-    image_size: int | None = None
-    epochs: int | None = None
-    steps: int | None = None
-    batch_size: int = 256
-    accumulate: int = 1
-    contrastive_batch: int | None = None
+    image_size: Side | None = None
+    epochs: PositiveInt | None = None
+    steps: PositiveInt | None = None
+    batch_size: PositiveInt = 256
+    accumulate: PositiveInt = 1
+    contrastive_batch: PositiveInt | None = None
     optimizer: Literal["adamw", "lars", "sgd"] = "adamw"
-    lr: float = 1e-3
-    weight_decay: float = 1e-4
-    momentum: float = 0.9
-    clip_grad: float | None = None
-    warmup_epochs: float = 0.0
-    seed: int = 0
+    lr: NonNegativeFloat = 1e-3
+    weight_decay: NonNegativeFloat = 1e-4
+    momentum: Rate = 0.9
+    clip_grad: PositiveFloat | None = None
+    warmup_epochs: NonNegativeFloat = 0.0
+    seed: Seed = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     compile: bool = False
-    threads: int | None = None
+    threads: Threads | None = None
     on_bad_image: Literal["skip", "raise"] = "skip"
-    checkpoint_every: int = 1000
-    keep_checkpoints: int = 3
+    checkpoint_every: PositiveInt = 1000
+    keep_checkpoints: PositiveInt = 3
     resume: str = "auto"
-    log_every: int = 50
+    log_every: PositiveInt = 50
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
-        """Paths as text, also where they are given as a pathlib.Path."""
-
-        def as_text(value: Any) -> Any:
-            return str(value) if isinstance(value, Path) else value
-
+        """Paths as text, those that are written with ~ for the home folder."""
         for name in ("data", "out", "init", "resume"):
-            setattr(self, name, as_text(getattr(self, name)))
-        if isinstance(self.method_args, dict):
-            self.method_args = {name: as_text(value) for name, value in self.method_args.items()}
+            value = getattr(self, name)
+            if isinstance(value, os.PathLike) or (name != "data" and isinstance(value, str)):
+                setattr(self, name, user_path(value))
+        if isinstance(self.method_args, Mapping):
+            paths = {k: v for k, v in self.method_args.items() if isinstance(v, os.PathLike)}
+            self.method_args = {**self.method_args, **{k: os.fspath(v) for k, v in paths.items()}}
 
     def validate(self) -> None:
         """Check every setting that can be checked without data, models or devices.
@@ -113,27 +128,12 @@ class TrainConfig:
         Raises:
             ConfigError: a value of the wrong type or out of range, or a needed one is missing.
         """
-        check_version(self.schema_version, "the configuration")
-        for item in dataclasses.fields(self):
-            check_type(item.name, getattr(self, item.name), item.type)
-        for name in ("method_args", "model_args", "recipe_args"):
-            for key, value in getattr(self, name).items():
-                check_plain(f"{name}.{key}", value)
+        self.check_values()
         for name in ("data", "out"):
             if not getattr(self, name):
                 raise ConfigError(f"'{name}' is missing: set --{name}, or '{name}:' in the YAML")
         if (self.epochs is None) == (self.steps is None):
             raise ConfigError("set exactly one of epochs and steps")
-        for name in _POSITIVE:
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"{name} must be at least 1, got {value}")
-        for name in ("lr", "weight_decay", "momentum", "warmup_epochs", "seed"):
-            # Written so that NaN is refused too.
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise ConfigError(f"{name} must be 0 or more, got {getattr(self, name)}")
-        if self.clip_grad is not None and not 0 < self.clip_grad < float("inf"):
-            raise ConfigError(f"clip_grad must be more than 0, or null, got {self.clip_grad}")
         if self.optimizer == "lars" and self.weight_decay == 0:
             raise ConfigError(
                 "lars scales the layers that have weight decay: set weight_decay (to 1.0e-6, as "
@@ -145,6 +145,24 @@ class TrainConfig:
             )
         if self.contrastive_batch is not None:
             self._check_contrastive_batch(self.contrastive_batch)
+
+    def check_values(self) -> None:
+        """Check every value by itself.
+
+        Raises:
+            ConfigError: one of the wrong type or out of range.
+        """
+        check_version(self.schema_version, "the configuration")
+        try:
+            check_arguments(TrainConfig, vars(self), none="null")
+        except BadArgument as error:
+            raise ConfigError(str(error)) from error
+        for name in ("method", "model", "init", "recipe", "resume"):
+            if getattr(self, name) == "":
+                raise ConfigError(f"{name} is empty: give it a value, or leave it out")
+        for name in ("method_args", "model_args", "recipe_args"):
+            for key, value in getattr(self, name).items():
+                check_plain(f"{name}.{key}", value)
 
     def _check_contrastive_batch(self, images: int) -> None:
         micro = self.batch_size // self.accumulate
@@ -160,11 +178,14 @@ class TrainConfig:
             )
 
     @property
+    def compared(self) -> int:
+        """Images, over all ranks, that a contrastive loss sees at once."""
+        return self.contrastive_batch or self.batch_size // self.accumulate
+
+    @property
     def micro_batches(self) -> int:
         """How many micro-batches the loss sees at once."""
-        if self.contrastive_batch is None:
-            return 1
-        return self.contrastive_batch * self.accumulate // self.batch_size
+        return self.compared * self.accumulate // self.batch_size
 
     def to_dict(self) -> dict[str, Any]:
         """All settings as plain values."""
@@ -203,13 +224,6 @@ class TrainConfig:
         write_atomically(Path(path), lambda file: file.write(text.encode()))
 
 
-_POSITIVE = (
-    *("epochs", "steps", "batch_size", "accumulate", "contrastive_batch"),
-    *("image_size", "threads"),
-    *("checkpoint_every", "keep_checkpoints", "log_every"),
-)
-
-
 _OF_A_RANK = ("data", "threads")  # machines may keep the same data in other folders
 
 
@@ -240,33 +254,31 @@ def check_keys(keys: Iterable[str], source: str) -> None:
             )
 
 
-def check_type(name: str, value: Any, annotation: Any) -> None:
-    """Raise ConfigError where a value is not of its annotated type (an int passes as a float)."""
-    options = getattr(annotation, "__args__", ())
-    if getattr(annotation, "__origin__", None) is Literal:
-        if value not in options:
-            raise ConfigError(f"{name} must be one of {', '.join(options)}, got {value!r}")
-        return
-    origin = getattr(annotation, "__origin__", None)
-    types = (origin,) if origin else (options or (annotation,))  # dict[...], X | None, or plain
-    if float in types:
-        types = (*types, int)
-    if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
-        expected = " or ".join("null" if t is type(None) else t.__name__ for t in types)
-        hint = ""
-        if float in types and isinstance(value, str):
-            hint = " (YAML reads 1e-3 as text: write 1.0e-3)"
-        raise ConfigError(f"{name} must be {expected}, got {value!r}{hint}")
+def setting_error(setting: str, keywords: Mapping[str, Any], error: Exception) -> ConfigError:
+    """The error of a constructor as one that names the setting, such as model_args.depth.
+
+    Args:
+        setting: "method", "model" or "recipe", whose keywords are in method_args and so on.
+        keywords: what was given there.
+        error: what the constructor raised.
+    """
+    if isinstance(error, BadArgument) and error.name in keywords:
+        return ConfigError(f"{setting}_args.{error}")
+    if isinstance(error, TOO_LARGE):
+        return ConfigError(f"{setting}: cannot be built with {dict(keywords)}: {error}")
+    return ConfigError(f"{setting}: {error}")
 
 
-def check_plain(name: str, value: Any) -> None:
+def check_plain(name: str, value: Any, depth: int = 0) -> None:
     """Raise ConfigError where a value cannot be written to config.yaml."""
+    if depth > DEEPEST:
+        raise ConfigError(f"{name[:80]} nests values more than {DEEPEST} deep")
     if isinstance(value, (list, tuple)):
         for item in value:
-            check_plain(name, item)
+            check_plain(name, item, depth + 1)
     elif isinstance(value, dict):
         for key, item in value.items():
-            check_plain(f"{name}.{key}", item)
+            check_plain(f"{name}.{key}", item, depth + 1)
     elif not isinstance(value, (str, int, float, bool, type(None))):
         raise ConfigError(
             f"{name} must be a plain value, which config.yaml can hold, got "
@@ -274,15 +286,24 @@ def check_plain(name: str, value: Any) -> None:
         )
 
 
+def user_path(path: str | os.PathLike[str]) -> str:
+    """A path as text, with a leading ~ for the home folder, as in a shell.
+
+    Raises:
+        ConfigError: there is no home folder.
+    """
+    text = os.path.expanduser(os.fspath(path))
+    if text == "~" or text.startswith("~/"):
+        raise ConfigError(f"{path}: there is no home folder for ~ (set HOME): write the whole path")
+    return text
+
+
 def read_yaml(path: Path | str) -> dict[str, Any]:
     """The mapping in a YAML file, with its keys and version checked."""
-    yaml = require("yaml", extra="train", purpose="reading a YAML configuration")
     try:
-        settings = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}") from None
+        settings = load(user_path(path))
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
     if not isinstance(settings, dict):
         raise ConfigError(f"{path} must hold 'name: value' lines, such as 'method: simclr'")
     # The version first: a newer file's unknown keys are no spelling mistakes.

@@ -10,7 +10,7 @@ from torch import nn
 from sslfast import data, models
 from sslfast.data import Recipe
 from sslfast.eval.preprocess import Preprocess
-from sslfast.training.config import ConfigError
+from sslfast.training.config import TOO_LARGE, ConfigError, setting_error
 from sslfast.training.encoder_file import (
     BUILD_IT,
     WeightsError,
@@ -39,8 +39,8 @@ def build_encoder(model: str, model_args: Mapping[str, Any], seed: int) -> nn.Mo
         torch.manual_seed(seed)
         try:
             return models.create(model, **model_args)
-        except (TypeError, ValueError) as error:
-            raise ConfigError(f"model: {error}") from error
+        except (TypeError, ValueError, *TOO_LARGE) as error:
+            raise setting_error("model", model_args, error) from error
 
 
 def place(module: Module, device: torch.device) -> Module:

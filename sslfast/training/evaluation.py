@@ -4,7 +4,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,10 +13,19 @@ import torch
 from torch import nn
 
 from sslfast import data
+from sslfast._arguments import (
+    BadArgument,
+    Part,
+    PositiveInt,
+    Seed,
+    Threads,
+    check_arguments,
+    checked,
+)
 from sslfast.data import ImageDataset, Loader, Recipe
 from sslfast.data.sources import has_split
 from sslfast.eval import Features, extract, knn_accuracy, linear_probe, raw_pixels
-from sslfast.training.config import ConfigError, TrainConfig, check_type, read_yaml
+from sslfast.training.config import ConfigError, TrainConfig, read_yaml, user_path
 from sslfast.training.distributed import resolve_device
 from sslfast.training.encoder import (
     build_encoder,
@@ -29,6 +38,7 @@ from sslfast.training.run_folder import RunFolder, RunFolderError
 from sslfast.training.storage import explain_full_disk
 
 _BATCH, _VIDEO_BATCH = 256, 16
+Device = Literal["auto", "cpu", "cuda"]
 
 
 @dataclass(frozen=True)
@@ -50,8 +60,9 @@ class FinishedRun:
     threads: int | None = None
 
     @classmethod
+    @checked
     def open(
-        cls, path: Path | str, device: str = "auto", threads: int | None = None
+        cls, path: Path | str, device: Device = "auto", threads: Threads | None = None
     ) -> "FinishedRun":
         """Open a run's folder.
 
@@ -110,15 +121,16 @@ class FinishedRun:
         return evaluation_recipe(self.folder.encoder, self.description)
 
 
+@checked
 def evaluate(
     run: FinishedRun,
     protocol: Literal["knn", "linear"],
     spec: Path | str | None = None,
     *,
-    k: int = 20,
-    labels_per_class: int | None = None,
-    label_fraction: float | None = None,
-    seed: int = 0,
+    k: PositiveInt = 20,
+    labels_per_class: PositiveInt | None = None,
+    label_fraction: Part | None = None,
+    seed: Seed = 0,
 ) -> dict[str, Any]:
     """Evaluate the frozen encoder by one protocol and write RUN/eval_PROTOCOL.json.
 
@@ -178,7 +190,7 @@ def embed(
     }
     if features.labels is not None and images.classes is not None:
         arrays |= {"labels": features.labels.numpy(), "classes": np.array(images.classes)}
-    path = Path(out) if out else run.folder.path / f"features_{split}.npz"
+    path = Path(user_path(out)) if out else run.folder.path / f"features_{split}.npz"
     with explain_full_disk(path), open(path, "wb") as file:
         np.savez(file, **arrays)
     return path
@@ -187,13 +199,12 @@ def embed(
 def _settings(path: Path) -> dict[str, Any]:
     """What a run's config.yaml says; of what it does not, the default.
 
-    Only types are checked: what a finished run did is no longer to be refused.
+    Only each by itself is checked: what a finished run did is no longer to be refused.
     """
     settings = TrainConfig(**read_yaml(path)).to_dict()
     try:
-        for item in fields(TrainConfig):
-            check_type(item.name, settings[item.name], item.type)
-    except ConfigError as error:
+        check_arguments(TrainConfig, settings, none="null")
+    except BadArgument as error:
         raise ConfigError(f"{path}: {error}") from error
     if not settings["data"]:
         raise ConfigError(f"{path} names no data: it is not of a run")

@@ -7,7 +7,7 @@ from sslfast import data
 from sslfast.data import Loader, Recipe
 from sslfast.methods.base import Method
 from sslfast.models import VisionTransformer
-from sslfast.training.config import ConfigError, TrainConfig
+from sslfast.training.config import ConfigError, TrainConfig, setting_error
 from sslfast.training.distributed import Ranks
 
 
@@ -23,12 +23,18 @@ def build_recipe(config: TrainConfig, method: Method | type[Method]) -> Recipe:
     try:
         recipe = data.recipe(config.recipe or method.recipe, size=config.image_size, **changes)
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"recipe: {error}") from error
+        raise setting_error("recipe", config.recipe_args, error) from error
     if recipe.modality not in method.modalities:
         raise ConfigError(
             f"recipe: '{recipe.name}' makes views of {recipe.modality}s, and {config.method} "
             f"learns from {' or '.join(method.modalities)}s: choose another recipe, such as "
             f"{method.recipe}, or another method"
+        )
+    views = len(data.recipe(method.recipe).views)
+    if len(recipe.views) != views:
+        raise ConfigError(
+            f"recipe: '{recipe.name}' makes {len(recipe.views)} views of a sample, and "
+            f"{config.method} learns from {views}: choose another recipe, such as {method.recipe}"
         )
     return recipe
 

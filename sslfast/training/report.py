@@ -13,6 +13,8 @@ from typing import Any
 import torch
 
 from sslfast import data, methods
+from sslfast._arguments import PositiveInt, checked
+from sslfast._printable import printable
 from sslfast.data import Batch, View
 from sslfast.eval import Features, embed_2d, knn_accuracy, linear_probe
 from sslfast.eval.plots import plot_loss_curve, plot_map, plot_views
@@ -63,7 +65,10 @@ class Report:
     figures: list[str]
 
 
-def report(run: FinishedRun, labels_per_class: int | None = None, k: int = K) -> Report:
+@checked
+def report(
+    run: FinishedRun, labels_per_class: PositiveInt | None = None, k: PositiveInt = K
+) -> Report:
     """Evaluate a run and write report.json, loss.png, views.png, map.png and report.html.
 
     Args:
@@ -115,7 +120,8 @@ def report(run: FinishedRun, labels_per_class: int | None = None, k: int = K) ->
     return found
 
 
-def preview(config: TrainConfig, path: Path, samples: int | None = None) -> Path:
+@checked
+def preview(config: TrainConfig, path: Path, samples: PositiveInt | None = None) -> Path:
     """Draw augmented views of the training images (or videos), as the method would see them.
 
     Args:
@@ -127,7 +133,8 @@ def preview(config: TrainConfig, path: Path, samples: int | None = None) -> Path
     return plot_views(batch, path, mean=view.mean, std=view.std, samples=len(batch))
 
 
-def preview_run(run: FinishedRun, path: Path, samples: int | None = None) -> Path:
+@checked
+def preview_run(run: FinishedRun, path: Path, samples: PositiveInt | None = None) -> Path:
     """Draw what a run's method does with training images: original, masked, reconstructed ...
 
     Of videos, the same in rows of frames.
@@ -207,4 +214,4 @@ def _page(found: Report, settings: dict[str, Any], folder: Path) -> str:
         parts.append(f'<p><img src="data:image/png;base64,{encoded}" alt="{name}">')
     listed = "\n".join(f"{key}: {json.dumps(value)}" for key, value in settings.items())
     parts.append(f"<h2>Settings</h2><pre>{html.escape(listed)}</pre>")
-    return "\n".join(parts) + "\n"
+    return printable("\n".join(parts) + "\n")

@@ -11,7 +11,7 @@ from typing import Any
 
 from sslfast.data.manifest import Manifest
 from sslfast.training import checkpoint
-from sslfast.training.config import ConfigError, TrainConfig
+from sslfast.training.config import ConfigError, TrainConfig, user_path
 from sslfast.training.encoder_file import FILE_NAME
 from sslfast.training.storage import remove_leftovers, write_atomically
 
@@ -37,7 +37,7 @@ class RunFolder:
     """
 
     def __init__(self, path: Path | str) -> None:
-        self.path = Path(path)
+        self.path = Path(user_path(path))
         self.config = self.path / "config.yaml"
         self.metrics = self.path / "metrics.jsonl"
         self.checkpoints = self.path / checkpoint.FOLDER_NAME

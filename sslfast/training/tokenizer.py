@@ -4,17 +4,18 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
 
 from sslfast import __version__, data
+from sslfast._arguments import PositiveInt, Range, Seed, Side, Threads, check_arguments
 from sslfast.data import Loader
 from sslfast.eval.plots import plot_views
 from sslfast.models import VisionTransformer
 from sslfast.tokenizers import Fit, PatchTokenizer, TokenizerSpec, tokenizer_bytes
-from sslfast.training.config import ConfigError
+from sslfast.training.config import ConfigError, user_path
 from sslfast.training.distributed import resolve_device
 from sslfast.training.encoder import evaluation_recipe, load_encoder, read_description
 from sslfast.training.storage import write_atomically
@@ -48,16 +49,16 @@ class TokenizerConfig:
 
     data: str
     out: str
-    vocab_size: int = 512
-    patch_size: int | None = None
-    image_size: int | None = None
+    vocab_size: Annotated[int, Range(2, 2**20)] = 512
+    patch_size: Side | None = None
+    image_size: Side | None = None
     norm_pix: bool | None = None
     run: str | None = None
-    images: int | None = None
+    images: PositiveInt | None = None
     recipe: str = "beit"
-    seed: int = 0
-    device: str = "auto"
-    threads: int | None = None
+    seed: Seed = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: Threads | None = None
     png: str | None = None
 
     def __post_init__(self) -> None:
@@ -75,14 +76,12 @@ def fit_tokenizer(config: TokenizerConfig) -> Fit:
         How well it fits.
 
     Raises:
-        ConfigError: a number below 1, a file that is not called .safetensors, or an option that
-            a run's encoder rules out.
+        BadArgument: a setting of the wrong kind or out of its range; it is a ValueError.
+        ConfigError: a file that is not called .safetensors, or an option that a run's encoder
+            rules out.
         ValueError: no images, sizes that do not fit, or fewer patches than codes.
     """
-    for name in ("images", "threads"):
-        value = getattr(config, name)
-        if value is not None and value < 1:
-            raise ConfigError(f"{name} must be at least 1, got {value}")
+    check_arguments(TokenizerConfig, vars(config), none="null")
     if Path(config.out).suffix != ".safetensors":
         raise ConfigError(
             f"out: a tokenizer is a .safetensors file, got '{config.out}': let its name end in "
@@ -105,8 +104,8 @@ def fit_tokenizer(config: TokenizerConfig) -> Fit:
         batches = _images(loader, views, device)
         fit = tokenizer.fit(batches, -(-wanted // views), seed=config.seed)
         if config.png:
-            draw(tokenizer, next(_images(loader, 16, device)), Path(config.png))
-    out, payload = Path(config.out), tokenizer_bytes(tokenizer)
+            draw(tokenizer, next(_images(loader, 16, device)), Path(user_path(config.png)))
+    out, payload = Path(user_path(config.out)), tokenizer_bytes(tokenizer)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(out, lambda file: file.write(payload))
     return fit
@@ -140,7 +139,8 @@ def _tokenizer(config: TokenizerConfig) -> PatchTokenizer:
                 made=made,
             )
         )
-    encoder, given = load_encoder(config.run), read_description(config.run)
+    run = user_path(config.run)
+    encoder, given = load_encoder(run), read_description(run)
     if getattr(encoder, "modality", "image") != "image":
         raise ConfigError(
             f"run: {config.run} has an encoder of videos, and visual tokens are of images: give a "

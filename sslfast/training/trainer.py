@@ -3,7 +3,7 @@
 import logging
 import math
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +18,7 @@ from sslfast.data.batch import map_tensors
 from sslfast.methods.base import Context, Method
 from sslfast.optim import LARS, AdamW
 from sslfast.training import checkpoint, distributed
-from sslfast.training.config import ConfigError, TrainConfig
+from sslfast.training.config import TOO_LARGE, ConfigError, TrainConfig, setting_error, user_path
 from sslfast.training.distributed import Ranks
 from sslfast.training.encoder import build_encoder, place, save_encoder
 from sslfast.training.monitors import NEVER, Clock, Meter, NonFiniteError
@@ -36,13 +36,14 @@ logger = logging.getLogger("sslfast")
 AMP_DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def train(config: TrainConfig) -> Path:
+def train(config: TrainConfig | Mapping[str, Any]) -> Path:
     """Pre-train an encoder without labels, or go on with a run that was interrupted.
 
     Seeds the global random generators of Python, numpy and torch.
 
     Args:
-        config: the settings; ``config.out`` becomes the run's folder.
+        config: the settings, or a dict of them as for ``TrainConfig.from_dict``; ``config.out``
+            becomes the run's folder.
 
     Returns:
         The run's folder: config.yaml, metrics.jsonl, TensorBoard events, checkpoints/ and
@@ -57,11 +58,17 @@ def train(config: TrainConfig) -> Path:
         TrainingStopped: SIGINT, SIGTERM, SIGHUP, SIGUSR1 or SIGUSR2 arrived.
         RankError: ranks differ, or another one did not come, ended, or hangs.
     """
+    if isinstance(config, Mapping):
+        config = TrainConfig.from_dict(config)
+    if not isinstance(config, TrainConfig):
+        raise ConfigError(
+            f"train takes a TrainConfig, or a dict of settings, got {type(config).__name__}: read "
+            "a file with TrainConfig.read"
+        )
     config.validate()
     run = RunFolder(config.out)
     with ExitStack() as stack:
         ranks = stack.enter_context(distributed.ranks(config.device))
-        stack.enter_context(explain_full_disk(run.path))
         method = build_method(config, ranks.device, run)
         check_image_size(build_recipe(config, method), method.encoder)
         loader = stack.enter_context(closing(build_loader(config, method, ranks)))
@@ -69,6 +76,7 @@ def train(config: TrainConfig) -> Path:
         ranks.must_agree({"settings": config.shared(), "data": data})
         # Up to here nothing is written: a wrong setting leaves no folder behind.
         saved = None
+        stack.enter_context(explain_full_disk(run.path))
         if ranks.is_main:
             stack.enter_context(run.locked())
             saved = run.resume_state(config, loader.manifest)
@@ -120,6 +128,13 @@ def fit(
     steps_per_epoch = loader.steps_per_epoch / config.accumulate
     total_steps = config.steps or max(1, int((config.epochs or 0) * steps_per_epoch))
     warmup = int(config.warmup_epochs * steps_per_epoch)
+    if warmup > total_steps and ranks.is_main:
+        logger.warning(
+            "warmup_epochs %g is longer than the run of %.3g epochs: the learning rate rises to "
+            "%.3g and not to lr %g",
+            *(config.warmup_epochs, total_steps / steps_per_epoch),
+            *(config.lr * total_steps / warmup, config.lr),
+        )
     parts = config.accumulate // config.micro_batches  # of a step, each with a loss of its own
 
     step = saved["step"] if saved is not None else 0
@@ -241,11 +256,17 @@ def build_method(config: TrainConfig, device: torch.device, run: RunFolder | Non
                 f"contrastive_batch is for methods that compare images of a batch, and "
                 f"{config.method} does not: accumulate alone gives the same gradient"
             )
+        if methods.get(config.method).contrastive and config.compared == 1:
+            raise ConfigError(
+                f"{config.method} compares images, and its loss would see one at a time: the "
+                "micro-batch, batch_size / accumulate over all ranks, must be 2 or more (larger is "
+                "better), or set contrastive_batch"
+            )
         files = method_files(methods.get(config.method), config, run)
         keywords = config.method_args | files
         method = methods.create(config.method, encoder, **keywords)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"method: {error}") from error
+    except (TypeError, ValueError, *TOO_LARGE) as error:
+        raise setting_error("method", config.method_args, error) from error
     return place(method, device)
 
 
@@ -254,7 +275,8 @@ def method_files(
 ) -> dict[str, Any]:
     """The method's files: the run's own copies, those of the run it branches off, or as given."""
     names = method.files
-    files = {name: config.method_args[name] for name in names if name in config.method_args}
+    given = {name: config.method_args[name] for name in names if name in config.method_args}
+    files = {k: user_path(v) if isinstance(v, (str, Path)) else v for k, v in given.items()}
     if config.resume not in ("auto", "never"):
         files |= RunFolder.of_checkpoint(config.resume).copies(names)
     return files | (run.copies(names) if run else {})

@@ -1,3 +1,4 @@
+import errno
 import shutil
 import subprocess
 import sys
@@ -169,3 +170,19 @@ def test_where_the_cache_is(monkeypatch, tmp_path):
     assert cache_folder() == tmp_path / "b" / "sslfast"
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert cache_folder() == Path.home() / ".cache" / "sslfast"
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", dict[int, object]().__getitem__)  # an unknown user
+    with pytest.raises(ValueError, match=r"no home folder .HOME is not set.*set SSLFAST_CACHE"):
+        cache_folder()
+
+
+def test_a_full_disk_is_said_to_be_the_caches(tmp_path):
+    def fill(folder: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(
+        OSError, match=r"no room for sslfast's cache.* SSLFAST_CACHE.*/set'"
+    ) as told:
+        make_folder(tmp_path / "set", fill)
+    assert told.value.errno == errno.ENOSPC
+    assert not list(tmp_path.iterdir())

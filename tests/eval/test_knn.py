@@ -95,5 +95,5 @@ def test_arguments_are_checked(generator):
     with pytest.raises(ValueError, match="k must be at least 1"):
         knn_accuracy(train, train, k=0)
     for temperature in (0.0, -1.0, float("nan")):
-        with pytest.raises(ValueError, match="temperature must be positive"):
+        with pytest.raises(ValueError, match=r"temperature must be (more than 0|a finite number)"):
             knn_accuracy(train, train, temperature=temperature)

@@ -200,7 +200,9 @@ def test_arguments_are_checked():
     with pytest.raises(ValueError, match="labels_per_class must be at least 1"):
         linear_probe(features, features, labels_per_class=0)
     for fraction in (0.0, 1.5, float("nan")):
-        with pytest.raises(ValueError, match="label_fraction must be in"):
+        with pytest.raises(
+            ValueError, match=r"label_fraction must be (more than 0|at most 1|a finite number)"
+        ):
             linear_probe(features, features, label_fraction=fraction)
     single = features.select(features.labels == 0)
     with pytest.raises(ValueError, match="at least two classes"):

@@ -88,6 +88,14 @@ def test_map_shows_every_class(tmp_path):
         assert has_colour(pixels, blend)
 
 
+def test_map_takes_names_that_cannot_be_printed(tmp_path):
+    # A byte that is no UTF-8, as Python reads it from a folder's name, and control characters.
+    path = plots.plot_map(
+        torch.randn(4, 2), torch.arange(4) % 2, ["a\udcff", "b\x1b[31m\x07"], tmp_path / "m.png"
+    )
+    assert read(path).ndim == 3
+
+
 def test_map_without_labels_and_with_too_many_for_a_legend(tmp_path):
     points = torch.randn(200, 2)
     assert read(plots.plot_map(points, None, None, tmp_path / "a.png")).shape == (900, 975, 3)

@@ -225,10 +225,14 @@ def test_bad_options() -> None:
     x = torch.randn(4, 3)
     for loss in (partial(ntxent, x, x), partial(info_nce, x, x), partial(clip, x, x, 1.0)):
         for value in (-0.1, 1.0, math.nan):
-            with pytest.raises(ValueError, match="debiased must be a probability below 1"):
+            with pytest.raises(
+                ValueError, match=r"debiased must be a (probability below 1|finite number)"
+            ):
                 loss(debiased=value)
         for value in (-0.1, 1.1, math.nan):
-            with pytest.raises(ValueError, match=r"label_smoothing must be in \[0, 1\]"):
+            with pytest.raises(
+                ValueError, match=r"label_smoothing must be (in \[0, 1\]|a finite number)"
+            ):
                 loss(label_smoothing=value)
         with pytest.raises(ValueError, match="decoupled and label_smoothing cannot be combined"):
             loss(decoupled=True, label_smoothing=0.1)

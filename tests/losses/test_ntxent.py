@@ -164,7 +164,9 @@ def test_non_finite_embeddings_give_a_non_finite_loss() -> None:
 
 @pytest.mark.parametrize("temperature", [0, 0.0, 1e-9, math.nan])
 def test_temperature_zero(temperature: float) -> None:
-    with pytest.raises(ValueError, match="temperature must be a number other than 0"):
+    with pytest.raises(
+        ValueError, match=r"temperature must be a (finite number|number other than 0)"
+    ):
         NTXentLoss(temperature)
 
 
@@ -178,7 +180,7 @@ def test_temperature_zero(temperature: float) -> None:
         (torch.empty(0, 8), torch.empty(0, 8), ValueError, "out0 is empty"),
         (torch.randn(4, 8), torch.randn(4, 8).double(), ValueError, "float32, but out1"),
         (torch.randn(4, 8), torch.empty(4, 8, device="meta"), ValueError, "out1 is on meta"),
-        ([[1.0]], torch.randn(1, 1), TypeError, "must be a torch.Tensor, got list"),
+        ([[1.0]], torch.randn(1, 1), TypeError, "must be a torch.Tensor, got"),
     ],
 )
 def test_bad_embeddings(a, b, error, message) -> None:

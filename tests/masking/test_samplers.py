@@ -338,8 +338,8 @@ BAD = [
     (lambda: random_mask(2, 196, 0.0, seed=0), "leaves every patch of 196 visible"),
     (lambda: random_mask(2, 1, 0.75, seed=0), "leaves no patch of 1 visible"),
     (lambda: random_mask(2, 0, 0.75, seed=0), "num_patches must be at least 1"),
-    (lambda: random_mask(-1, 9, seed=0), "batch must not be negative"),
-    (lambda: random_mask(2, 9, seed=0, stream=-1), "stream must lie in"),
+    (lambda: random_mask(-1, 9, seed=0), "batch must be at least 0"),
+    (lambda: random_mask(2, 9, seed=0, stream=-1), "stream must be at least 0"),
     (lambda: random_mask(2, 9, seed=0, sample_ids=torch.arange(3)), r"shape \[2\]"),
     (lambda: random_mask(2, 9, seed=0, step=torch.zeros(2).long()), "step must be one integer"),
     (lambda: random_mask(2, 10, 0.9, seed=0), r"int\(0.9999.*rounded down.*such as 0.85"),
@@ -383,7 +383,7 @@ def test_bad_input(call: Callable[[], object], message: str) -> None:
 @pytest.mark.parametrize("wrong", [1.7, 1.0, "1", None])
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_seed_and_step_are_integers(name: str, wrong: Any) -> None:
-    with pytest.raises(TypeError, match="step must be an integer, got"):
+    with pytest.raises(TypeError, match=r"step must be an integer or a torch\.Tensor, got"):
         SAMPLERS[name](IDS, seed=0, step=wrong)
     with pytest.raises(TypeError, match="seed must be an integer, got"):
         SAMPLERS[name](IDS, seed=wrong)

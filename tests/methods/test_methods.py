@@ -101,7 +101,7 @@ def test_unknown_names_suggest_the_nearest() -> None:
         methods.create("simclr", encoder, temprature=0.2)
     with pytest.raises(ValueError, match="temperature"):
         methods.create("simclr", encoder, temperature=0.0)
-    with pytest.raises(ValueError, match="widths of a head"):
+    with pytest.raises(ValueError, match="hidden_dim must be at least 1, or None, got -1"):
         methods.create("simclr", encoder, hidden_dim=-1)
 
 

@@ -328,7 +328,7 @@ def test_videos_in_tubelets():
 
 @pytest.mark.parametrize("rate", [-0.1, 1.0, float("nan")])
 def test_drop_path_rate_is_a_probability_below_1(rate):
-    with pytest.raises(ValueError, match=r"drop_path_rate must lie in \[0, 1\), got"):
+    with pytest.raises(ValueError, match=r"drop_path_rate must be .*, got"):
         small(drop_path_rate=rate)
 
 

@@ -1,5 +1,6 @@
 """Whole runs through the real loader, in this process and in others."""
 
+import errno
 import json
 import logging
 import shutil
@@ -16,14 +17,13 @@ from toys import entries
 
 import sslfast
 from sslfast.data.batch import map_tensors
-from sslfast.training import TrainConfig, checkpoint
+from sslfast.training import checkpoint
 from sslfast.training.config import ConfigError
 from sslfast.training.run_folder import RunFolder
 
 
 def train(settings: dict[str, Any], out: Path, **changes: Any) -> RunFolder:
-    config = TrainConfig.from_dict({**settings, "out": str(out), **changes})
-    return RunFolder(sslfast.train(config))
+    return RunFolder(sslfast.train({**settings, "out": str(out), **changes}))
 
 
 def final_state(run: RunFolder) -> dict[str, Any]:
@@ -114,6 +114,12 @@ def test_wrong_settings_leave_no_folder(settings: dict[str, Any], tmp_path: Path
         ({"method_args": {"tau": 1}}, ConfigError, "no hyperparameter 'tau'"),
         ({"recipe": "simclrr"}, ConfigError, "Did you mean 'simclr'"),
         ({"recipe_args": {"crop": [0.1, 1]}}, ConfigError, "no field 'crop'"),
+        ({"recipe_args": {"flip": 2}}, ConfigError, "^recipe_args.flip must be at most 1, got 2"),
+        ({"recipe": "mae"}, ConfigError, "makes 1 views of a sample, and simclr learns from 2"),
+        ({"model_args": {"width": 0}}, ConfigError, "^model_args.width must be at least 1, got 0"),
+        ({"method_args": {"hidden_dim": 0}}, ConfigError, "^method_args.hidden_dim must be at lea"),
+        ({"accumulate": 16}, ConfigError, "compares images, and its loss would see one at a time"),
+        ({"contrastive_batch": 1, "accumulate": 16}, ConfigError, "would see one at a time"),
         ({"data": str(tmp_path / "none")}, FileNotFoundError, "no such folder"),
         ({"batch_size": 512}, ValueError, "fewer than one global batch"),
     ]
@@ -121,6 +127,19 @@ def test_wrong_settings_leave_no_folder(settings: dict[str, Any], tmp_path: Path
         with pytest.raises(error, match=message):
             train(settings, tmp_path / "run", **changes)
         assert not (tmp_path / "run").exists()
+    with pytest.raises(ConfigError, match="a TrainConfig, or a dict of settings, got str"):
+        sslfast.train("run.yaml")
+
+
+def test_a_full_cache_is_not_reported_as_the_runs_disk(
+    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "no room for sslfast's cache", "cache")
+
+    monkeypatch.setattr("sslfast.data.open_dataset", full)
+    with pytest.raises(OSError, match=r"no room for sslfast's cache: 'cache'"):
+        train(settings, tmp_path / "run")
 
 
 KILLED = """

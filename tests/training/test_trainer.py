@@ -53,6 +53,20 @@ def power_cut(batch: Batch) -> None:
     raise PowerCutError
 
 
+@pytest.mark.parametrize("epochs", [3.0, 4.5])
+def test_a_warm_up_longer_than_the_run_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, epochs: float
+) -> None:
+    # Four steps an epoch, 12 in all: three epochs are not longer.
+    config = toy_config(tmp_path / "run", warmup_epochs=epochs)
+    run = toy_fit(config, toy_method(), ToyLoader())
+    said = (
+        "warmup_epochs 4.5 is longer than the run of 3 epochs: the learning rate rises to 0.00667"
+    )
+    assert (said in caplog.text) == (epochs > 3)
+    assert entries(run)[-1]["lr"] == pytest.approx(0.01 * 3 / epochs)
+
+
 def test_a_run_from_beginning_to_end(tmp_path: Path) -> None:
     config = toy_config(tmp_path / "run", warmup_epochs=1.0)
     method = toy_method()

@@ -9,14 +9,7 @@ from sslfast.ops import random_patch_mask
 from ._common import RANDOM, PatchMask, Stream, source
 
 
-def _check_ratio(mask_ratio: float) -> None:
-    if not 0 <= mask_ratio <= 1:  # so neither is NaN
-        raise ValueError(f"mask_ratio must lie in (0, 1), got {mask_ratio}")
-
-
-def _check_keep(keep: int, patches: int, given: str, what: str) -> int:
-    if patches < 1:
-        raise ValueError(f"{what} must be at least 1, got {patches}")
+def _check_keep(keep: int, patches: int, given: str) -> int:
     if not 0 < keep < patches:
         left = "no" if keep <= 0 else "every"
         raise ValueError(
@@ -66,7 +59,7 @@ def random_mask(
         keep = _keep_of(num_patches, mask_ratio)
     else:
         keep = num_patches - num_masked
-        _check_keep(keep, num_patches, f"num_masked={num_masked}", "num_patches")
+        _check_keep(keep, num_patches, f"num_masked={num_masked}")
     words = source(
         RANDOM, batch, seed=seed, step=step, sample_ids=sample_ids, stream=stream, device=device
     )
@@ -83,7 +76,6 @@ def _keep_of(num_patches: int, mask_ratio: float) -> int:
     Raises:
         ValueError: none or all.
     """
-    _check_ratio(mask_ratio)
     keep = int(num_patches * (1 - mask_ratio))
     if num_patches > 1 and 0 < mask_ratio < 1 and not keep:
         # As a decimal number the ratio may leave exactly one: 10 * (1 - 0.9) is 0.99...98.
@@ -92,7 +84,7 @@ def _keep_of(num_patches: int, mask_ratio: float) -> int:
             f"mask_ratio)) = int({num_patches * (1 - mask_ratio):.17g}) is rounded down to 0. To "
             f"keep one patch, choose a ratio such as {1 - 1.5 / num_patches:.6g}"
         )
-    return _check_keep(keep, num_patches, f"mask_ratio={mask_ratio}", "num_patches")
+    return _check_keep(keep, num_patches, f"mask_ratio={mask_ratio}")
 
 
 @checked
@@ -130,15 +122,11 @@ def tube_mask(
     Raises:
         ValueError: no frames, or a ratio that leaves no patch visible or none hidden.
     """
-    if frames < 1:
-        raise ValueError(f"frames must be at least 1, got {frames}")
-    _check_ratio(mask_ratio)
     hidden = int(patches_per_frame * mask_ratio)
     keep = _check_keep(
         patches_per_frame - hidden,
         patches_per_frame,
         f"mask_ratio={mask_ratio}",
-        "patches_per_frame",
     )
     words = source(
         RANDOM, batch, seed=seed, step=step, sample_ids=sample_ids, stream=stream, device=device

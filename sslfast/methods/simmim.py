@@ -43,15 +43,12 @@ class SimMIM(Method):
     encoder: VisionTransformer
 
     def __init__(
-        self,
-        encoder: VisionTransformer,
-        *,
-        mask_ratio: Probability = 0.6,
-        mask_patches: PositiveInt = 2,
-    ) -> None:
+        self, encoder: VisionTransformer, *,
+        mask_ratio: Probability = 0.6, mask_patches: PositiveInt = 2,
+    ) -> None:  # fmt: skip
         super().__init__(encoder)
         rows, columns = masked.image_grid(encoder)
-        if mask_patches < 1 or rows % mask_patches or columns % mask_patches:
+        if rows % mask_patches or columns % mask_patches:
             raise ValueError(
                 f"mask_patches={mask_patches} does not divide the grid of {rows} x {columns} "
                 "patches: choose one that does"

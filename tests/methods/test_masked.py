@@ -355,7 +355,7 @@ def test_wrong_settings_are_explained() -> None:
     with pytest.raises(ValueError, match=r"mask_ratio=0.99 hides 16 of 16 patches: choose"):
         small("simmim", mask_ratio=0.99)
     for name in ("mae", "simmim", "beit"):
-        with pytest.raises(ValueError, match=r"mask_ratio must lie in \(0, 1\), got nan"):
+        with pytest.raises(ValueError, match="mask_ratio must be a finite number, got nan"):
             small(name, mask_ratio=math.nan)
     for name in NAMES:
         with pytest.raises(ValueError, match="build the encoder without num_frames"):

@@ -9,6 +9,7 @@ all ranks (sslfast.losses.distributed).
 import inspect
 import itertools
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ from sslfast.training.roll_call import (
 )
 
 _GROUPS = itertools.count()
+_TIDY = 0.1  # seconds
 
 
 @dataclass(frozen=True)
@@ -210,5 +212,8 @@ def ranks(device: str) -> Iterator[Ranks]:
         with here.watched():
             yield here
     finally:
+        # When a group goes, torch joins gloo's threads with Python's lock held. One that still tidies
+        # up after its last work wants that lock: both would wait for ever.
+        time.sleep(_TIDY)
         if joined or host is not None:
             dist.destroy_process_group(None if joined else host)

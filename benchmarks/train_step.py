@@ -27,6 +27,7 @@ from benchmarks.peaks import product_run
 from benchmarks.phases import Clock, flop_of_a_step, parameters, phases, shares
 from benchmarks.record import OURS, Record
 from sslfast.data import Batch
+from sslfast.data.manifest import Manifest
 from sslfast.methods.base import Context, Method
 from sslfast.training import TrainConfig
 from sslfast.training.distributed import Ranks
@@ -95,6 +96,8 @@ class Memory:
     def __init__(self, preset: Preset, device: torch.device, batches: int = 4) -> None:
         size, shape = preset.batch, (preset.batch, 3, preset.side, preset.side)
         self.num_samples, self.steps_per_epoch = size * batches, batches
+        names = [str(i) for i in range(self.num_samples)]
+        self.manifest = Manifest("random numbers", None, names, [0] * len(names))
         self.batches = [
             Batch(
                 tuple(torch.randn(shape, device=device) for _ in range(preset.views)),

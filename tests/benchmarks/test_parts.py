@@ -199,8 +199,12 @@ def test_wheels_are_unpacked_and_missing_peers_named(
     assert "memeff" not in missing
 
 
-def test_a_rehearsal_from_end_to_end(tmp_path: Path) -> None:
+def test_a_rehearsal_from_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No GPU, no build: one part, in a tree of links of its own."""
+    # Which later tests, and the processes that they start, must not import from.
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    for name in ("PYTHONPATH", gpu.COMMIT):
+        monkeypatch.setenv(name, os.environ.get(name, ""))
     given = ["--only", "peaks", "--work", str(tmp_path / "work"), "--skip-build"]
     status = gpu.main(["--out", str(tmp_path), "--device", "cpu", "--commit", "c0ffee", *given])
     found = json.loads((tmp_path / "gpu.json").read_text())

@@ -28,6 +28,14 @@ def test_signals_are_noted_and_their_handlers_put_back(
 
 def test_a_second_interrupt_says_what_it_does(caplog: pytest.LogCaptureFixture) -> None:
     def interrupt_twice() -> None:
+        # Programs in a background are started with Ctrl-C ignored.
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            twice()
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+    def twice() -> None:
         with catch_signals():
             signal.raise_signal(signal.SIGTERM)
             signal.raise_signal(signal.SIGTERM)  # torchrun's, after that of the terminal

@@ -91,16 +91,15 @@ def checked(function: Callable[P, R], but: Sequence[str] = ()) -> Callable[P, R]
         BadArgument: from the call; it is a TypeError and a ValueError.
     """
     names = tuple(inspect.signature(function).parameters)
-    rules = functools.cache(
-        lambda: {k: v for k, v in _rules(function, "None").items() if k not in but}
-    )
+    but = tuple(but)
     torch = sys.modules.get("torch")
     compiling = torch.compiler.is_compiling if torch else bool  # bool() is False
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         if not compiling():
-            _check(rules(), {**dict(zip(names, args, strict=False)), **kwargs})
+            given = {**dict(zip(names, args, strict=False)), **kwargs}
+            _check(_rules_but(function, but), given)
         return function(*args, **kwargs)
 
     return call
@@ -147,6 +146,11 @@ def _rules(function: Any, none: str) -> dict[str, Rule]:
         return {}
     found = {name: _rule(hint, none) for name, hint in hints.items() if name != "return"}
     return {name: rule for name, rule in found.items() if rule is not None}
+
+
+@functools.cache
+def _rules_but(function: Any, but: tuple[str, ...]) -> dict[str, Rule]:
+    return {name: rule for name, rule in _rules(function, "None").items() if name not in but}
 
 
 def _rule(hint: Any, none: str) -> Rule | None:

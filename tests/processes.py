@@ -1,5 +1,6 @@
 """Runs a function in several processes that form one gloo group."""
 
+import multiprocessing
 import os
 import socket
 import sys
@@ -29,4 +30,8 @@ def run(size: int, function: Callable[..., None], *args: Any) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    mp.spawn(_worker, (size, port, function, args), nprocs=size)
+    # Forked from one process that has imported what takes seconds, and has run nothing.
+    multiprocessing.set_forkserver_preload(["sslfast.losses", "torch._dynamo"])
+    mp.start_processes(
+        _worker, (size, port, function, args), nprocs=size, start_method="forkserver"
+    )

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sslfast import data, masking, methods, models
+from sslfast import data, losses, masking, methods, models
 from sslfast._arguments import (
     BadArgument,
     Part,
@@ -184,3 +184,12 @@ def test_probabilities_and_widths_are_documented_ranges() -> None:
     assert repr(Probability) == "typing.Annotated[float, in [0, 1]]"
     assert repr(PositiveFloat) == "typing.Annotated[float, more than 0]"
     assert repr(PositiveInt) == "typing.Annotated[int, at least 1]"
+
+
+def test_an_object_may_be_made_in_compiled_code() -> None:
+    @torch.compile(fullgraph=True, backend="eager")
+    def call(x: Tensor) -> Tensor:
+        return losses.SupConLoss(0.3)(x, torch.arange(4) % 2)
+
+    x = torch.randn(4, 3)
+    torch.testing.assert_close(call(x), losses.SupConLoss(0.3)(x, torch.arange(4) % 2))

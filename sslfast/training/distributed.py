@@ -212,8 +212,8 @@ def ranks(device: str) -> Iterator[Ranks]:
         with here.watched():
             yield here
     finally:
-        # When a group goes, torch joins gloo's threads with Python's lock held. One that still tidies
-        # up after its last work wants that lock: both would wait for ever.
+        # When a group goes, torch joins gloo's threads with Python's lock held. One that still
+        # tidies up after its last work wants that lock: both would wait for ever.
         time.sleep(_TIDY)
         if joined or host is not None:
             dist.destroy_process_group(None if joined else host)

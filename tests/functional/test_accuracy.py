@@ -154,8 +154,8 @@ def test_errors_are_no_larger_than_those_of_eager(name: str, noise: float, backe
                 with sslfast.use_backend(backend):
                     v, g = value_and_gradient(loss, views, t)
                 errors += torch.stack(((v - value) ** 2, ((g - gradient) ** 2).sum()))
-        # A tenth for luck: both are sums of the same number of roundings. SupCon's positives are sums
-        # of rows here and logits there: in torch's own operations a quarter more, as measured.
+        # A tenth for luck: both are sums of the same number of roundings. SupCon's positives are
+        # sums of rows here and logits there: in torch's own operations a quarter more, as measured.
         luck = 1.3 if (name, backend) == ("supcon", "tiled") else 1.1
         assert squares[ours][0].sqrt() <= luck * squares[eager][0].sqrt() + rounding**0.5, t
         assert squares[ours][1].sqrt() <= luck * squares[eager][1].sqrt(), t

@@ -204,14 +204,14 @@ def test_bad_arguments() -> None:
 
 
 def test_large_problem_in_linear_memory() -> None:
-    """M = 131072 in less than 1 GB beside the inputs; the whole matrix would take 64 GB."""
+    """M = 65536 in less than 512 MB beside the inputs; the whole matrix would take 16 GB."""
     import resource
 
-    n = 65536
+    n = 32768
     a, b = torch.randn(n, 16, requires_grad=True), torch.randn(n, 16)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     NTXentLoss(0.1)(a, b).backward()
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     assert a.grad is not None
     assert a.grad.isfinite().all()
-    assert grown < 1 << 20  # in KiB
+    assert grown < 1 << 19  # in KiB

@@ -1,10 +1,10 @@
 """Checkpoint files: written whole or not at all, checked when read, the newest few kept."""
 
+import hashlib
 import logging
 import pickle
 import re
 import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -45,14 +45,19 @@ def step_of(path: Path) -> int:
     return int(path.stem.removeprefix("step_"))
 
 
-def fingerprint(tensors: Mapping[str, Tensor]) -> str:
-    """A checksum over names, shapes and values: tells whose weights these are."""
-    crc32 = 0
-    for name, tensor in tensors.items():
-        crc32 = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), crc32)
+def digest(tensors: Mapping[str, Tensor], text: str = "") -> str:
+    """SHA-256, in hexadecimal, of a text and of tensors: names, types, shapes and bytes."""
+    found = hashlib.sha256(text.encode())
+    for name, tensor in sorted(tensors.items()):
+        found.update(f"\n{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
         values = tensor.detach().cpu().contiguous().reshape(-1)
-        crc32 = zlib.crc32(values.view(torch.uint8).numpy().data, crc32)
-    return f"{crc32:08x}"
+        found.update(values.view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+def fingerprint(tensors: Mapping[str, Tensor]) -> str:
+    """Tells whose weights these are, by names, types, shapes and values."""
+    return digest(tensors)[:16]
 
 
 def save(folder: Path, step: int, state: dict[str, Any], keep: int) -> Path:

@@ -1,13 +1,11 @@
 """Files of an encoder: .safetensors, ours with a description and a checksum."""
 
-import hashlib
 import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from sslfast._extras import require
@@ -150,11 +148,7 @@ def described_bytes(description: Mapping[str, Any], tensors: Mapping[str, Tensor
 def checksum(description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
     """SHA-256, in hexadecimal, of a description and of tensors: names, types, shapes and bytes."""
     plain = json.loads(json.dumps(description))  # as it is read: no tuples
-    digest = hashlib.sha256(json.dumps(plain, sort_keys=True).encode())
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"\n{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    return checkpoint.digest(tensors, json.dumps(plain, sort_keys=True))
 
 
 def _damaged(path: Path, error: Exception) -> WeightsError:

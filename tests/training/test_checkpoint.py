@@ -134,12 +134,13 @@ def test_a_fingerprint_is_of_names_shapes_and_values() -> None:
     }
     own = checkpoint.fingerprint(weights)
     assert checkpoint.fingerprint({**weights, "a": weights["a"].T.contiguous().T}) == own
+    assert checkpoint.fingerprint({name: weights[name] for name in "bac"}) == own
     changed = [
         {**weights, "a": weights["a"].view(3, 2)},
         {**weights, "b": torch.tensor(4)},
         {**weights, "c": weights["c"].flip(0)},
         {**weights, "d": torch.zeros(0)},
-        {"b": weights["b"], "a": weights["a"], "c": weights["c"]},
+        {"e": weights["a"], "b": weights["b"], "c": weights["c"]},
     ]
     assert len({own, *map(checkpoint.fingerprint, changed)}) == 6
 

@@ -37,14 +37,15 @@ bench: $(VENV)/.dev peers
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
-# torch first: the build of torch that the index serves by this version, and no other.
+# torch first: the build of torch that the index serves by this version, and no other. What builds the
+# extension stays in the environment, so that the second install compiles nothing.
 $(VENV)/.demo: $(VENV)/bin/python constraints.txt pyproject.toml setup.py CMakeLists.txt $(shell find csrc -type f)
-	$(PIP) torch==2.13.0
-	$(PIP) --editable ".[train,dali]"
+	$(PIP) torch==2.13.0 "setuptools>=70" pybind11 cmake ninja
+	$(PIP) --no-build-isolation --editable ".[train,dali]"
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.demo
-	$(PIP) --editable ".[train,dali,video,dev]"
+	$(PIP) --no-build-isolation --editable ".[train,dali,video,dev]"
 	touch $@
 
 # Other libraries' losses, as oracles and baselines, without what they depend on.

@@ -44,7 +44,8 @@ class CMakeBuild(build_ext):
         import pybind11
 
         target = Path(self.get_ext_fullpath(ext.name)).resolve().parent
-        build = Path(self.build_temp).resolve() / "cmake"
+        # Not build_temp, which goes with every editable install: what is unchanged stays compiled.
+        build = HERE / "build" / "cmake" / str(sys.implementation.cache_tag)
         build.mkdir(parents=True, exist_ok=True)
         # ninja and cmake may be Python packages beside this interpreter, outside the PATH.
         path = os.pathsep.join((sysconfig.get_path("scripts"), os.environ.get("PATH", "")))

@@ -161,7 +161,8 @@ def _rule(hint: Any, none: str) -> Rule | None:
     if origin is Annotated:
         return _within(_rule(parts[0], none), [x for x in parts[1:] if isinstance(x, Range)])
     if origin is Literal:
-        return _if(lambda x: isinstance(x, str) and x in parts, f"one of {', '.join(parts)}")
+        names = ", ".join(part or '""' for part in parts)
+        return _if(lambda x: isinstance(x, str) and x in parts, f"one of {names}")
     if origin is tuple or (inspect.isclass(origin) and issubclass(origin, Sequence)):
         fixed = origin is tuple and Ellipsis not in parts
         rules = [_rule(part, none) for part in parts if part is not Ellipsis]
@@ -256,10 +257,11 @@ def _is_number(value: Any) -> bool:
 
 
 _NAMES = {int: "an integer", float: "a finite number", bool: "true or false", str: "text"}
+_NUMPY_BOOL = ("<class 'numpy.bool'>", "<class 'numpy.bool_'>")  # which is not imported for this
 _TESTS: dict[type, Callable[[Any], bool]] = {
     int: _is_integer,
     float: _is_number,
-    bool: lambda value: isinstance(value, bool),
+    bool: lambda value: isinstance(value, bool) or str(type(value)) in _NUMPY_BOOL,
     str: lambda value: isinstance(value, str),
 }
 

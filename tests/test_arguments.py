@@ -40,6 +40,7 @@ def everything(
     widths: Sequence[PositiveInt] = (),
     size: PositiveInt | tuple[PositiveInt, PositiveInt] = 1,
     choice: Literal["a", "b"] = "a",
+    empty: Literal["", "x"] = "",
     switch: bool = False,
     name: str = "",
     table: dict[str, Any] | None = None,
@@ -68,7 +69,8 @@ def everything(
         ("widths", [(), [1, 2]], [[0]], "a list of values, each at least 1"),
         ("size", [3, (3, 4)], [(0, 4), 0], "at least 1"),
         ("choice", ["a", "b"], ["c", None, 1, ["a"]], "one of a, b"),
-        ("switch", [True, False], [1, 0, "true", None], "true or false"),
+        ("switch", [True, np.bool_(False)], [1, 0, "true", None], "true or false"),
+        ("empty", ["", "x"], ["y"], 'one of "", x'),
         ("name", ["x"], [b"x", 1, None], "text"),
         ("table", [{}, None], [[], "x"], "a dict or None"),
         (

@@ -36,7 +36,7 @@ class InfoNCE(nn.Module):
     @checked
     def __init__(
         self,
-        temperature: float = 0.1,
+        temperature: float | Tensor = 0.1,
         reduction: str = "mean",
         negative_mode: str = "unpaired",
         process_group: Any = None,

@@ -51,7 +51,7 @@ class NTXentLoss(nn.Module):
     @checked
     def __init__(
         self,
-        temperature: float = 0.5,
+        temperature: float | Tensor = 0.5,
         memory_bank_size: int | Sequence[int] = 0,
         gather_distributed: bool = False,
         process_group: Any = None,

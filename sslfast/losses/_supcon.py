@@ -32,7 +32,7 @@ class SupConLoss(nn.Module):
     """
 
     @checked
-    def __init__(self, temperature: float = 0.1, process_group: Any = None) -> None:
+    def __init__(self, temperature: float | Tensor = 0.1, process_group: Any = None) -> None:
         super().__init__()
         self.temperature = temperature
         self.process_group = process_group

@@ -65,7 +65,7 @@ class DCLLoss(nn.Module):
     @checked
     def __init__(
         self,
-        temperature: float = 0.1,
+        temperature: float | Tensor = 0.1,
         weight_fn: Callable[[Tensor, Tensor], Tensor] | None = None,
         gather_distributed: bool = False,
         process_group: Any = None,
@@ -134,7 +134,7 @@ class DCLWLoss(DCLLoss):
     @checked
     def __init__(
         self,
-        temperature: float = 0.1,
+        temperature: float | Tensor = 0.1,
         sigma: PositiveFloat = 0.5,
         gather_distributed: bool = False,
         process_group: Any = None,

@@ -1,6 +1,6 @@
 """Any loss over prefixes of the embedding dimension."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import Tensor, nn
@@ -36,8 +36,8 @@ class MatryoshkaLoss(nn.Module):
     def __init__(
         self,
         loss: Callable[..., Tensor],
-        dims: Sequence[int],
-        weights: Sequence[float] | None = None,
+        dims: Iterable[int],
+        weights: Iterable[float] | None = None,
         *,
         normalize: bool = False,
     ) -> None:
@@ -45,7 +45,7 @@ class MatryoshkaLoss(nn.Module):
         self.loss = loss
         self.dims = tuple(dims)
         if not self.dims or not all(isinstance(m, int) and m > 0 for m in self.dims):
-            raise ValueError(f"dims must be positive integers, got {list(dims)}")
+            raise ValueError(f"dims must be positive integers, got {list(self.dims)}")
         self.weights = (1.0,) * len(self.dims) if weights is None else tuple(weights)
         if len(self.weights) != len(self.dims):
             raise ValueError(f"{len(self.dims)} dims need as many weights, got {len(self.weights)}")

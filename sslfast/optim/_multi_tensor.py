@@ -92,10 +92,14 @@ class MultiTensor(ABC):
         """Add a group, as torch's optimisers do.
 
         Raises:
-            ValueError: an option of torch's that this optimiser does not have.
+            ValueError: an option of torch's that this optimiser does not have, or a number that is
+                none.
         """
         self._refuse_unsupported([param_group])
         super().add_param_group(param_group)  # type: ignore[misc]
+        for name, value in self.param_groups[-1].items():
+            if isinstance(value, float) and not 0 <= value < math.inf:  # NaN is none of it either
+                raise ValueError(f"{name} must be a finite number, not below 0, got {value}")
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what ``state_dict`` of this optimiser, or of torch's of the same name, returned.

@@ -1,5 +1,6 @@
 """LARS, and SGD with momentum, in one pass over all tensors, with the EMA teacher in it."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -36,8 +37,8 @@ class LARS(MultiTensor, torch.optim.SGD):
             do.
         trust_coefficient: of the ratio.
         eps: added to its denominator.
-        dampening, maximize, differentiable: torch's; only 0 and False.
-        foreach, fused: torch's, which change nothing here: it is one pass, whatever they are.
+        dampening, maximize, differentiable, amsgrad: torch's; only 0 and False.
+        foreach, capturable, fused: torch's, which change nothing here: it is one pass.
         max_norm: clip the gradients to this Euclidean norm over all parameters first, without
             writing them; ``grad_norm`` is the norm before, a tensor (``math.inf`` measures it and
             clips nothing).
@@ -48,7 +49,7 @@ class LARS(MultiTensor, torch.optim.SGD):
         ValueError: numbers out of range, or a teacher of another network.
     """
 
-    UNSUPPORTED = ("dampening", "maximize", "differentiable")
+    UNSUPPORTED = ("dampening", "maximize", "differentiable", "amsgrad")
 
     def __init__(
         self,
@@ -63,17 +64,20 @@ class LARS(MultiTensor, torch.optim.SGD):
         eps: float = 1e-8,
         dampening: float = 0.0,
         maximize: bool = False,
+        amsgrad: bool = False,
         foreach: bool | None = None,
+        capturable: bool = False,
         differentiable: bool = False,
         fused: bool | None = None,
         max_norm: float | None = None,
         ema: EMATeacher | None = None,
     ) -> None:
         asked = {"dampening": dampening, "maximize": maximize, "differentiable": differentiable}
+        asked["amsgrad"] = amsgrad
         self._refuse_unsupported([asked])
-        if not trust_coefficient > 0:
+        if not 0 < trust_coefficient < math.inf:
             raise ValueError(f"trust_coefficient must be positive, got {trust_coefficient}")
-        if not eps >= 0:
+        if not 0 <= eps < math.inf:
             raise ValueError(f"eps must not be negative, got {eps}")
         self._trust = {"trust": trust, "trust_coefficient": trust_coefficient, "eps": eps}
         super().__init__(

@@ -4,6 +4,7 @@ import dataclasses
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from numbers import Number
 from pathlib import Path
 from typing import Any, Literal
 
@@ -113,7 +114,12 @@ class TrainConfig:
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
-        """Paths as text, those that are written with ~ for the home folder."""
+        """Paths as text, those that are written with ~ for the home folder; plain values.
+
+        What config.yaml will hold is compared with these settings when the run goes on.
+        """
+        for item in dataclasses.fields(self):
+            setattr(self, item.name, _plain(getattr(self, item.name)))
         for name in ("data", "out", "init", "resume"):
             value = getattr(self, name)
             if isinstance(value, os.PathLike) or (name != "data" and isinstance(value, str)):
@@ -222,6 +228,19 @@ class TrainConfig:
         yaml = require("yaml", extra="train", purpose="writing config.yaml")
         text = yaml.safe_dump(self.to_dict(), sort_keys=False)
         write_atomically(Path(path), lambda file: file.write(text.encode()))
+
+
+def _plain(value: Any, depth: int = 0) -> Any:
+    """Python's own numbers for NumPy's, and lists for tuples, as YAML has them."""
+    if depth > DEEPEST:  # check_plain refuses it
+        return value
+    if isinstance(value, Mapping):
+        return {key: _plain(inner, depth + 1) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(inner, depth + 1) for inner in value]
+    if isinstance(value, Number) and hasattr(value, "item"):
+        return value.item()
+    return value
 
 
 _OF_A_RANK = ("data", "threads")  # machines may keep the same data in other folders

@@ -109,7 +109,7 @@ class RunFolder:
         """What ``keep_manifest`` wrote; None where that is missing or damaged, which is said."""
         try:
             return Manifest.from_bytes(self._manifest.read_bytes())
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, ValueError) as error:
             logger.warning("%s cannot be read: %s", self._manifest, error)
@@ -158,7 +158,10 @@ class RunFolder:
         if known is not None and known.fingerprint == before:
             what = known.changes(now)
         else:
-            what = f"there were {state['num_samples']} samples, and now {len(now.names)}"
+            what = (
+                f"there were {state['num_samples']} samples, and now {len(now.names)}, of other "
+                "names or sizes (which ones, the run's data.json.gz would say)"
+            )
         raise ConfigError(
             f"the data is not what the run to go on with learnt from: {what}. Restore it, or start "
             "anew with another --out and --init from this run"

@@ -1,5 +1,7 @@
 """What no loss may depend on: the order of pairs, constants that cancel, which tower is which."""
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,7 +11,7 @@ from torch import Tensor
 
 import peers
 from sslfast.functional import clip, info_nce, linear_cross_entropy, ntxent, siglip, supcon
-from sslfast.losses import NTXentLoss
+from sslfast.losses import DCLLoss, DCLWLoss, InfoNCE, NTXentLoss, SupConLoss
 
 sizes = st.integers(2, 70), st.integers(1, 40), st.integers(0, 10**6)
 
@@ -84,3 +86,15 @@ def test_equals_pytorch_metric_learning(temperature: float) -> None:
     torch.testing.assert_close(ours, truth)
     found, expected = torch.autograd.grad(ours, (a, b)), torch.autograd.grad(truth, (a, b))
     torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("loss", [NTXentLoss, InfoNCE, SupConLoss, DCLLoss, DCLWLoss])
+def test_a_temperature_may_be_a_parameter(loss: Any) -> None:
+    temperature = torch.nn.Parameter(torch.tensor(0.3))
+    x, y = torch.randn(2, 6, 5).unbind()
+    inputs = (x, torch.arange(6) % 2) if loss is SupConLoss else (x, y)
+    value = loss(temperature)(*inputs)
+    torch.testing.assert_close(value, loss(0.3)(*inputs))
+    (gradient,) = torch.autograd.grad(value, temperature)
+    assert gradient.isfinite()
+    assert gradient != 0

@@ -89,3 +89,10 @@ def test_bad_arguments() -> None:
         MatryoshkaLoss(NTXentLoss(), (2, 9))(x, x)
     with pytest.raises(ValueError, match="got none"):
         MatryoshkaLoss(NTXentLoss(), (2,))(torch.tensor(1.0))
+
+
+def test_dims_and_weights_may_be_any_iterable() -> None:
+    plain = MatryoshkaLoss(InfoNCE(), [2, 4], [0.5, 1.0])
+    made = MatryoshkaLoss(InfoNCE(), (m for m in (2, 4)), torch.tensor([0.5, 1.0]))
+    x, y = torch.randn(2, 6, 4).unbind()
+    torch.testing.assert_close(made(x, y), plain(x, y))

@@ -156,3 +156,14 @@ def test_a_teacher_on_a_device_of_its_own_follows_apart(kind: str) -> None:
     student = nn.Linear(2, 2)
     with pytest.raises(ValueError, match=r"device of its own.*update\(student\) after step"):
         KINDS[kind](student.parameters(), ema=EMATeacher(student, device="cpu"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ["lr", "weight_decay", "eps"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1.0])
+def test_numbers_that_are_none_are_refused(kind: str, name: str, value: float) -> None:
+    with pytest.raises(ValueError, match=f"(?i){name.replace('_', '.')}|learning rate|epsilon"):
+        KINDS[kind]([nn.Parameter(torch.ones(2))], **{name: value})
+    group = {"params": [nn.Parameter(torch.ones(2))], name: value}
+    with pytest.raises(ValueError, match=f"{name} must be a finite number, not below 0|Invalid"):
+        KINDS[kind]([group])

@@ -177,3 +177,18 @@ def test_arguments_that_no_file_can_hold_are_refused() -> None:
         TrainConfig.from_dict({**given, "model_args": {"weights": Path("x")}})
     with pytest.raises(ConfigError, match=r"recipe_args.crop_scale must be a plain value"):
         TrainConfig.from_dict({**given, "recipe_args": {"crop_scale": [object(), 1.0]}})
+
+
+def test_settings_from_python_are_those_that_the_file_will_hold(tmp_path: Path) -> None:
+    import numpy as np
+
+    given = {"data": "d", "out": "o", "steps": np.int64(2), "lr": np.float32(0.5)}
+    given["recipe_args"] = {"crop_scale": (np.float64(0.5), 1.0)}
+    config = TrainConfig.from_dict(given)
+    config.write(tmp_path / "config.yaml")
+    assert TrainConfig.read(tmp_path / "config.yaml") == config
+    assert config.recipe_args == {"crop_scale": [0.5, 1.0]}
+    loop: list[Any] = []
+    loop.append(loop)
+    with pytest.raises(ConfigError, match="nests values more than"):
+        TrainConfig.from_dict({**given, "model_args": {"a": loop}})

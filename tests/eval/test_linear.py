@@ -88,8 +88,25 @@ def test_fit_agrees_with_scikit_learn(samples, classes, width, regularisation):
     torch.testing.assert_close(actual, expected, rtol=0, atol=5e-3)
 
 
+def test_two_separable_classes_at_a_weak_penalty():
+    """The curvature falls far below that at the start, and the singular values are far apart."""
+    from sklearn.linear_model import LogisticRegression
+
+    data = blobs(10, classes=2, width=16)
+    generator = torch.Generator().manual_seed(0)
+    mix = torch.randn(16, 16, generator=generator).double()
+    x = data.features.double() * torch.logspace(0, -3, 16).double() @ mix
+    x, _ = linear._standardise(x, x)
+    classifier = linear._Classifier.fit(linear._Basis.of(x), x, data.labels, 1e-5, linear._FINAL)
+    peer = LogisticRegression(C=2 / (1e-5 * len(x)), solver="newton-cholesky", tol=1e-9)
+    peer.fit(x.numpy(), data.labels.numpy())
+    expected = torch.from_numpy(peer.decision_function(x.numpy()))
+    logits = classifier.logits(x)
+    torch.testing.assert_close(logits[:, 1] - logits[:, 0], expected, rtol=1e-4, atol=0)
+
+
 def test_a_fit_that_has_not_converged_says_so(monkeypatch):
-    monkeypatch.setattr(linear, "_MAX_ITERATIONS", 3)
+    monkeypatch.setattr(linear, "_MAX_STEPS", 3)
     data = blobs(30, distance=2.0)
     x = data.features.double()
     with pytest.warns(RuntimeWarning, match="not converged at lambda = 1e-05"):

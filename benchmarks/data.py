@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from benchmarks import common
 from sslfast.data import ImageDataset, Recipe, View, make_loader, open_dataset, recipe
-from sslfast.data.builtin import PHOTOS, read_photo
+from sslfast.data.builtin_sets import PHOTOS, read_photo
 
 PEER = "Pillow, 2 workers"
 

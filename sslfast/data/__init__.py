@@ -1,9 +1,9 @@
 """Data: where images and videos come from, what is done to them, and how they arrive in batches."""
 
 from .batch import Batch
-from .builtin import builtin
+from .builtin_sets import builtin
 from .loader import Loader, make_loader
-from .recipe import Recipe, View, recipe
+from .recipes import Recipe, View, recipe
 from .sources import ImageDataset, VideoDataset, open_dataset
 
 __all__ = [

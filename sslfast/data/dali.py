@@ -10,7 +10,7 @@ from sslfast._extras import MissingExtra
 from .check import check_file
 from .pillow import BadPixelsError, decode, pillow
 from .pipeline import ViewPipeline
-from .recipe import Recipe
+from .recipes import Recipe
 from .sources import ImageDataset
 from .steps import Options, Planned, StepLoader
 from .walk import why_not_a_file

@@ -14,7 +14,7 @@ from torch import Tensor
 from sslfast.kernels.philox.reference import philox
 
 from .colour import colour_matrices
-from .recipe import View
+from .recipes import View
 
 STREAM_VIEWS = 0x0DA7A100  # view v draws from stream STREAM_VIEWS + v
 CROP_TRIES = 10  # as in torchvision

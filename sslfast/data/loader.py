@@ -9,7 +9,7 @@ from sslfast._arguments import NonNegativeInt, PositiveInt, Seed, Threads, check
 
 from .batch import Batch
 from .manifest import Manifest
-from .recipe import Recipe
+from .recipes import Recipe
 from .sources import ImageDataset, OnBadImage, VideoDataset
 from .steps import Options
 

@@ -27,7 +27,7 @@ from sslfast._extras import require
 
 from .draws import Draw
 from .pillow import decode
-from .recipe import View
+from .recipes import View
 from .walk import why_not_a_file
 
 

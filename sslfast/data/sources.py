@@ -9,7 +9,7 @@ from typing import Literal, get_args
 from sslfast._arguments import checked
 
 from . import video
-from .builtin import builtin_folder
+from .builtin_sets import builtin_folder
 from .cache import cache_folder
 from .check import Verdict, check_files
 from .manifest import Manifest

@@ -17,7 +17,7 @@ from .colour import recolour
 from .draws import Draw, draw
 from .manifest import Manifest
 from .order import EpochOrder
-from .recipe import Recipe
+from .recipes import Recipe
 from .sources import ImageDataset, OnBadImage, check_policy
 
 logger = logging.getLogger(__name__)  # of its own: heard from every rank (sslfast.cli)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .draws import Draw
-from .recipe import Recipe, View
+from .recipes import Recipe, View
 from .sources import ImageDataset, VideoDataset
 from .steps import Options, Planned, StepLoader
 from .video import BadVideoError, read_frames

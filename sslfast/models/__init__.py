@@ -16,7 +16,7 @@ from sslfast.models.resnet import (
     wide_resnet50_2,
     wide_resnet101_2,
 )
-from sslfast.models.vit import VisionTransformer
+from sslfast.models.vision_transformer import VisionTransformer
 from sslfast.models.vit_sizes import (
     vit,
     vit_base,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from sslfast.models.vit import VisionTransformer
+    from sslfast.models.vision_transformer import VisionTransformer
 
 
 def init_linear(module: nn.Module) -> None:

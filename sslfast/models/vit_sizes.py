@@ -4,7 +4,7 @@ from collections.abc import Callable
 from functools import partial
 
 from sslfast.models.registry import register
-from sslfast.models.vit import VisionTransformer
+from sslfast.models.vision_transformer import VisionTransformer
 
 vit = VisionTransformer
 register(VisionTransformer, "vit")

@@ -93,7 +93,7 @@ def test_a_half_deleted_cache_is_filled_up(tmp_path, monkeypatch, caplog):
     images, labels = builtin("mnist", "test")
     few = {"train": (images[:3].numpy(), labels[:3].numpy())}
     few["test"] = (images[500:502].numpy(), labels[500:502].numpy())
-    monkeypatch.setitem(sys.modules["sslfast.data.builtin"]._READERS, "mnist", few.get)
+    monkeypatch.setitem(sys.modules["sslfast.data.builtin_sets"]._READERS, "mnist", few.get)
     monkeypatch.setenv("SSLFAST_CACHE", str(tmp_path))
     before = open_dataset("builtin:mnist")
     kept, lost = (Path(path) for path in before.paths[:2])

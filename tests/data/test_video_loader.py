@@ -230,7 +230,7 @@ def test_the_built_in_clips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("SSLFAST_CACHE", str(tmp_path))
     monkeypatch.setattr("sslfast.data.clips.LIMIT", {"train": 12, "test": 4})
     monkeypatch.setattr("sslfast.data.clips.CLIPS", {"carphone": "carphone_pristine.mp4"})
-    monkeypatch.setitem(sys.modules["sslfast.data.builtin"]._CLASSES, "clips", ["carphone"])
+    monkeypatch.setitem(sys.modules["sslfast.data.builtin_sets"]._CLASSES, "clips", ["carphone"])
     sets = {split: builtin("clips", split) for split in ("train", "test")}
     assert sets["train"][0].shape == (12, 64, 48, 48, 3)
     assert sets["test"][0].shape == (4, 64, 48, 48, 3)

@@ -59,7 +59,7 @@ class NTXentLoss(nn.Module):
     ) -> None:
         super().__init__()
         check_exchange(exchange, gather_distributed)
-        if not abs(temperature) >= 1e-8:
+        if not isinstance(temperature, Tensor) and not abs(temperature) >= 1e-8:
             raise ValueError(f"temperature must be a number other than 0, got {temperature}")
         self.temperature = temperature
         self.gather_distributed = gather_distributed
@@ -105,7 +105,7 @@ class NTXentLoss(nn.Module):
         return (factor * losses.sum()).to(scale.dtype)
 
 
-def _moco(query: Tensor, key: Tensor, bank: Tensor, temperature: float) -> Tensor:
+def _moco(query: Tensor, key: Tensor, bank: Tensor, temperature: float | Tensor) -> Tensor:
     """InfoNCE of queries against their keys and the bank's unit entries."""
     # The gradient is formed at once: nothing of the bank is kept, which goes on changing. A bank of
     # the queries' dtype (loss.to(dtype)) is used as it is, another one is copied.

@@ -72,8 +72,11 @@ def train(config: TrainConfig | Mapping[str, Any]) -> Path:
         method = build_method(config, ranks.device, run)
         check_image_size(build_recipe(config, method), method.encoder)
         loader = stack.enter_context(closing(build_loader(config, method, ranks)))
-        data = {"samples": loader.num_samples, "batches an epoch": loader.steps_per_epoch}
-        data["fingerprint of names and sizes"] = loader.manifest.fingerprint
+        data = {
+            "samples": loader.num_samples,
+            "batches an epoch": loader.steps_per_epoch,
+            "names and sizes": loader.manifest.fingerprint,
+        }
         ranks.must_agree({"settings": config.shared(), "data": data})
         # Up to here nothing is written: a wrong setting leaves no folder behind.
         saved = None

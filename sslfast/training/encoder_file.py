@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from sslfast._digest import checksum
 from sslfast._extras import require
 from sslfast.training import checkpoint
 
@@ -143,12 +144,6 @@ def described_bytes(description: Mapping[str, Any], tensors: Mapping[str, Tensor
     stated = {**description, _CHECKSUM: checksum(description, tensors)}
     # All under one key: safetensors writes several in any order.
     return safetensors.save(dict(tensors), {_KEY: json.dumps(stated)})
-
-
-def checksum(description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256, in hexadecimal, of a description and of tensors: names, types, shapes and bytes."""
-    plain = json.loads(json.dumps(description))  # as it is read: no tuples
-    return checkpoint.digest(tensors, json.dumps(plain, sort_keys=True))
 
 
 def _damaged(path: Path, error: Exception) -> WeightsError:

@@ -43,11 +43,17 @@ def load_tokenizer(path: Path | str) -> PatchTokenizer:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is damaged, holds no tokenizer, or was written by a newer sslfast.
+        ValueError: it is no ordinary file, is damaged, holds no tokenizer, or was written by a
+            newer sslfast.
     """
     path = Path(path)
-    if not path.is_file():
+    if not path.exists():
         raise FileNotFoundError(f"there is no tokenizer {path}: {_HOW_TO}")
+    if not path.is_file():
+        raise ValueError(
+            f"{path} is no ordinary file, but a folder, a pipe or a device: copy the tokenizer "
+            "into a file, and give that"
+        )
     safetensors = require("safetensors", extra="train", purpose="reading a tokenizer")
     try:
         with safetensors.safe_open(str(path), framework="pt") as file:

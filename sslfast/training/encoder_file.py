@@ -33,12 +33,18 @@ def encoder_path(path: Path | str) -> Path:
 
     Raises:
         FileNotFoundError: there is no such file.
+        WeightsError: it is a pipe, a device or the like.
     """
     path = Path(path).expanduser()
     if path.is_dir():
         path = path / FILE_NAME
-    if not path.is_file():
+    if not path.exists():
         raise FileNotFoundError(f"there is no encoder at {path}: did the run finish?")
+    if not path.is_file():
+        raise WeightsError(
+            f"{path} is no ordinary file, but a folder, a pipe or a device: copy the weights into "
+            "a file, and give that"
+        )
     return path
 
 

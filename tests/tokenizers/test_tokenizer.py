@@ -119,6 +119,11 @@ def test_files_that_cannot_be_read_are_explained(tmp_path: Path) -> None:
     path = tmp_path / "tokens.safetensors"
     with pytest.raises(FileNotFoundError, match=r"no tokenizer .* make one with sslfast tokenizer"):
         load_tokenizer(path)
+    for other in ("/dev/null", tmp_path):
+        with pytest.raises(
+            ValueError, match=rf"{other} is no ordinary file, .*: copy the tokenizer"
+        ):
+            load_tokenizer(other)
     path.write_bytes(b"nothing of the kind")
     with pytest.raises(ValueError, match=r"is damaged or no .safetensors file"):
         load_tokenizer(path)

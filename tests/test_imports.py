@@ -21,7 +21,13 @@ LAYERS = [
     ("kernels",),
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
-ANYWHERE = {"_arguments", "_extras", "_printable", "_suggest"}  # imports nothing of sslfast
+ANYWHERE = {
+    "_arguments",
+    "_digest",
+    "_extras",
+    "_printable",
+    "_suggest",
+}  # imports nothing of sslfast
 KERNEL_IMPORTS = {"torch", "triton", "sslfast"}
 
 

@@ -16,7 +16,7 @@ from sslfast._arguments import checked
 from sslfast._extras import require
 from sslfast._suggest import did_you_mean
 
-from .cache import make_folder, write_file
+from .cache import explained, make_folder, write_file
 from .clips import CLIPS, read_tiles, write_tile
 from .walk import find_files
 
@@ -121,7 +121,8 @@ def builtin_folder(name: str, cache_folder: Path) -> Path:
     there = len(find_files(folder, (suffix,)).files)
     if not count.is_file() or there < int(count.read_bytes()):
         logger.warning("%s is not complete: writing the files that it lacks", folder)
-        fill(folder)
+        with explained(folder):
+            fill(folder)
     return folder
 
 

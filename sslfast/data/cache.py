@@ -28,16 +28,38 @@ def cache_folder(cache_dir: str | os.PathLike[str] | None = None) -> Path:
     return Path(base or os.path.expanduser("~/.cache")) / "sslfast"
 
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class CacheError(OSError):
+    """The cache cannot be written; the message says so, and what to do."""
+
+
 @contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    """Say of a full disk that it is the cache's, and what to do."""
+def explained(path: Path) -> Iterator[None]:
+    """Say of what goes wrong in writing ``path`` that it is the cache's, and what to do.
+
+    What names a file elsewhere, such as one that is read to fill the cache, stays as it is.
+    """
     try:
         yield
+    except CacheError:
+        raise
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if error.errno is None or not _lead_to_each_other(error.filename or path, path.parent):
             raise
-        what = "no room for sslfast's cache: free some, or set SSLFAST_CACHE to a folder elsewhere"
-        raise OSError(error.errno, what, str(path)) from error
+        what = f"sslfast's cache cannot be written ({error.strerror}): "
+        what += "set SSLFAST_CACHE to another folder"
+        if error.errno in _FULL:
+            what = "no room for sslfast's cache: free some, or set SSLFAST_CACHE to a folder "
+            what += "elsewhere"
+        raise CacheError(error.errno, what, str(error.filename or path)) from error
+
+
+def _lead_to_each_other(one: str | Path, other: Path) -> bool:
+    """Whether one path is the other, or a folder above it or below it."""
+    first, second = Path(one).absolute(), other.absolute()
+    return first.is_relative_to(second) or second.is_relative_to(first)
 
 
 @contextmanager
@@ -45,19 +67,22 @@ def _temporary(path: Path) -> Iterator[Path]:
     """A name beside ``path``, whose folder is made; one process at a time writes in that folder.
 
     Whatever has such a name before is left by a killed process, and removed.
+
+    Raises:
+        CacheError: it cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path.parent / ".lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        for left in path.parent.glob(".*.tmp"):
-            _remove(left)
-        temporary = path.with_name(f".{path.name}.tmp")
-        try:
-            with _explained(path):
+    with explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path.parent / ".lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            for left in path.parent.glob(".*.tmp"):
+                _remove(left)
+            temporary = path.with_name(f".{path.name}.tmp")
+            try:
                 yield temporary
-        except BaseException:
-            _remove(temporary)
-            raise
+            except BaseException:
+                _remove(temporary)
+                raise
 
 
 def _remove(path: Path) -> None:
@@ -79,7 +104,7 @@ def make_folder(path: Path, fill: Callable[[Path], None]) -> Path:
 
     Of several processes that want it, one makes it while the others wait.
     """
-    if path.is_dir():
+    if os.path.isdir(path):  # False also where nobody may look, which is explained below
         return path
     with _temporary(path) as temporary:
         if not path.is_dir():

@@ -132,10 +132,10 @@ def check_file(path: str) -> Verdict:
 
 
 def _load(stored: Path) -> dict[str, list]:
-    if not stored.is_file():
-        return {}
     try:
         content = json.loads(stored.read_bytes())
+    except OSError:  # there is none, or _store says what is wrong
+        return {}
     except ValueError:
         logger.warning("%s is damaged; checking every file again", stored)
         return {}
@@ -147,9 +147,7 @@ def _store(stored: Path, files: dict[str, list]) -> None:
         write_file(stored, json.dumps({"version": _VERSION, "files": files}).encode())
     except OSError as error:
         logger.warning(
-            "cannot keep the results of checking files (%s); set SSLFAST_CACHE to a folder that "
-            "can be written to make the next start faster",
-            error,
+            "cannot keep the results of checking files, which make the next start faster: %s", error
         )
 
 

@@ -121,13 +121,18 @@ def open_dataset(
 
     Raises:
         FileNotFoundError: no such folder.
-        ValueError: no images or videos, none that is good, no such split, several folders for a
-            split, files beside the splits, an unknown built-in set, one of the other kind, or a
-            bad file with ``on_bad_image="raise"``.
+        ValueError: an empty name, no images or videos, none that is good, no such split, several
+            folders for a split, files beside the splits, an unknown built-in set, one of the other
+            kind, or a bad file with ``on_bad_image="raise"``.
         MissingExtra: PyAV is not installed, which reads videos, or Pillow, where there are GIF, PPM
             or AVIF files.
     """
     spec = str(spec)
+    if not spec:
+        raise ValueError(
+            "the name of the data is empty: give a folder of images or videos ('.' is the one you "
+            "are in), or builtin:NAME for a built-in set"
+        )
     check_policy(on_bad_image)
     if modality not in _EXTENSIONS:
         raise ValueError(f"modality is one of {sorted(_EXTENSIONS)}; got '{modality}'")

@@ -1,14 +1,16 @@
-"""A tokenizer's file: safetensors, with the spec as metadata."""
+"""A tokenizer's file: safetensors, with the spec and a checksum as metadata."""
 
 import json
 from dataclasses import asdict
 from pathlib import Path
 
+from sslfast._digest import checksum
 from sslfast._extras import require
 from sslfast.tokenizers.patch import PatchTokenizer, TokenizerSpec
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # 1 had no checksum
 _KEY = "sslfast_tokenizer"
+_CHECKSUM = "sha256"  # beside the spec
 _HOW_TO = "make one with sslfast tokenizer fit --data IMAGES --out tokens.safetensors"
 
 
@@ -17,7 +19,9 @@ def tokenizer_bytes(tokenizer: PatchTokenizer) -> bytes:
     safetensors = require("safetensors.torch", extra="train", purpose="writing a tokenizer")
     tensors = {k: v.detach().cpu().contiguous() for k, v in tokenizer.state_dict().items()}
     spec = {"schema_version": SCHEMA_VERSION, **asdict(tokenizer.spec)}
-    return safetensors.save(tensors, {_KEY: json.dumps(spec)})
+    return safetensors.save(
+        tensors, {_KEY: json.dumps({**spec, _CHECKSUM: checksum(spec, tensors)})}
+    )
 
 
 def as_tokenizer(given: Path | str | PatchTokenizer | None) -> PatchTokenizer:
@@ -39,11 +43,17 @@ def load_tokenizer(path: Path | str) -> PatchTokenizer:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is damaged, holds no tokenizer, or was written by a newer sslfast.
+        ValueError: it is no ordinary file, is damaged, holds no tokenizer, or was written by a
+            newer sslfast.
     """
     path = Path(path)
-    if not path.is_file():
+    if not path.exists():
         raise FileNotFoundError(f"there is no tokenizer {path}: {_HOW_TO}")
+    if not path.is_file():
+        raise ValueError(
+            f"{path} is no ordinary file, but a folder, a pipe or a device: copy the tokenizer "
+            "into a file, and give that"
+        )
     safetensors = require("safetensors", extra="train", purpose="reading a tokenizer")
     try:
         with safetensors.safe_open(str(path), framework="pt") as file:
@@ -56,13 +66,21 @@ def load_tokenizer(path: Path | str) -> PatchTokenizer:
             f"{path} is no tokenizer: it was not written by sslfast tokenizer fit"
             + (" (it holds an encoder)" if "sslfast" in metadata else "")
         )
-    spec = json.loads(metadata[_KEY])
-    version = spec.pop("schema_version")
+    try:
+        spec = json.loads(metadata[_KEY])
+        expected, version = spec.pop(_CHECKSUM, None), spec["schema_version"]
+    except (ValueError, AttributeError, TypeError, KeyError) as error:
+        raise ValueError(f"{path} is damaged: its description cannot be read") from error
     if version > SCHEMA_VERSION:
         raise ValueError(
             f"{path} was written by a newer sslfast (schema {version}; this one reads "
             f"{SCHEMA_VERSION} at most). Upgrade with: pip install --upgrade sslfast"
         )
+    if expected != checksum(spec, tensors) and (expected is not None or version > 1):
+        raise ValueError(
+            f"{path} is damaged: its checksum differs. Copy it anew, or fit the tokenizer again"
+        )
+    del spec["schema_version"]
     pairs = {name: tuple(spec[name]) for name in ("mean", "std")}
     tokenizer = PatchTokenizer(TokenizerSpec(**{**spec, **pairs}))
     own = {name: tuple(tensor.shape) for name, tensor in tokenizer.state_dict().items()}

@@ -1,6 +1,5 @@
 """Checkpoint files: written whole or not at all, checked when read, the newest few kept."""
 
-import hashlib
 import logging
 import pickle
 import re
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sslfast._digest import digest
 from sslfast.training.storage import has_good_checksum, write_atomically
 
 logger = logging.getLogger("sslfast")
@@ -43,16 +43,6 @@ def listed(folder: Path) -> list[Path]:
 def step_of(path: Path) -> int:
     """The step of a checkpoint, from its name."""
     return int(path.stem.removeprefix("step_"))
-
-
-def digest(tensors: Mapping[str, Tensor], text: str = "") -> str:
-    """SHA-256, in hexadecimal, of a text and of tensors: names, types, shapes and bytes."""
-    found = hashlib.sha256(text.encode())
-    for name, tensor in sorted(tensors.items()):
-        found.update(f"\n{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        values = tensor.detach().cpu().contiguous().reshape(-1)
-        found.update(values.view(torch.uint8).numpy().data)
-    return found.hexdigest()
 
 
 def fingerprint(tensors: Mapping[str, Tensor]) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from sslfast._digest import checksum
 from sslfast._extras import require
 from sslfast.training import checkpoint
 
@@ -32,12 +33,18 @@ def encoder_path(path: Path | str) -> Path:
 
     Raises:
         FileNotFoundError: there is no such file.
+        WeightsError: it is a pipe, a device or the like.
     """
     path = Path(path).expanduser()
     if path.is_dir():
         path = path / FILE_NAME
-    if not path.is_file():
+    if not path.exists():
         raise FileNotFoundError(f"there is no encoder at {path}: did the run finish?")
+    if not path.is_file():
+        raise WeightsError(
+            f"{path} is no ordinary file, but a folder, a pipe or a device: copy the weights into "
+            "a file, and give that"
+        )
     return path
 
 
@@ -143,12 +150,6 @@ def described_bytes(description: Mapping[str, Any], tensors: Mapping[str, Tensor
     stated = {**description, _CHECKSUM: checksum(description, tensors)}
     # All under one key: safetensors writes several in any order.
     return safetensors.save(dict(tensors), {_KEY: json.dumps(stated)})
-
-
-def checksum(description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256, in hexadecimal, of a description and of tensors: names, types, shapes and bytes."""
-    plain = json.loads(json.dumps(description))  # as it is read: no tuples
-    return checkpoint.digest(tensors, json.dumps(plain, sort_keys=True))
 
 
 def _damaged(path: Path, error: Exception) -> WeightsError:

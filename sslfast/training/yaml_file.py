@@ -15,7 +15,7 @@ def load(path: str) -> Any:
 
     Raises:
         ValueError: it cannot be read, is no ordinary file or no YAML, or is too large: in bytes, in
-            depth or in aliases, which repeat what an anchor names.
+            depth or in aliases, which repeat what an anchor names; or holds itself by an alias.
     """
     yaml = require("yaml", extra="train", purpose="reading a YAML configuration")
     try:
@@ -41,13 +41,22 @@ def _content(path: str) -> bytes:
 
 
 def _check_size(text: str, yaml: Any, path: str) -> None:
-    """Raise ValueError for what would take much memory or time to build."""
-    depth = aliases = 0
+    """Raise ValueError for what would take much memory or time to build, or be without end."""
+    aliases = 0
+    around: list[str | None] = []  # anchors of the lists and mappings that an event is in
     for event in yaml.parse(text, yaml.SafeLoader):
-        depth += isinstance(event, yaml.CollectionStartEvent)
-        depth -= isinstance(event, yaml.CollectionEndEvent)
-        aliases += isinstance(event, yaml.AliasEvent)
-        if depth > DEEPEST or aliases > MOST_ALIASES:
+        if isinstance(event, yaml.CollectionStartEvent):
+            around.append(event.anchor)
+        elif isinstance(event, yaml.CollectionEndEvent):
+            around.pop()
+        elif isinstance(event, yaml.AliasEvent):
+            aliases += 1
+            if event.anchor in around:
+                raise ValueError(
+                    f"{path} is no configuration: *{event.anchor} stands inside of what it names "
+                    f"(&{event.anchor}), which has no end: write the values out"
+                )
+        if len(around) > DEEPEST or aliases > MOST_ALIASES:
             raise ValueError(
                 f"{path} is no configuration: it nests values more than {DEEPEST} deep, or has "
                 f"more than {MOST_ALIASES} aliases"

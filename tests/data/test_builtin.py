@@ -176,6 +176,23 @@ def test_where_the_cache_is(monkeypatch, tmp_path):
         cache_folder()
 
 
+@pytest.mark.parametrize("name", ["a_file/x", "x" * 300])
+def test_a_cache_that_cannot_be_made_is_named(tmp_path, monkeypatch, name):
+    (tmp_path / "a_file").touch()
+    monkeypatch.setenv("SSLFAST_CACHE", str(tmp_path / name))
+    told = rf"sslfast's cache cannot be written .*: set SSLFAST_CACHE to another.*{name}"
+    with pytest.raises(OSError, match=told):
+        open_dataset("builtin:photos")
+
+
+def test_errors_of_what_fills_the_cache_stay_as_they_are(tmp_path):
+    def fill(folder: Path) -> None:
+        (tmp_path / "package" / "photo.jpg").read_bytes()
+
+    with pytest.raises(FileNotFoundError, match=r"\[Errno 2\] No such file or directory: .*/photo"):
+        make_folder(tmp_path / "cache" / "set", fill)
+
+
 def test_a_full_disk_is_said_to_be_the_caches(tmp_path):
     def fill(folder: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -185,4 +202,4 @@ def test_a_full_disk_is_said_to_be_the_caches(tmp_path):
     ) as told:
         make_folder(tmp_path / "set", fill)
     assert told.value.errno == errno.ENOSPC
-    assert not list(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]

@@ -87,6 +87,8 @@ def test_missing_empty_and_wrong_folders(tmp_path):
     (tmp_path / "file.jpg").write_bytes(b"x")
     with pytest.raises(ValueError, match="is a file"):
         open_dataset(str(tmp_path / "file.jpg"))
+    with pytest.raises(ValueError, match="the name of the data is empty: give a folder"):
+        open_dataset("")
     with pytest.raises(ValueError, match="on_bad_image"):
         open_dataset(str(tmp_path), on_bad_image="ignore")
 

@@ -119,6 +119,11 @@ def test_files_that_cannot_be_read_are_explained(tmp_path: Path) -> None:
     path = tmp_path / "tokens.safetensors"
     with pytest.raises(FileNotFoundError, match=r"no tokenizer .* make one with sslfast tokenizer"):
         load_tokenizer(path)
+    for other in ("/dev/null", tmp_path):
+        with pytest.raises(
+            ValueError, match=rf"{other} is no ordinary file, .*: copy the tokenizer"
+        ):
+            load_tokenizer(other)
     path.write_bytes(b"nothing of the kind")
     with pytest.raises(ValueError, match=r"is damaged or no .safetensors file"):
         load_tokenizer(path)
@@ -137,7 +142,7 @@ def test_files_that_cannot_be_read_are_explained(tmp_path: Path) -> None:
     assert set(load_file(path)) == {"codebook", "pixels"}
     load_tokenizer(path)
     write(schema_version=7)
-    with pytest.raises(ValueError, match=r"newer sslfast \(schema 7; this one reads 1 at most\)"):
+    with pytest.raises(ValueError, match=r"newer sslfast \(schema 7; this one reads 2 at most\)"):
         load_tokenizer(path)
     write(vocab_size=31)
     with pytest.raises(
@@ -147,6 +152,22 @@ def test_files_that_cannot_be_read_are_explained(tmp_path: Path) -> None:
     write(patch_size=8)
     with pytest.raises(ValueError, match=r"contradicts itself: .* and patches of 8. Fit the token"):
         load_tokenizer(path)
+
+
+def test_one_flipped_bit_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "tokens.safetensors"
+    whole = tokenizer_bytes(toy_tokenizer())
+    weights = 8 + int.from_bytes(whole[:8], "little")  # where they begin
+    drawn = torch.randint(weights, len(whole), (3,)).tolist()
+    known = [whole.index(text) for text in (b"norm_pix", b"sha256", b"0.0")]
+    for place in [*known, *drawn]:
+        damaged = bytearray(whole)
+        damaged[place] ^= 1
+        path.write_bytes(damaged)
+        with pytest.raises(
+            ValueError, match=r"tokens.safetensors is damaged: its checksum differs"
+        ):
+            load_tokenizer(path)
 
 
 def test_wrong_sizes_are_explained(generator: torch.Generator) -> None:

@@ -115,7 +115,12 @@ BOMB = "a: &a [x, x]\n" + "".join(
     [
         (BOMB, "more than 32 aliases"),
         ("method_args: " + "[" * 50_000, "more than 32 deep"),
-        ("method_args: &a {x: *a}\ndata: d\nout: o\nsteps: 1\n", "method_args.x.x.* 32 deep"),
+        ("method_args: &a {x: [*a]}\n", r"run.yaml is no configuration: \*a stands inside of what"),
+        (
+            f"model_args: &a {'{x: ' * 20}1{'}' * 20}\nmethod_args: {'{x: ' * 20}*a{'}' * 20}\n"
+            "data: d\nout: o\nsteps: 1\n",
+            "method_args.x.x.* 32 deep",
+        ),
         ("#" + "x" * 2_000_000, "more than 1048576 bytes"),
         ("\0", "not valid YAML"),
     ],

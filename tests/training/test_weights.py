@@ -171,5 +171,13 @@ def test_files_that_hold_no_such_weights_are_explained(tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=rf"init: \S*{name} .*{message}") as caught:
             load_weights(model(), tmp_path / name)
         assert "\n" not in str(caught.value)
+    os.mkfifo(tmp_path / "pipe")
+    for path in ("/dev/null", tmp_path / "pipe"):
+        with pytest.raises(
+            ConfigError, match=f"init: {path} is no ordinary file, .*: copy the wei"
+        ):
+            load_weights(model(), path)
+        with pytest.raises(ValueError, match=f"{path} is no ordinary file"):
+            load_encoder(path)
     with pytest.raises(ValueError, match="does not say which model it holds: give the folder"):
         load_encoder(tmp_path / "0.pt")

@@ -1,0 +1,31 @@
+"""docs/evaluation.md: each snippet runs on its own, after a run like the README's."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sslfast.training.encoder import build_encoder, save_encoder
+
+PAGE = (Path(__file__).resolve().parents[2] / "docs" / "evaluation.md").read_text()
+MODEL = {"model": "convnet_small", "model_args": {"width": 8, "depth": 1}}
+IMAGES = {"image_size": 16, "mean": (0.5, 0.5, 0.5), "std": (0.2, 0.2, 0.2)}
+
+
+def test_snippets_run(
+    image_folder: Path, settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "runs" / "photos").mkdir(parents=True)
+    encoder = build_encoder(**MODEL, seed=0)
+    save_encoder(tmp_path / "runs" / "photos" / "encoder.safetensors", encoder, MODEL | IMAGES)
+    monkeypatch.chdir(tmp_path)
+    snippets = re.findall(r"^```python\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+    assert len(snippets) == 2
+    found: list[dict[str, Any]] = []
+    for text in snippets:
+        small = text.replace("builtin:photos", str(image_folder)).replace("=100", "=10")
+        found.append({})
+        exec(compile(small, "docs/evaluation.md", "exec"), found[-1])
+    assert (len(found[0]["train"]), len(found[0]["test"])) == (64, 16)
+    assert found[1]["features"].shape == (8, encoder.num_features)

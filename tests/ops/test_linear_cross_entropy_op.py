@@ -303,7 +303,7 @@ def test_bad_arguments() -> None:
         TypeError, match=r"weight must be a floating-point tensor, got torch\.int64"
     ):
         linear_cross_entropy(x, w.long(), t)
-    with pytest.raises(TypeError, match="hidden must be a torch.Tensor"):
+    with pytest.raises(TypeError, match=r"hidden must be a torch\.Tensor"):
         linear_cross_entropy([1.0], w, t)
     with pytest.raises(ValueError, match=r"same D, got \[6, 3\] and \[5, 2\]"):
         linear_cross_entropy(x, w[:, :2], t)
@@ -318,7 +318,7 @@ def test_bad_arguments() -> None:
     with pytest.raises(ValueError, match="weight is empty"):
         linear_cross_entropy(x, w[:0], t)
     for softcap in (0.0, -1.0, float("nan"), float("inf")):
-        with pytest.raises(ValueError, match="softcap must be a positive number"):
+        with pytest.raises(ValueError, match="softcap must be a (positive|finite) number"):
             linear_cross_entropy(x, w, t, softcap=softcap)
     for options in ({"softcap": 1.0}, {"return_lse": True}):
         with pytest.raises(ValueError, match="label_smoothing goes with neither"):

@@ -318,7 +318,7 @@ def test_bad_arguments() -> None:
     with pytest.raises(ValueError, match="weight is empty"):
         linear_cross_entropy(x, w[:0], t)
     for softcap in (0.0, -1.0, float("nan"), float("inf")):
-        with pytest.raises(ValueError, match="softcap must be a (positive|finite) number"):
+        with pytest.raises(ValueError, match=r"softcap must be a (positive|finite) number"):
             linear_cross_entropy(x, w, t, softcap=softcap)
     for options in ({"softcap": 1.0}, {"return_lse": True}):
         with pytest.raises(ValueError, match="label_smoothing goes with neither"):

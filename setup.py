@@ -4,7 +4,9 @@ SSLFAST_BUILD=0 skips the extension, 1 makes its failure fatal; by default a mac
 compiler still gets the package, and is told what it lost.
 """
 
+import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -13,6 +15,12 @@ from pathlib import Path
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
+# What a build depends on, beside the sources and the Python.
+SETTINGS = (
+    *("CC", "CXX", "CUDACXX", "CFLAGS", "CXXFLAGS", "CUDAFLAGS", "LDFLAGS", "CUDA_PATH"),
+    *("SSLFAST_CUDA", "SSLFAST_WERROR", "SSLFAST_CUDA_DEBUG", "SSLFAST_CUDA_ARCHITECTURES"),
+)
+TOOLS = ("c++", "g++", "nvcc")
 HERE = Path(__file__).resolve().parent
 LOST = """
 *** sslfast: the compiled kernels (sslfast._C) were not built: {reason}
@@ -44,19 +52,29 @@ class CMakeBuild(build_ext):
         import pybind11
 
         target = Path(self.get_ext_fullpath(ext.name)).resolve().parent
-        # Not build_temp, which goes with every editable install: what is unchanged stays compiled.
-        build = HERE / "build" / "cmake" / str(sys.implementation.cache_tag)
-        build.mkdir(parents=True, exist_ok=True)
         # ninja and cmake may be Python packages beside this interpreter, outside the PATH.
         path = os.pathsep.join((sysconfig.get_path("scripts"), os.environ.get("PATH", "")))
         environment = {**os.environ, "PATH": path}
-        configure = [
-            "cmake", "-S", str(HERE), "-B", str(build), "-G", "Ninja", "--fresh",
+        options = [
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
-            f"-DCMAKE_INSTALL_PREFIX={target}",
+        ]
+        # Not build_temp, which goes with every editable install: what is unchanged stays compiled.
+        # Other tools or settings have a folder of their own, as CMake keeps those that it has found.
+        asked = [os.environ.get(name) for name in SETTINGS]
+        found = [shutil.which(tool, path=path) for tool in TOOLS]
+        key = hashlib.sha256(repr((options, asked, found)).encode()).hexdigest()[:12]
+        build = HERE / "build" / "cmake" / key
+        build.mkdir(parents=True, exist_ok=True)
+        prefix = f"-DCMAKE_INSTALL_PREFIX={target}"
+        configure = [
+            "cmake", "-S", str(HERE), "-B", str(build), "-G", "Ninja", *options, prefix
         ]  # fmt: skip
-        subprocess.run(configure, check=True, env=environment)
+        try:
+            subprocess.run(configure, check=True, env=environment)
+        except subprocess.CalledProcessError:
+            (build / "CMakeCache.txt").unlink(missing_ok=True)  # nothing of a failure is kept
+            raise
         subprocess.run(
             ["cmake", "--build", str(build), "--target", "install"], check=True, env=environment
         )

@@ -60,7 +60,7 @@ class CMakeBuild(build_ext):
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
         ]
         # Not build_temp, which goes with every editable install: what is unchanged stays compiled.
-        # Other tools or settings have a folder of their own, as CMake keeps those that it has found.
+        # Other tools or settings have a folder of their own: CMake keeps those that it has found.
         asked = [os.environ.get(name) for name in SETTINGS]
         found = [shutil.which(tool, path=path) for tool in TOOLS]
         key = hashlib.sha256(repr((options, asked, found)).encode()).hexdigest()[:12]

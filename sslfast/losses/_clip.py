@@ -95,7 +95,9 @@ class ClipLoss(nn.Module):
         if self.world_size == 1:
             logits = plain_logits(image_features, text_features, logit_scale, logit_bias)
             return logits, logits.T
-        check_embeddings(image_features=image_features, text_features=text_features)
+        image_features, text_features = check_embeddings(
+            image_features=image_features, text_features=text_features
+        )
         check_rank("ClipLoss", self.rank, self.world_size, self.process_group)
         pairs = torch.stack((image_features, text_features), 1)
         all_pairs, _ = gather_rows(pairs, name_of(self.process_group))

@@ -72,8 +72,10 @@ class LARS(MultiTensor, torch.optim.SGD):
         max_norm: float | None = None,
         ema: EMATeacher | None = None,
     ) -> None:
-        asked = {"dampening": dampening, "maximize": maximize, "differentiable": differentiable}
-        asked["amsgrad"] = amsgrad
+        asked = {
+            **{"dampening": dampening, "maximize": maximize},
+            **{"differentiable": differentiable, "amsgrad": amsgrad},
+        }
         self._refuse_unsupported([asked])
         if not 0 < trust_coefficient < math.inf:
             raise ValueError(f"trust_coefficient must be positive, got {trust_coefficient}")

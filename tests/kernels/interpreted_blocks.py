@@ -9,6 +9,7 @@ import torch
 from interpreted_kernels import check, double, unit_rows
 from torch import Tensor
 
+from rounding import logit_error
 from sslfast.functional import clip
 from sslfast.kernels import _products, _tiles, registry
 from sslfast.kernels.sigmoid_contrast import _triton_blocks as _sigmoid_blocks
@@ -134,7 +135,7 @@ def test_sigmoid(
     weight = torch.randn(m, generator=generator) / 1000
     got = sigmoid.gradients(*given, weight, True)
     want = sigmoid_oracle.gradients(*wide, weight.double(), True)
-    known = 2.0**-22 * (abs(scale) + abs(bias) + 4)
+    known = logit_error(scale, x.shape[1], bias)
     torch.testing.assert_close(got[0].double(), want[0], rtol=known, atol=1e-36)
     torch.testing.assert_close(sigmoid.forward(*given), got[0], rtol=1e-6, atol=0)
     torch.testing.assert_close(got[3].double(), want[3], rtol=0, atol=known * m * n / 1000)

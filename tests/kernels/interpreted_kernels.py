@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from rounding import logit_error
 from sslfast.kernels import _tiles, registry
 from sslfast.kernels.philox import reference as philox_oracle
 from sslfast.kernels.philox import triton as philox
@@ -66,7 +67,7 @@ def check(
 ) -> tuple[Tensor, Tensor]:
     """Compare forward and backward with the oracle in float64; return the statistics."""
     s = torch.tensor(scale)
-    tolerance = 2.0**-22 * (abs(scale) + 10)  # float32: exponents of up to |scale|, sums
+    tolerance = logit_error(scale, x.shape[1])
     got = backend.forward(x, y, s, pairing, True)
     want = oracle.forward(*double(x, y, s), pairing, True)
     for a, b in zip(got, want, strict=True):

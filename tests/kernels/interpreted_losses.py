@@ -10,6 +10,7 @@ import torch
 from interpreted_kernels import DTYPES, double, set_tile, unit_rows
 from torch import Tensor
 
+from rounding import logit_error
 from sslfast.kernels import registry
 from sslfast.kernels.linear_cross_entropy import Wants
 from sslfast.kernels.linear_cross_entropy import problem as classifier_problem
@@ -34,7 +35,7 @@ def check(
     """Compare value and gradients with the oracle in float64."""
     s, b = torch.tensor(scale), torch.tensor(bias)
     weight = torch.randn(len(x), generator=generator) / 1000
-    known = 2.0**-22 * (abs(scale) + abs(bias) + 4)
+    known = logit_error(scale, x.shape[1], bias)
     loss, u, v, d_bias = triton.gradients(x, y, s, b, pairing, weight, True)
     wide = *double(x, y, s, b), pairing
     want = oracle.gradients(*wide, weight.double(), True)
@@ -94,7 +95,7 @@ def test_columns_that_share_a_logarithm(
         s, b = torch.tensor(scale), torch.tensor(bias)
         loss = triton.forward(x, y, s, b, Pairing(0))
         exact = oracle.forward(*double(x, y, s, b), Pairing(0))
-        known = 2.0**-22 * (scale + abs(bias) + 4)
+        known = logit_error(scale, 16, bias)
         torch.testing.assert_close(loss.double(), exact, rtol=known, atol=0)
 
 

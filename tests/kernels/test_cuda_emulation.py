@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from emulation.backend import ELEMENTS, Emulated, EmulatedProblem, Side, build
+from rounding import logit_error
 from sslfast.kernels.similarity_softmax import Pairing
 from sslfast.kernels.similarity_softmax import reference as oracle
 
@@ -68,7 +69,7 @@ def check(
     s = torch.tensor(scale)
     x64, y64, s64 = x.double(), y.double(), s.double()
     lse, positive, lse_columns = oracle.forward(x64, y64, s64, pairing, True)
-    tolerance = 2.0**-22 * (abs(scale) + 10)  # float32: exponents of up to |scale|, sums
+    tolerance = logit_error(scale, dim)
     for got, want in zip(backend.forward(x, y, s, pairing), (lse, positive), strict=True):
         torch.testing.assert_close(got.double(), want, rtol=0, atol=tolerance)
     row = lse, torch.randn(m, generator=generator).double()

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from rounding import logit_error
 from sslfast.kernels import registry
 from sslfast.kernels.sigmoid_contrast import problem, reference
 from sslfast.kernels.similarity_softmax import Pairing
@@ -51,7 +52,7 @@ def check(
         assert value.shape == exact.shape
         assert relative(value, exact) <= relative(other, exact) + TOLERANCE[x.dtype]
     # Each term of a loss is positive, and known as well as its logit: so is the sum.
-    known = 2.0**-22 * (abs(scale) + abs(bias) + 4)
+    known = logit_error(scale, x.shape[1], bias)
     for loss in (got[0], module.forward(x, y, s, b, pairing)):
         torch.testing.assert_close(loss.double(), truth[0], rtol=known, atol=1e-37)
     without = module.gradients(x, y, s, b, pairing, weight.float(), False)

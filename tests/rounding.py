@@ -1,0 +1,14 @@
+"""What float32 knows of a logit: the bound that kernels are held to."""
+
+import math
+
+
+def logit_error(scale: float, dim: int, bias: float = 0.0) -> float:
+    """Bound the error in float32 of scale <x, y> + bias, of vectors of unit length.
+
+    A sum of dim products errs like a random walk, by sqrt(dim) roundings (Higham and Mary 2019,
+    SIAM J. Sci. Comput. 41(5), theorem 3.1); the rest is the product with the scale, its logarithm
+    to base 2 and the sum over a row. Twice that for the worst of some thousand logits.
+    """
+    roundings = abs(scale) * (4 + 2 * math.sqrt(dim)) + 4 * abs(bias) + 40
+    return 2.0**-24 * roundings

@@ -19,9 +19,9 @@ import torch
 import triton
 from torch import Tensor
 
-from ._tiles import Tile, arithmetic_of, multiprocessors, static_tile, total_memory
-from ._triton import INTERPRETED, capability
-from ._tuning import tile_for
+from sslfast.kernels._tiles import Tile, arithmetic_of, multiprocessors, static_tile, total_memory
+from sslfast.kernels._triton import INTERPRETED, capability
+from sslfast.kernels._tuning import tile_for
 
 RESIDENT_DIM = 256  # features whose gradients a program holds for a block of rows
 

@@ -13,7 +13,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from ._extension import extension
+from sslfast.kernels._extension import extension
 
 ADDRESSES = 6
 WORDS = 8

@@ -11,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ._triton import INTERPRETED
+from sslfast.kernels._triton import INTERPRETED
 
 
 class Tile(NamedTuple):

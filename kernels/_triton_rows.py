@@ -6,7 +6,7 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from ._tensors import CHUNK, NONE, WORDS
+from sslfast.kernels._tensors import CHUNK, NONE, WORDS
 
 LANGUAGE_TYPES = (tl.float32, tl.float64, tl.bfloat16, tl.float16)  # by code
 OPTIONS = {"num_warps": 4, "enable_fp_fusion": True}

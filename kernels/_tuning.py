@@ -18,8 +18,8 @@ from typing import Any
 import torch
 import triton
 
-from ._tiles import ARITHMETICS, KINDS, Table, Tile, fitted, static_tile
-from ._triton import INTERPRETED, capability
+from sslfast.kernels._tiles import ARITHMETICS, KINDS, Table, Tile, fitted, static_tile
+from sslfast.kernels._triton import INTERPRETED, capability
 
 logger = logging.getLogger("sslfast")
 

@@ -4,7 +4,7 @@ An op is a sub-package of this folder; a backend is a module in it:
 
     DEVICE: str                      "cpu", "cuda" or "any"
     PRIORITY: int                    the larger is tried first
-    supports(problem) -> str | None  None, or why this problem is refused, for people
+    supports(problem) -> str | None  optional: None, or why this problem is refused, for people
     available() -> str | None        optional: None, or why it can never run on this machine
 
 and the op's functions beside them. Adding a file adds a backend: there is no list to edit.
@@ -59,7 +59,8 @@ class Backend:
             return reason
         if self.module.DEVICE not in ("any", problem.device):
             return f"runs on {self.module.DEVICE} tensors only, these are on {problem.device}"
-        return self.module.supports(problem)
+        supports = getattr(self.module, "supports", None)
+        return None if supports is None else supports(problem)
 
 
 def _submodules(package: ModuleType, *, packages: bool) -> list[str]:

@@ -3,19 +3,14 @@
 import torch
 from torch import Tensor
 
-from .._extension import cpu_unavailable, loaded
-from .._tensors import rows
-from . import Problem, Tensors
+from sslfast.kernels._extension import cpu_unavailable, loaded
+from sslfast.kernels._tensors import rows
+from sslfast.kernels.adamw import Tensors
 
 DEVICE = "cpu"
 PRIORITY = 30
 
 available = cpu_unavailable
-
-
-def supports(problem: Problem) -> str | None:
-    """Anything."""
-    return None
 
 
 def step(tensors: Tensors, groups: Tensor, control: Tensor) -> None:

@@ -3,19 +3,14 @@
 import torch
 from torch import Tensor
 
-from .._extension import cuda_unavailable, loaded
-from .._tensors import device_table, rows
-from . import Problem, Tensors
+from sslfast.kernels._extension import cuda_unavailable, loaded
+from sslfast.kernels._tensors import device_table, rows
+from sslfast.kernels.adamw import Tensors
 
 DEVICE = "cuda"
 PRIORITY = 15  # below Triton until a GPU run has shown it right and faster
 
 available = cuda_unavailable
-
-
-def supports(problem: Problem) -> str | None:
-    """Anything."""
-    return None
 
 
 def step(tensors: Tensors, groups: Tensor, control: Tensor) -> None:

@@ -9,17 +9,10 @@ About 30 M D numbers are read or written for WIDTH = 16, and sums of M rows have
 import torch
 from torch import Tensor
 
-from . import Problem
-
 DEVICE = "any"
 PRIORITY = 10
 
 WIDTH = 16
-
-
-def supports(problem: Problem) -> str | None:
-    """Anything."""
-    return None
 
 
 def _running(x: Tensor, classes: Tensor) -> Tensor:

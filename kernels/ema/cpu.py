@@ -5,19 +5,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .._extension import cpu_unavailable, loaded
-from .._tensors import Rows
-from . import Problem, reference, tabled
+from sslfast.kernels._extension import cpu_unavailable, loaded
+from sslfast.kernels._tensors import Rows
+from sslfast.kernels.ema import reference, tabled
 
 DEVICE = "cpu"
 PRIORITY = 30
 
 available = cpu_unavailable
-
-
-def supports(problem: Problem) -> str | None:
-    """Anything."""
-    return None
 
 
 def update(

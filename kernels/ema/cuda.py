@@ -5,19 +5,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .._extension import cuda_unavailable, loaded
-from .._tensors import Rows, device_table
-from . import Problem, reference, tabled
+from sslfast.kernels._extension import cuda_unavailable, loaded
+from sslfast.kernels._tensors import Rows, device_table
+from sslfast.kernels.ema import reference, tabled
 
 DEVICE = "cuda"
 PRIORITY = 15  # below Triton until a GPU run has shown it right and faster
 
 available = cuda_unavailable
-
-
-def supports(problem: Problem) -> str | None:
-    """Anything."""
-    return None
 
 
 def update(

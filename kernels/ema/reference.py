@@ -5,16 +5,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .._tensors import Rows
-from . import Problem
+from sslfast.kernels._tensors import Rows
 
 DEVICE = "any"
 PRIORITY = 0
-
-
-def supports(problem: Problem) -> str | None:
-    """Anything."""
-    return None
 
 
 def update(

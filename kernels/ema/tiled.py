@@ -6,17 +6,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .._tensors import Rows
-from . import Problem, reference
+from sslfast.kernels._tensors import Rows
+from sslfast.kernels.ema import reference
 
 DEVICE = "any"
 PRIORITY = 10
 LARGEST = torch.finfo(torch.float32).max
-
-
-def supports(problem: Problem) -> str | None:
-    """Anything."""
-    return None
 
 
 def update(

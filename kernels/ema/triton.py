@@ -11,21 +11,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .._tensors import CHUNK, WORDS, Rows, device_table
-from .._triton import DEVICE, unavailable
-from .._triton_rows import BLOCK, OPTIONS, arithmetic, follow, pairs, pointer
-from . import Problem, reference, tabled
+from sslfast.kernels._tensors import CHUNK, WORDS, Rows, device_table
+from sslfast.kernels._triton import DEVICE, unavailable
+from sslfast.kernels._triton_rows import BLOCK, OPTIONS, arithmetic, follow, pairs, pointer
+from sslfast.kernels.ema import reference, tabled
 
-__all__ = ["DEVICE", "PRIORITY", "available", "supports", "update"]
+__all__ = ["DEVICE", "PRIORITY", "available", "update"]
 
 PRIORITY = 20
 
 available = unavailable
-
-
-def supports(problem: Problem) -> str | None:
-    """Anything."""
-    return None
 
 
 @triton.jit

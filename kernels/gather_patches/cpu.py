@@ -3,18 +3,13 @@
 import torch
 from torch import Tensor
 
-from .._extension import cpu_unavailable, loaded
-from . import Problem, tiled
+from sslfast.kernels._extension import cpu_unavailable, loaded
+from sslfast.kernels.gather_patches import tiled
 
 DEVICE = "cpu"
 PRIORITY = 30
 
 available = cpu_unavailable
-
-
-def supports(problem: Problem) -> str | None:
-    """Anything."""
-    return None
 
 
 def gather(tokens: Tensor, ids: Tensor) -> Tensor:

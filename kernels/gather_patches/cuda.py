@@ -3,18 +3,13 @@
 import torch
 from torch import Tensor
 
-from .._extension import cuda_unavailable, loaded
-from . import Problem, tiled
+from sslfast.kernels._extension import cuda_unavailable, loaded
+from sslfast.kernels.gather_patches import tiled
 
 DEVICE = "cuda"
 PRIORITY = 5  # below Triton until a GPU run has shown it right and faster
 
 available = cuda_unavailable
-
-
-def supports(problem: Problem) -> str | None:
-    """Anything."""
-    return None
 
 
 def gather(tokens: Tensor, ids: Tensor) -> Tensor:

@@ -2,15 +2,8 @@
 
 from torch import Tensor
 
-from . import Problem
-
 DEVICE = "any"
 PRIORITY = 0
-
-
-def supports(problem: Problem) -> str | None:
-    """Anything."""
-    return None
 
 
 def gather(tokens: Tensor, ids: Tensor) -> Tensor:

@@ -3,15 +3,8 @@
 import torch
 from torch import Tensor
 
-from . import Problem
-
 DEVICE = "any"
 PRIORITY = 10
-
-
-def supports(problem: Problem) -> str | None:
-    """Anything."""
-    return None
 
 
 def _flat(ids: Tensor, length: int) -> Tensor:

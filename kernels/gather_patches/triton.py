@@ -10,19 +10,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .._triton import DEVICE, unavailable
-from . import Problem
+from sslfast.kernels._triton import DEVICE, unavailable
 
-__all__ = ["DEVICE", "PRIORITY", "available", "gather", "scatter", "supports"]
+__all__ = ["DEVICE", "PRIORITY", "available", "gather", "scatter"]
 
 PRIORITY = 20
 
 available = unavailable
-
-
-def supports(problem: Problem) -> str | None:
-    """Anything."""
-    return None
 
 
 @triton.jit(do_not_specialize=["length", "keep"])

@@ -3,16 +3,11 @@
 import torch
 from torch import Tensor
 
-from ..ema import reference as ema
-from . import Problem, Tensors
+from sslfast.kernels.ema import reference as ema
+from sslfast.kernels.lars import Tensors
 
 DEVICE = "any"
 PRIORITY = 0
-
-
-def supports(problem: Problem) -> str | None:
-    """Anything."""
-    return None
 
 
 def step(tensors: Tensors, groups: Tensor, control: Tensor, trust: Tensor) -> None:

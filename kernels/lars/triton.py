@@ -9,21 +9,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .._tensors import device_table, rows
-from .._triton import DEVICE, unavailable
-from .._triton_rows import OPTIONS, arithmetic, follow, pointer, put, step_constants
-from . import FIELDS, Problem, Tensors
+from sslfast.kernels._tensors import device_table, rows
+from sslfast.kernels._triton import DEVICE, unavailable
+from sslfast.kernels._triton_rows import OPTIONS, arithmetic, follow, pointer, put, step_constants
+from sslfast.kernels.lars import FIELDS, Tensors
 
-__all__ = ["DEVICE", "PRIORITY", "available", "step", "supports"]
+__all__ = ["DEVICE", "PRIORITY", "available", "step"]
 
 PRIORITY = 20
 
 available = unavailable
-
-
-def supports(problem: Problem) -> str | None:
-    """Anything."""
-    return None
 
 
 @triton.jit

@@ -14,7 +14,7 @@ programs share the classes of a row where rows are few; partial log-sum-exps are
 import triton
 import triton.language as tl
 
-from ..similarity_softmax._triton_tiles import (
+from sslfast.kernels.similarity_softmax._triton_tiles import (
     INFINITY,
     LN2,
     LOG2E,

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from .._extension import address, cpu_unavailable, loaded
-from . import Problem, Wants
+from sslfast.kernels._extension import address, cpu_unavailable, loaded
+from sslfast.kernels.linear_cross_entropy import Problem, Wants
 
 DEVICE = "cpu"
 PRIORITY = 30

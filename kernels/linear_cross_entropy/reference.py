@@ -3,16 +3,11 @@
 import torch
 from torch import Tensor
 
-from ..similarity_softmax import accumulation_dtype
-from . import Problem, Wants
+from sslfast.kernels.linear_cross_entropy import Wants
+from sslfast.kernels.similarity_softmax import accumulation_dtype
 
 DEVICE = "any"
 PRIORITY = 0
-
-
-def supports(problem: Problem) -> str | None:
-    """Anything that fits in memory."""
-    return None
 
 
 def _logits(

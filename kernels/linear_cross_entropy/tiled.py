@@ -7,18 +7,13 @@ softcap twice.
 import torch
 from torch import Tensor
 
-from ..similarity_softmax import accumulation_dtype
-from . import Problem, Wants
+from sslfast.kernels.linear_cross_entropy import Wants
+from sslfast.kernels.similarity_softmax import accumulation_dtype
 
 DEVICE = "any"
 PRIORITY = 10
 
 BLOCK_ELEMENTS = 1 << 24
-
-
-def supports(problem: Problem) -> str | None:
-    """Any problem."""
-    return None
 
 
 def rows_of_a_block(classes: int) -> int:

@@ -27,22 +27,26 @@ import torch
 import triton
 from torch import Tensor
 
-from .._growth import growth_of
-from .._products import block_memory, multiply, rows_of_a_block
-from .._tiles import (
+from sslfast.kernels._growth import growth_of
+from sslfast.kernels._products import block_memory, multiply, rows_of_a_block
+from sslfast.kernels._tiles import (
     arithmetic_of,
     multiprocessors,
     refuses,
     settings,
     splits,
 )
-from .._triton import DEVICE, operand, unavailable
-from .._tuning import tile_for
-from ..similarity_softmax.triton import merged
-from . import Problem, Wants
-from ._triton_kernels import classifier_kernel, logits_kernel, weigh_kernel
+from sslfast.kernels._triton import DEVICE, operand, unavailable
+from sslfast.kernels._tuning import tile_for
+from sslfast.kernels.linear_cross_entropy import Problem, Wants
+from sslfast.kernels.linear_cross_entropy._triton_kernels import (
+    classifier_kernel,
+    logits_kernel,
+    weigh_kernel,
+)
+from sslfast.kernels.similarity_softmax.triton import merged
 
-__all__ = ["DEVICE", "PRIORITY", "available", "forward", "gradients", "supports"]
+__all__ = ["DEVICE", "PRIORITY", "available", "forward", "gradients"]
 
 PRIORITY = 20
 

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from .._extension import cpu_unavailable, loaded
-from . import Problem
+from sslfast.kernels._extension import cpu_unavailable, loaded
+from sslfast.kernels.masked_mse import Problem
 
 DEVICE = "cpu"
 PRIORITY = 30

@@ -3,16 +3,10 @@
 import torch
 from torch import Tensor
 
-from ..similarity_softmax import accumulation_dtype
-from . import Problem
+from sslfast.kernels.similarity_softmax import accumulation_dtype
 
 DEVICE = "any"
 PRIORITY = 0
-
-
-def supports(problem: Problem) -> str | None:
-    """Anything."""
-    return None
 
 
 def _normal(target: Tensor, normalise: bool, eps: float) -> tuple[Tensor, Tensor]:

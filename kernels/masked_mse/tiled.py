@@ -5,18 +5,12 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ..similarity_softmax import accumulation_dtype
-from . import Problem
+from sslfast.kernels.similarity_softmax import accumulation_dtype
 
 DEVICE = "any"
 PRIORITY = 10
 
 TILE_ELEMENTS = 1 << 22
-
-
-def supports(problem: Problem) -> str | None:
-    """Anything."""
-    return None
 
 
 def _tiles(prediction: Tensor) -> Iterator[slice]:

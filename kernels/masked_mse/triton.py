@@ -11,10 +11,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .._triton import DEVICE, unavailable
-from . import Problem
+from sslfast.kernels._triton import DEVICE, unavailable
+from sslfast.kernels.masked_mse import Problem
 
-__all__ = ["DEVICE", "PRIORITY", "available", "backward", "forward", "supports"]
+__all__ = ["DEVICE", "PRIORITY", "available", "backward", "forward"]
 
 PRIORITY = 20
 MOST = 16384

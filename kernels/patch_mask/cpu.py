@@ -3,18 +3,13 @@
 import torch
 from torch import Tensor
 
-from .._extension import cpu_unavailable, loaded
-from . import KEY_BITS, Problem
+from sslfast.kernels._extension import cpu_unavailable, loaded
+from sslfast.kernels.patch_mask import KEY_BITS
 
 DEVICE = "cpu"
 PRIORITY = 30
 
 available = cpu_unavailable
-
-
-def supports(problem: Problem) -> str | None:
-    """Anything."""
-    return None
 
 
 def random(

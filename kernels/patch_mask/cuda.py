@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from .._extension import cuda_unavailable, loaded
-from . import KEY_BITS, Problem
+from sslfast.kernels._extension import cuda_unavailable, loaded
+from sslfast.kernels.patch_mask import KEY_BITS, Problem
 
 DEVICE = "cuda"
 PRIORITY = 5  # below Triton until a GPU run has shown it right and faster

@@ -3,16 +3,10 @@
 import torch
 from torch import Tensor
 
-from ..philox.reference import random_bits
-from . import Problem
+from sslfast.kernels.philox.reference import random_bits
 
 DEVICE = "any"
 PRIORITY = 0
-
-
-def supports(problem: Problem) -> str | None:
-    """Anything."""
-    return None
 
 
 def random(

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from ..philox.reference import random_bits
-from . import KEY_BITS, Problem
+from sslfast.kernels.patch_mask import KEY_BITS, Problem
+from sslfast.kernels.philox.reference import random_bits
 
 DEVICE = "any"
 PRIORITY = 10

@@ -12,9 +12,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .._triton import DEVICE, unavailable
-from ..philox.triton import _signed, sample_words
-from . import KEY_BITS, Problem
+from sslfast.kernels._triton import DEVICE, unavailable
+from sslfast.kernels.patch_mask import KEY_BITS, Problem
+from sslfast.kernels.philox.triton import _signed, sample_words
 
 __all__ = [
     "DEVICE", "PRIORITY", "available", "compact", "random", "smallest", "supports",

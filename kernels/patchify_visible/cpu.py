@@ -3,18 +3,13 @@
 import torch
 from torch import Tensor
 
-from .._extension import cpu_unavailable, loaded
-from . import Patch, Problem, embed, grid, offsets
+from sslfast.kernels._extension import cpu_unavailable, loaded
+from sslfast.kernels.patchify_visible import Patch, embed, grid, offsets
 
 DEVICE = "cpu"
 PRIORITY = 30
 
 available = cpu_unavailable
-
-
-def supports(problem: Problem) -> str | None:
-    """Anything."""
-    return None
 
 
 def cut(images: Tensor, patch: Patch, ids: Tensor) -> Tensor:

@@ -3,16 +3,11 @@
 import torch
 from torch import Tensor
 
-from ..gather_patches import reference
-from . import Patch, Problem, grid
+from sslfast.kernels.gather_patches import reference
+from sslfast.kernels.patchify_visible import Patch, grid
 
 DEVICE = "any"
 PRIORITY = 0
-
-
-def supports(problem: Problem) -> str | None:
-    """Anything."""
-    return None
 
 
 def cut(images: Tensor, patch: Patch, ids: Tensor) -> Tensor:

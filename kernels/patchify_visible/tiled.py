@@ -3,15 +3,10 @@
 import torch
 from torch import Tensor
 
-from . import Patch, Problem, embed, grid, offsets
+from sslfast.kernels.patchify_visible import Patch, embed, grid, offsets
 
 DEVICE = "any"
 PRIORITY = 10
-
-
-def supports(problem: Problem) -> str | None:
-    """Anything."""
-    return None
 
 
 def cut(images: Tensor, patch: Patch, ids: Tensor) -> Tensor:

@@ -11,11 +11,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .._tiles import DTYPES, arithmetic_of, refuses
-from .._triton import DEVICE, aligned, unavailable
-from . import Patch, Problem
+from sslfast.kernels._tiles import DTYPES, arithmetic_of, refuses
+from sslfast.kernels._triton import DEVICE, aligned, unavailable
+from sslfast.kernels.patchify_visible import Patch, Problem
 
-__all__ = ["DEVICE", "PRIORITY", "available", "cut", "forward", "supports"]
+__all__ = ["DEVICE", "PRIORITY", "available", "cut", "forward"]
 
 PRIORITY = 20
 

@@ -3,18 +3,12 @@
 import torch
 from torch import Tensor
 
-from .._extension import cpu_unavailable, loaded
-from . import Problem
+from sslfast.kernels._extension import cpu_unavailable, loaded
 
 DEVICE = "cpu"
 PRIORITY = 30
 
 available = cpu_unavailable
-
-
-def supports(problem: Problem) -> str | None:
-    """Anything."""
-    return None
 
 
 def random_bits(sample_ids: Tensor, step: Tensor, seed: int, stream: int, count: int) -> Tensor:

@@ -3,18 +3,12 @@
 import torch
 from torch import Tensor
 
-from .._extension import cuda_unavailable, loaded
-from . import Problem
+from sslfast.kernels._extension import cuda_unavailable, loaded
 
 DEVICE = "cuda"
 PRIORITY = 5  # below Triton until a GPU run has shown it right and faster
 
 available = cuda_unavailable
-
-
-def supports(problem: Problem) -> str | None:
-    """Anything."""
-    return None
 
 
 def random_bits(sample_ids: Tensor, step: Tensor, seed: int, stream: int, count: int) -> Tensor:

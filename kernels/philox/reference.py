@@ -5,8 +5,6 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from . import Problem
-
 DEVICE = "any"
 PRIORITY = 0
 
@@ -15,11 +13,6 @@ WEYL = (0x9E3779B9, 0xBB67AE85)
 MASK = 0xFFFFFFFF
 
 Word = TypeVar("Word", int, Tensor)
-
-
-def supports(problem: Problem) -> str | None:
-    """Anything."""
-    return None
 
 
 def _multiply(a: int, b: Word) -> tuple[Word, Word]:

@@ -9,10 +9,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .._triton import DEVICE, unavailable
-from . import Problem
+from sslfast.kernels._triton import DEVICE, unavailable
 
-__all__ = ["DEVICE", "PRIORITY", "available", "random_bits", "supports"]
+__all__ = ["DEVICE", "PRIORITY", "available", "random_bits"]
 
 PRIORITY = 20
 
@@ -20,11 +19,6 @@ _CONSTANTS = {"BLOCK": 256}  # counters a program
 _OPTIONS = {"num_warps": 4, "enable_fp_fusion": True}
 
 available = unavailable
-
-
-def supports(problem: Problem) -> str | None:
-    """Anything."""
-    return None
 
 
 @triton.jit

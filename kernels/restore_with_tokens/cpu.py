@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from .._extension import cpu_unavailable, loaded
-from . import Problem, check_ids, outside
+from sslfast.kernels._extension import cpu_unavailable, loaded
+from sslfast.kernels.restore_with_tokens import Problem, check_ids, outside
 
 DEVICE = "cpu"
 PRIORITY = 30

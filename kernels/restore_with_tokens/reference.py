@@ -3,16 +3,11 @@
 import torch
 from torch import Tensor
 
-from ..similarity_softmax import accumulation_dtype
-from . import Problem, check_ids
+from sslfast.kernels.restore_with_tokens import check_ids
+from sslfast.kernels.similarity_softmax import accumulation_dtype
 
 DEVICE = "any"
 PRIORITY = 0
-
-
-def supports(problem: Problem) -> str | None:
-    """Anything."""
-    return None
 
 
 def forward(

@@ -3,17 +3,12 @@
 import torch
 from torch import Tensor
 
-from ..gather_patches import tiled
-from ..similarity_softmax import accumulation_dtype
-from . import Problem, check_ids
+from sslfast.kernels.gather_patches import tiled
+from sslfast.kernels.restore_with_tokens import check_ids
+from sslfast.kernels.similarity_softmax import accumulation_dtype
 
 DEVICE = "any"
 PRIORITY = 10
-
-
-def supports(problem: Problem) -> str | None:
-    """Anything."""
-    return None
 
 
 def forward(

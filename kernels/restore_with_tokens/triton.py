@@ -12,20 +12,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .._triton import DEVICE, unavailable
-from ..similarity_softmax import accumulation_dtype
-from . import Problem
+from sslfast.kernels._triton import DEVICE, unavailable
+from sslfast.kernels.similarity_softmax import accumulation_dtype
 
-__all__ = ["DEVICE", "PRIORITY", "available", "backward", "forward", "supports"]
+__all__ = ["DEVICE", "PRIORITY", "available", "backward", "forward"]
 
 PRIORITY = 20
 
 available = unavailable
-
-
-def supports(problem: Problem) -> str | None:
-    """Anything."""
-    return None
 
 
 @triton.jit(do_not_specialize=["length", "keep"])

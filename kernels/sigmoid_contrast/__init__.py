@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..similarity_softmax import Pairing
+from sslfast.kernels.similarity_softmax import Pairing
 
 
 @dataclass(frozen=True)

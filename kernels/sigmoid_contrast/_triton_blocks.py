@@ -21,11 +21,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .._growth import growth_of
-from .._products import block_memory as new_block
-from .._products import block_tile, logits_in_memory, multiply, rows_of_a_block
-from .._tiles import arithmetic_of, settings
-from ..similarity_softmax._triton_tiles import (
+from sslfast.kernels._growth import growth_of
+from sslfast.kernels._products import block_memory as new_block
+from sslfast.kernels._products import block_tile, logits_in_memory, multiply, rows_of_a_block
+from sslfast.kernels._tiles import arithmetic_of, settings
+from sslfast.kernels.sigmoid_contrast._triton_kernel import SIZES, log2_of_one_plus
+from sslfast.kernels.similarity_softmax._triton_tiles import (
     LN2,
     LOG2E,
     block_logits,
@@ -35,7 +36,6 @@ from ..similarity_softmax._triton_tiles import (
     on_diagonal,
     touches,
 )
-from ._triton_kernel import SIZES, log2_of_one_plus
 
 
 @triton.jit(do_not_specialize=[*SIZES, "i_first"])

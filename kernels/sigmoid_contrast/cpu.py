@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor
 
-from .._extension import address, cpu_unavailable, loaded
-from ..similarity_softmax import Pairing
-from ..similarity_softmax.cpu import describe
-from . import Problem
+from sslfast.kernels._extension import address, cpu_unavailable, loaded
+from sslfast.kernels.sigmoid_contrast import Problem
+from sslfast.kernels.similarity_softmax import Pairing
+from sslfast.kernels.similarity_softmax.cpu import describe
 
 DEVICE = "cpu"
 PRIORITY = 30

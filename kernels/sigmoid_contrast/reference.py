@@ -4,16 +4,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..similarity_softmax import Pairing, accumulation_dtype
-from . import Problem
+from sslfast.kernels.similarity_softmax import Pairing, accumulation_dtype
 
 DEVICE = "any"
 PRIORITY = 0
-
-
-def supports(problem: Problem) -> str | None:
-    """Anything that fits in memory."""
-    return None
 
 
 def _logits(

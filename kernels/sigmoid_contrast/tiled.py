@@ -4,17 +4,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..similarity_softmax import Pairing, accumulation_dtype
-from ..similarity_softmax.tiled import positives, segments, tiles
-from . import Problem
+from sslfast.kernels.similarity_softmax import Pairing, accumulation_dtype
+from sslfast.kernels.similarity_softmax.tiled import positives, segments, tiles
 
 DEVICE = "any"
 PRIORITY = 10
-
-
-def supports(problem: Problem) -> str | None:
-    """Any problem."""
-    return None
 
 
 def forward(rows: Tensor, columns: Tensor, scale: Tensor, bias: Tensor, pairing: Pairing) -> Tensor:

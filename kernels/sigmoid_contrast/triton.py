@@ -13,9 +13,9 @@ import torch
 import triton
 from torch import Tensor
 
-from .._growth import growth_of
-from .._products import in_blocks
-from .._tiles import (
+from sslfast.kernels._growth import growth_of
+from sslfast.kernels._products import in_blocks
+from sslfast.kernels._tiles import (
     Tile,
     arithmetic_of,
     multiprocessors,
@@ -23,19 +23,19 @@ from .._tiles import (
     settings,
     splits,
 )
-from .._triton import (
+from sslfast.kernels._triton import (
     DEVICE,
     capability,
     operand,
     unavailable,
     without_padding,
 )
-from .._tuning import tile_for
-from ..similarity_softmax import Pairing
-from . import Problem, _triton_blocks
-from ._triton_kernel import contrast_kernel
+from sslfast.kernels._tuning import tile_for
+from sslfast.kernels.sigmoid_contrast import Problem, _triton_blocks
+from sslfast.kernels.sigmoid_contrast._triton_kernel import contrast_kernel
+from sslfast.kernels.similarity_softmax import Pairing
 
-__all__ = ["DEVICE", "PRIORITY", "available", "forward", "gradients", "supports"]
+__all__ = ["DEVICE", "PRIORITY", "available", "forward", "gradients"]
 
 PRIORITY = 20
 

@@ -40,7 +40,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._extension import extension
+from sslfast.kernels._extension import extension
 
 # As in csrc/cpu: a line of 16 before the logits (kept_logits.h), blocks of up to 256 (schedule.h).
 KEPT_HEADER, BLOCK = 16, 256

@@ -32,10 +32,19 @@ import torch
 import triton
 from torch import Tensor
 
-from .._products import block_memory, block_tile, logits_in_memory, multiply, rows_of_a_block
-from .._tiles import arithmetic_of, settings
-from ._triton_block_kernels import statistics_kernel, weights_kernel
-from ._triton_forward import merge_kernel
+from sslfast.kernels._products import (
+    block_memory,
+    block_tile,
+    logits_in_memory,
+    multiply,
+    rows_of_a_block,
+)
+from sslfast.kernels._tiles import arithmetic_of, settings
+from sslfast.kernels.similarity_softmax._triton_block_kernels import (
+    statistics_kernel,
+    weights_kernel,
+)
+from sslfast.kernels.similarity_softmax._triton_forward import merge_kernel
 
 # The symmetric form's triangle has a block of rows from the diagonal on: with eight blocks an
 # eighth more than half of the logits. With fewer rows than this, launches cost more than it saves.

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._extension import address, cpu_unavailable, loaded
-from . import Pairing, Problem, statistics_dtype
+from sslfast.kernels._extension import address, cpu_unavailable, loaded
+from sslfast.kernels.similarity_softmax import Pairing, Problem, statistics_dtype
 
 DEVICE = "cpu"
 PRIORITY = 30

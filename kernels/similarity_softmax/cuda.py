@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._extension import cuda_unavailable, loaded
-from . import Pairing, Problem
+from sslfast.kernels._extension import cuda_unavailable, loaded
+from sslfast.kernels.similarity_softmax import Pairing, Problem
 
 DEVICE = "cuda"
 

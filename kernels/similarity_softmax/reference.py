@@ -3,15 +3,14 @@
 import torch
 from torch import Tensor
 
-from . import Pairing, Problem, accumulation_dtype, statistics_dtype
+from sslfast.kernels.similarity_softmax import (
+    Pairing,
+    accumulation_dtype,
+    statistics_dtype,
+)
 
 DEVICE = "any"
 PRIORITY = 0
-
-
-def supports(problem: Problem) -> str | None:
-    """Anything that fits in memory."""
-    return None
 
 
 def _logits(

@@ -9,18 +9,18 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from . import Pairing, Problem, accumulation_dtype, as_factors, statistics_dtype
+from sslfast.kernels.similarity_softmax import (
+    Pairing,
+    accumulation_dtype,
+    as_factors,
+    statistics_dtype,
+)
 
 DEVICE = "any"
 PRIORITY = 10
 
 TILE_ROWS = 512
 TILE_ELEMENTS = 1 << 22
-
-
-def supports(problem: Problem) -> str | None:
-    """Any problem."""
-    return None
 
 
 def tiles(m: int, n: int, symmetric: bool) -> Iterator[tuple[int, int, int, int]]:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..similarity_softmax import Pairing
+from sslfast.kernels.similarity_softmax import Pairing
 
 EPS = 1e-12  # of torch.nn.functional.normalize; in the accumulation dtype, so fp16 has no NaN
 

@@ -3,18 +3,13 @@
 import torch
 from torch import Tensor
 
-from ..similarity_softmax import accumulation_dtype
-from . import EPS, Positives, Problem
+from sslfast.kernels.similarity_softmax import accumulation_dtype
+from sslfast.kernels.unit_rows import EPS, Positives
 
 DEVICE = "any"
 PRIORITY = 10
 
 CACHED_ROWS = 512  # rows of a CPU whose products never leave the cache
-
-
-def supports(problem: Problem) -> str | None:
-    """Anything."""
-    return None
 
 
 def normalise(x: Tensor) -> tuple[Tensor, Tensor]:

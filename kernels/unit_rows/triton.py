@@ -13,10 +13,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .._triton import DEVICE, unavailable
-from . import EPS, Positives, Problem
+from sslfast.kernels._triton import DEVICE, unavailable
+from sslfast.kernels.unit_rows import EPS, Positives, Problem
 
-__all__ = ["DEVICE", "PRIORITY", "available", "gradient", "normalise", "supports"]
+__all__ = ["DEVICE", "PRIORITY", "available", "gradient", "normalise"]
 
 PRIORITY = 20
 MOST = 16384

@@ -1,10 +1,10 @@
 """Data: where images and videos come from, what is done to them, and how they arrive in batches."""
 
-from .batch import Batch
-from .builtin_sets import builtin
-from .loader import Loader, make_loader
-from .recipes import Recipe, View, recipe
-from .sources import ImageDataset, VideoDataset, open_dataset
+from sslfast.data.batch import Batch
+from sslfast.data.builtin_sets import builtin
+from sslfast.data.loader import Loader, make_loader
+from sslfast.data.recipes import Recipe, View, recipe
+from sslfast.data.sources import ImageDataset, VideoDataset, open_dataset
 
 __all__ = [
     "Batch",

@@ -15,10 +15,9 @@ from torch import Tensor
 from sslfast._arguments import checked
 from sslfast._extras import require
 from sslfast._suggest import did_you_mean
-
-from .cache import explained, make_folder, write_file
-from .clips import CLIPS, read_tiles, write_tile
-from .walk import find_files
+from sslfast.data.cache import explained, make_folder, write_file
+from sslfast.data.clips import CLIPS, read_tiles, write_tile
+from sslfast.data.walk import find_files
 
 logger = logging.getLogger("sslfast")
 

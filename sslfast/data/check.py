@@ -18,10 +18,9 @@ from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 
 from sslfast._extras import MissingExtra
-
-from .cache import write_file
-from .pillow import open_header
-from .walk import NOT_REGULAR, open_file
+from sslfast.data.cache import write_file
+from sslfast.data.pillow import open_header
+from sslfast.data.walk import NOT_REGULAR, open_file
 
 logger = logging.getLogger("sslfast")
 

@@ -6,14 +6,13 @@ import torch
 from torch import Tensor
 
 from sslfast._extras import MissingExtra
-
-from .check import check_file
-from .pillow import BadPixelsError, decode, pillow
-from .pipeline import ViewPipeline
-from .recipes import Recipe
-from .sources import ImageDataset
-from .steps import Options, Planned, StepLoader
-from .walk import why_not_a_file
+from sslfast.data.check import check_file
+from sslfast.data.pillow import BadPixelsError, decode, pillow
+from sslfast.data.pipeline import ViewPipeline
+from sslfast.data.recipes import Recipe
+from sslfast.data.sources import ImageDataset
+from sslfast.data.steps import Options, Planned, StepLoader
+from sslfast.data.walk import why_not_a_file
 
 logger = logging.getLogger("sslfast")
 

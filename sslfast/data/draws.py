@@ -11,10 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sslfast.data.colour import colour_matrices
+from sslfast.data.recipes import View
 from sslfast.kernels.philox.reference import philox
-
-from .colour import colour_matrices
-from .recipes import View
 
 STREAM_VIEWS = 0x0DA7A100  # view v draws from stream STREAM_VIEWS + v
 CROP_TRIES = 10  # as in torchvision

@@ -6,12 +6,11 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 
 from sslfast._arguments import NonNegativeInt, PositiveInt, Seed, Threads, checked
-
-from .batch import Batch
-from .manifest import Manifest
-from .recipes import Recipe
-from .sources import ImageDataset, OnBadImage, VideoDataset
-from .steps import Options
+from sslfast.data.batch import Batch
+from sslfast.data.manifest import Manifest
+from sslfast.data.recipes import Recipe
+from sslfast.data.sources import ImageDataset, OnBadImage, VideoDataset
+from sslfast.data.steps import Options
 
 
 @runtime_checkable
@@ -115,7 +114,7 @@ def make_loader(
         on_bad_image,
     )
     if recipe.modality == "video":
-        from .video_loader import VideoLoader
+        from sslfast.data.video_loader import VideoLoader
 
         return VideoLoader(dataset, recipe, options)
     if isinstance(dataset, VideoDataset):
@@ -123,6 +122,6 @@ def make_loader(
             f"recipe '{recipe.name}' makes views of images, and {dataset.name} was opened as "
             "videos: give the recipe num_frames, or open the data as images"
         )
-    from .dali import DaliLoader
+    from sslfast.data.dali import DaliLoader
 
     return DaliLoader(dataset, recipe, options)

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 
 from sslfast._extras import require
-
-from .walk import open_file
+from sslfast.data.walk import open_file
 
 _FORMATS = ("TIFF", "GIF", "PPM", "AVIF", "JPEG", "PNG", "WEBP", "BMP")
 

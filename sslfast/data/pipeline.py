@@ -24,11 +24,10 @@ import torch
 from torch import Tensor
 
 from sslfast._extras import require
-
-from .draws import Draw
-from .pillow import decode
-from .recipes import View
-from .walk import why_not_a_file
+from sslfast.data.draws import Draw
+from sslfast.data.pillow import decode
+from sslfast.data.recipes import View
+from sslfast.data.walk import why_not_a_file
 
 
 def _dali() -> tuple[Any, Any, Any]:

@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from sslfast._arguments import checked
-
-from . import video
-from .builtin_sets import builtin_folder
-from .cache import cache_folder
-from .check import Verdict, check_files
-from .manifest import Manifest
-from .splits import SERVES, split_folders
-from .walk import Found, find_files, sub_folders
+from sslfast.data import video
+from sslfast.data.builtin_sets import builtin_folder
+from sslfast.data.cache import cache_folder
+from sslfast.data.check import Verdict, check_files
+from sslfast.data.manifest import Manifest
+from sslfast.data.splits import SERVES, split_folders
+from sslfast.data.walk import Found, find_files, sub_folders
 
 logger = logging.getLogger("sslfast")
 

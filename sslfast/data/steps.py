@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .batch import Batch
-from .colour import recolour
-from .draws import Draw, draw
-from .manifest import Manifest
-from .order import EpochOrder
-from .recipes import Recipe
-from .sources import ImageDataset, OnBadImage, check_policy
+from sslfast.data.batch import Batch
+from sslfast.data.colour import recolour
+from sslfast.data.draws import Draw, draw
+from sslfast.data.manifest import Manifest
+from sslfast.data.order import EpochOrder
+from sslfast.data.recipes import Recipe
+from sslfast.data.sources import ImageDataset, OnBadImage, check_policy
 
 logger = logging.getLogger(__name__)  # of its own: heard from every rank (sslfast.cli)
 

@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 
 from sslfast._extras import require
-
-from .check import Verdict
-from .walk import open_file
+from sslfast.data.check import Verdict
+from sslfast.data.walk import open_file
 
 # Not MPEG program streams: after a seek, their times are off by a frame.
 EXTENSIONS = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi")

@@ -14,11 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .draws import Draw
-from .recipes import Recipe, View
-from .sources import ImageDataset, VideoDataset
-from .steps import Options, Planned, StepLoader
-from .video import BadVideoError, read_frames
+from sslfast.data.draws import Draw
+from sslfast.data.recipes import Recipe, View
+from sslfast.data.sources import ImageDataset, VideoDataset
+from sslfast.data.steps import Options, Planned, StepLoader
+from sslfast.data.video import BadVideoError, read_frames
 
 logger = logging.getLogger("sslfast")
 

@@ -1,6 +1,6 @@
 """EMA teachers: copies of networks that follow them as exponential moving averages."""
 
-from .schedules import CosineMomentum, PowerMomentum, WarmupMomentum
-from .teacher import EMATeacher
+from sslfast.ema.schedules import CosineMomentum, PowerMomentum, WarmupMomentum
+from sslfast.ema.teacher import EMATeacher
 
 __all__ = ["CosineMomentum", "EMATeacher", "PowerMomentum", "WarmupMomentum"]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from .pairs import named_tensors
+from sslfast.ema.pairs import named_tensors
 
 
 def unwrap(module: nn.Module) -> nn.Module:

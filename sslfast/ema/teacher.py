@@ -12,11 +12,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from sslfast.ema.copies import copy_of, unwrap
+from sslfast.ema.pairs import Pairs, Way, pair_by_name
 from sslfast.functional._ema import as_momentum, local_shard, move, none_turned_bad
 from sslfast.kernels._tensors import Rows
-
-from .copies import copy_of, unwrap
-from .pairs import Pairs, Way, pair_by_name
 
 Schedule = Callable[[Tensor], Tensor]
 

@@ -5,17 +5,17 @@ float64). Shapes, dtypes and devices are checked and raise; values never are: no
 non-finite out.
 """
 
-from ._clip import clip
-from ._ema import ema_update_
-from ._gather_patches import gather_patches
-from ._info_nce import info_nce
-from ._linear_cross_entropy import linear_cross_entropy
-from ._masked_mse import masked_mse
-from ._ntxent import ntxent
-from ._patchify_visible import patchify_visible
-from ._restore_with_tokens import restore_with_tokens
-from ._siglip import siglip
-from ._supcon import supcon
+from sslfast.functional._clip import clip
+from sslfast.functional._ema import ema_update_
+from sslfast.functional._gather_patches import gather_patches
+from sslfast.functional._info_nce import info_nce
+from sslfast.functional._linear_cross_entropy import linear_cross_entropy
+from sslfast.functional._masked_mse import masked_mse
+from sslfast.functional._ntxent import ntxent
+from sslfast.functional._patchify_visible import patchify_visible
+from sslfast.functional._restore_with_tokens import restore_with_tokens
+from sslfast.functional._siglip import siglip
+from sslfast.functional._supcon import supcon
 
 __all__ = [
     "clip",

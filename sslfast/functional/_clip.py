@@ -3,10 +3,9 @@
 from torch import Tensor
 
 from sslfast._arguments import checked
+from sslfast.functional._common import as_scale, check_embeddings, reduce
+from sslfast.functional._variants import Variant
 from sslfast.ops.similarity_softmax import similarity_softmax
-
-from ._common import as_scale, check_embeddings, reduce
-from ._variants import Variant
 
 
 @checked

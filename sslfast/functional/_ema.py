@@ -8,10 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sslfast.functional._common import FLOATS
 from sslfast.kernels._tensors import Rows, plain_rows
 from sslfast.ops import ema_update_ as op
-
-from ._common import FLOATS
 
 PLAIN, REAL = {Tensor, torch.nn.Parameter}, set(FLOATS)
 _DTYPE, _DEVICE, _SHAPE = map(operator.attrgetter, ("dtype", "device", "shape"))

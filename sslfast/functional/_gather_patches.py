@@ -3,9 +3,8 @@
 from torch import Tensor
 
 from sslfast._arguments import checked
+from sslfast.functional._patches import check_data, check_ids
 from sslfast.ops.gather_patches import gather_patches as op
-
-from ._patches import check_data, check_ids
 
 
 @checked

@@ -4,6 +4,14 @@ import torch
 from torch import Tensor
 
 from sslfast._arguments import checked
+from sslfast.functional._common import (
+    check_embeddings,
+    reduce,
+    row_weights,
+    scale_in_halves,
+    scale_of,
+)
+from sslfast.functional._variants import Variant
 from sslfast.kernels.similarity_softmax import statistics_dtype
 from sslfast.ops.info_nce import runs_fused, weighted_info_nce
 from sslfast.ops.linear_cross_entropy import weighted_linear_cross_entropy
@@ -11,9 +19,6 @@ from sslfast.ops.scaled_pairs import scaled_pairs
 from sslfast.ops.similarity_softmax import similarity_softmax
 from sslfast.ops.unit_rows import unit_rows
 from sslfast.ops.unit_rows import wide_unit_rows as unit
-
-from ._common import check_embeddings, reduce, row_weights, scale_in_halves, scale_of
-from ._variants import Variant
 
 
 @checked

@@ -7,11 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sslfast._arguments import checked
+from sslfast.functional._common import FLOATS, check_reduction
 from sslfast.kernels.similarity_softmax import accumulation_dtype
 from sslfast.ops.linear_cross_entropy import linear_cross_entropy as losses_of_rows
 from sslfast.ops.linear_cross_entropy import weighted_linear_cross_entropy
-
-from ._common import FLOATS, check_reduction
 
 # cut-cross-entropy's choice among its ways to form gradients, of which there is one here.
 _WAYS = {"filter_eps", "accum_e_fp32", "accum_c_fp32", "filter_e_grad", "filter_c_grad", "impl"}

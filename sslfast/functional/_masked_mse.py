@@ -4,10 +4,9 @@ import torch
 from torch import Tensor
 
 from sslfast._arguments import NonNegativeFloat, checked
+from sslfast.functional._common import reduce
+from sslfast.functional._patches import check_data, check_like
 from sslfast.ops.masked_mse import masked_mse as op
-
-from ._common import reduce
-from ._patches import check_data, check_like
 
 
 @checked

@@ -4,11 +4,10 @@ import torch
 from torch import Tensor
 
 from sslfast._arguments import checked
+from sslfast.functional._common import check_embeddings, reduce, scale_of
+from sslfast.functional._variants import Variant
 from sslfast.ops.similarity_softmax import similarity_softmax
 from sslfast.ops.unit_rows import wide_unit_rows
-
-from ._common import check_embeddings, reduce, scale_of
-from ._variants import Variant
 
 
 @checked

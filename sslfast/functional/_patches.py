@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ._common import FLOATS
+from sslfast.functional._common import FLOATS
 
 
 def check_data(name: str, x: Tensor, shape: str) -> None:

@@ -4,9 +4,8 @@ import torch
 from torch import Tensor
 
 from sslfast._arguments import checked
+from sslfast.functional._patches import as_table, check_data, check_ids, check_like
 from sslfast.ops.patchify_visible import patchify_visible as op
-
-from ._patches import as_table, check_data, check_ids, check_like
 
 
 @checked

@@ -3,9 +3,8 @@
 from torch import Tensor
 
 from sslfast._arguments import checked
+from sslfast.functional._patches import as_table, check_data, check_ids, check_like
 from sslfast.ops.restore_with_tokens import restore_with_tokens as op
-
-from ._patches import as_table, check_data, check_ids, check_like
 
 
 @checked

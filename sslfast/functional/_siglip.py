@@ -4,9 +4,14 @@ import torch
 from torch import Tensor
 
 from sslfast._arguments import checked
+from sslfast.functional._common import (
+    as_scale,
+    check_embeddings,
+    check_reduction,
+    reduce,
+    row_weights,
+)
 from sslfast.ops.sigmoid_contrast import sigmoid_contrast, weighted_sigmoid_contrast
-
-from ._common import as_scale, check_embeddings, check_reduction, reduce, row_weights
 
 
 @checked

@@ -4,12 +4,11 @@ import torch
 from torch import Tensor
 
 from sslfast._arguments import checked
+from sslfast.functional._common import check_labels, reduce, scale_of
 from sslfast.ops._logits import info_nce_from_logits
 from sslfast.ops.class_sums import class_sums, classes_of, in_pairs
 from sslfast.ops.similarity_softmax import similarity_softmax
 from sslfast.ops.unit_rows import wide_unit_rows
-
-from ._common import check_labels, reduce, scale_of
 
 
 @checked

@@ -19,12 +19,12 @@ and B may be 0. A seed or step that is no integer raises TypeError. True in a ma
 indices ascend.
 """
 
-from ._common import PatchMask
-from .blocks import block_mask, image_ratio_mask
-from .multiblock import MultiBlockMask, multiblock_mask
-from .patches import random_mask, tube_mask
-from .spans import span_mask
-from .tokens import TokenMask, token_mask
+from sslfast.masking._common import PatchMask
+from sslfast.masking.blocks import block_mask, image_ratio_mask
+from sslfast.masking.multiblock import MultiBlockMask, multiblock_mask
+from sslfast.masking.patches import random_mask, tube_mask
+from sslfast.masking.spans import span_mask
+from sslfast.masking.tokens import TokenMask, token_mask
 
 __all__ = [
     "MultiBlockMask",

@@ -9,9 +9,7 @@ from torch import Tensor
 
 from sslfast._arguments import NonNegativeInt, PositiveInt, checked
 from sslfast.kernels.philox.reference import random_bits, rounds
-from sslfast.ops import compact_mask, smallest_keys
-
-from ._common import (
+from sslfast.masking._common import (
     MULTIBLOCK,
     MULTIBLOCK_SIZE,
     STREAM_MASKS,
@@ -23,6 +21,7 @@ from ._common import (
     interval,
     source,
 )
+from sslfast.ops import compact_mask, smallest_keys
 
 TRIES = 3  # layouts drawn for a sample
 PILOTS, SHORT = 1024, 0.02  # samples that fix the context's length, and the share that falls short

@@ -7,8 +7,7 @@ from torch import Tensor
 
 from sslfast.kernels import class_sums as kernels
 from sslfast.kernels import registry
-
-from ._schemas import NAMESPACE
+from sslfast.ops._schemas import NAMESPACE
 
 OP = "class_sums"
 

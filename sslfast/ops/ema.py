@@ -7,8 +7,7 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 from sslfast.kernels import ema as kernels
 from sslfast.kernels import registry
 from sslfast.kernels._tensors import Rows
-
-from ._schemas import NAMESPACE
+from sslfast.ops._schemas import NAMESPACE
 
 # Not torch.library.custom_op: its checks cost 0.4 us a tensor, this 0.1.
 torch.library.define(

@@ -7,8 +7,7 @@ from torch import Tensor
 
 from sslfast.kernels import registry
 from sslfast.kernels.gather_patches import problem
-
-from ._schemas import NAMESPACE
+from sslfast.ops._schemas import NAMESPACE
 
 
 @torch.library.custom_op(f"{NAMESPACE}::gather_patches", mutates_args=())

@@ -28,9 +28,8 @@ from torch import Tensor
 from sslfast.kernels import linear_cross_entropy, registry, similarity_softmax
 from sslfast.kernels.linear_cross_entropy import Wants
 from sslfast.kernels.similarity_softmax import Pairing, accumulation_dtype
-
-from ._gradients import refuse_double_backward, times
-from ._schemas import NAMESPACE
+from sslfast.ops._gradients import refuse_double_backward, times
+from sslfast.ops._schemas import NAMESPACE
 
 FUSED_DIM = 256  # features of a gradient that one program of the fused kernels holds
 Parts = tuple[Tensor, Tensor, Tensor, Tensor]

@@ -16,10 +16,9 @@ from sslfast.kernels import linear_cross_entropy as kernels
 from sslfast.kernels import registry
 from sslfast.kernels.linear_cross_entropy import Wants
 from sslfast.kernels.similarity_softmax import accumulation_dtype
-
-from ._gradients import refuse_double_backward, times
-from ._logits import info_nce_from_logits
-from ._schemas import NAMESPACE
+from sslfast.ops._gradients import refuse_double_backward, times
+from sslfast.ops._logits import info_nce_from_logits
+from sslfast.ops._schemas import NAMESPACE
 
 OP = "linear_cross_entropy"
 Gradients = tuple[Tensor, Tensor, Tensor]

@@ -8,8 +8,7 @@ from torch import Tensor
 from sslfast.kernels import registry
 from sslfast.kernels.masked_mse import problem
 from sslfast.kernels.similarity_softmax import accumulation_dtype
-
-from ._schemas import NAMESPACE
+from sslfast.ops._schemas import NAMESPACE
 
 OP = "masked_mse"
 

@@ -7,8 +7,7 @@ from torch import Tensor
 
 from sslfast.kernels import registry
 from sslfast.kernels.patch_mask import Problem
-
-from ._schemas import NAMESPACE
+from sslfast.ops._schemas import NAMESPACE
 
 
 def _backend(like: Tensor, length: int) -> Any:

@@ -7,9 +7,8 @@ from torch import Tensor
 
 from sslfast.kernels import registry
 from sslfast.kernels.patchify_visible import Patch, problem
+from sslfast.ops._schemas import NAMESPACE
 from sslfast.ops.gather_patches import scatter_patches
-
-from ._schemas import NAMESPACE
 
 OP = "patchify_visible"
 

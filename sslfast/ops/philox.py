@@ -5,8 +5,7 @@ from torch import Tensor
 
 from sslfast.kernels import registry
 from sslfast.kernels.philox import Problem
-
-from ._schemas import NAMESPACE
+from sslfast.ops._schemas import NAMESPACE
 
 
 @torch.library.custom_op(f"{NAMESPACE}::random_bits", mutates_args=())

@@ -8,8 +8,7 @@ from torch import Tensor
 from sslfast.kernels import registry
 from sslfast.kernels.restore_with_tokens import problem
 from sslfast.kernels.similarity_softmax import accumulation_dtype
-
-from ._schemas import NAMESPACE
+from sslfast.ops._schemas import NAMESPACE
 
 OP = "restore_with_tokens"
 

@@ -12,10 +12,9 @@ from torch import Tensor
 
 from sslfast.kernels.similarity_softmax import accumulation_dtype
 from sslfast.kernels.unit_rows import EPS
-
-from ._gradients import no_double_backward
-from ._schemas import NAMESPACE
-from .unit_rows import wide_unit_rows
+from sslfast.ops._gradients import no_double_backward
+from sslfast.ops._schemas import NAMESPACE
+from sslfast.ops.unit_rows import wide_unit_rows
 
 
 def scaled_pairs(query: Tensor, key: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:

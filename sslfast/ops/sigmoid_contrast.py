@@ -13,9 +13,8 @@ from torch import Tensor
 from sslfast.kernels import registry
 from sslfast.kernels import sigmoid_contrast as kernels
 from sslfast.kernels.similarity_softmax import Pairing, accumulation_dtype
-
-from ._gradients import refuse_double_backward, times
-from ._schemas import NAMESPACE
+from sslfast.ops._gradients import refuse_double_backward, times
+from sslfast.ops._schemas import NAMESPACE
 
 OP = "sigmoid_contrast"
 

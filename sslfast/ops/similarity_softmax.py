@@ -15,9 +15,8 @@ from sslfast.kernels import registry, unit_rows
 from sslfast.kernels import similarity_softmax as kernels
 from sslfast.kernels.similarity_softmax import Pairing, accumulation_dtype, statistics_dtype
 from sslfast.kernels.unit_rows import Positives
-
-from ._gradients import no_double_backward
-from ._schemas import NAMESPACE
+from sslfast.ops._gradients import no_double_backward
+from sslfast.ops._schemas import NAMESPACE
 
 OP = "similarity_softmax"
 

@@ -14,9 +14,8 @@ from sslfast.kernels import registry
 from sslfast.kernels import unit_rows as kernels
 from sslfast.kernels.similarity_softmax import accumulation_dtype
 from sslfast.kernels.unit_rows import EPS
-
-from ._gradients import no_double_backward
-from ._schemas import NAMESPACE
+from sslfast.ops._gradients import no_double_backward
+from sslfast.ops._schemas import NAMESPACE
 
 OP = "unit_rows"
 

@@ -4,8 +4,8 @@ from typing import Any
 
 from torch import nn
 
-from .adamw import AdamW
-from .lars import LARS
+from sslfast.optim.adamw import AdamW
+from sslfast.optim.lars import LARS
 
 __all__ = ["LARS", "AdamW", "param_groups"]
 

@@ -12,8 +12,7 @@ from sslfast.ema import EMATeacher
 from sslfast.ema.pairs import Pairs
 from sslfast.functional._ema import local_shard, whole
 from sslfast.kernels._tensors import same_layout, to_device
-
-from ._parts import check, gradient_of, without_holes
+from sslfast.optim._parts import check, gradient_of, without_holes
 
 
 class MultiTensor(ABC):

@@ -11,9 +11,8 @@ from sslfast.ema import EMATeacher
 from sslfast.functional._ema import local_shard
 from sslfast.kernels import adamw as kernels
 from sslfast.kernels import registry
-
-from ._multi_tensor import MultiTensor
-from ._parts import local_gradient
+from sslfast.optim._multi_tensor import MultiTensor
+from sslfast.optim._parts import local_gradient
 
 
 class AdamW(MultiTensor, torch.optim.AdamW):

@@ -12,9 +12,8 @@ from sslfast.ema import EMATeacher
 from sslfast.functional._ema import whole
 from sslfast.kernels import lars as kernels
 from sslfast.kernels import registry
-
-from ._multi_tensor import MultiTensor
-from ._parts import local_gradient
+from sslfast.optim._multi_tensor import MultiTensor
+from sslfast.optim._parts import local_gradient
 
 
 class LARS(MultiTensor, torch.optim.SGD):

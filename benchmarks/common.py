@@ -18,7 +18,7 @@ import torch
 
 from benchmarks.environment import ROOT as ROOT
 from benchmarks.environment import environment as environment
-from sslfast.kernels._extension import extension
+from sslfast.kernels.extension import extension
 
 Run = Callable[[int], object]  # the argument chooses among the rotating inputs
 HEAD_START = 1_000_000  # cycles of a GPU: about half a millisecond

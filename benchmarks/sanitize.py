@@ -17,8 +17,10 @@ import torch
 from torch import nn
 
 import sslfast
-from sslfast import EMATeacher, functional, ops
+from sslfast import EMATeacher, functional
 from sslfast.kernels import registry
+from sslfast.kernels.patch_mask.op import compact_mask, random_patch_mask, smallest_keys
+from sslfast.kernels.philox.op import random_bits
 from sslfast.kernels.similarity_softmax import Pairing
 from sslfast.optim import LARS, AdamW
 
@@ -58,10 +60,10 @@ def losses(dtype: torch.dtype) -> None:
 def patches(dtype: torch.dtype) -> None:
     """Masks, the visible patches, the decoder's input and the loss."""
     ids, step = torch.arange(37, device=DEVICE), torch.tensor(5, device=DEVICE)
-    ops.random_bits(ids, step, 1, 2, 197)
-    keep, restore, mask = ops.random_patch_mask(ids, step, 1, 2, 196, 49)
-    ops.smallest_keys(torch.randint(1 << 40, (37, 197), device=DEVICE), ids)
-    ops.compact_mask(mask, 49)
+    random_bits(ids, step, 1, 2, 197)
+    keep, restore, mask = random_patch_mask(ids, step, 1, 2, 196, 49)
+    smallest_keys(torch.randint(1 << 40, (37, 197), device=DEVICE), ids)
+    compact_mask(mask, 49)
     tokens = torch.randn(37, 196, 129, device=DEVICE).to(dtype).requires_grad_()
     seen = functional.gather_patches(tokens, keep)
     token = torch.randn(129, device=DEVICE).to(dtype).requires_grad_()

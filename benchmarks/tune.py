@@ -28,13 +28,13 @@ from triton.runtime.errors import OutOfResources
 from benchmarks import common
 from benchmarks.compiled import compile_all
 from benchmarks.launches import Launch, distinct, recording
-from sslfast.kernels import _tuning
-from sslfast.kernels._products import in_blocks
-from sslfast.kernels._tiles import ARITHMETICS, KINDS, Table, Tile, static_tile
-from sslfast.kernels._triton import capability, unavailable
+from sslfast.kernels import tuning
+from sslfast.kernels.gpu import capability, unavailable
+from sslfast.kernels.products import in_blocks
 from sslfast.kernels.sigmoid_contrast import triton as contrast
 from sslfast.kernels.similarity_softmax import Pairing
 from sslfast.kernels.similarity_softmax import triton as softmax
+from sslfast.kernels.tiles import ARITHMETICS, KINDS, Table, Tile, static_tile
 
 ROWS = 16384
 LEAST_GAIN = 0.03  # below that a timing may be noise: the table's tile stays
@@ -190,7 +190,7 @@ def launches(plan: Sequence[Trial], architecture: int) -> list[tuple[Trial, list
     found = []
     with recording(architecture) as since:
         for t in plan:
-            with _tuning.trying(t.kind, t.arithmetic, t.tile):
+            with tuning.trying(t.kind, t.arithmetic, t.tile):
                 runs(t.kind, t.arithmetic, t.dim, torch.device("meta"))(0)
             found.append((t, since(str(t))))
     return found
@@ -220,7 +220,7 @@ def programs(kernel: CompiledKernel) -> int:
 def measure(trial: Trial, seconds: float) -> float | None:
     """Median seconds of a launch at ROWS x ROWS on the current GPU."""
     device = torch.device("cuda")
-    with _tuning.trying(trial.kind, trial.arithmetic, trial.tile):
+    with tuning.trying(trial.kind, trial.arithmetic, trial.tile):
         try:
             run = runs(trial.kind, trial.arithmetic, trial.dim, device)
             samples = common.interleave({"tile": run}, device, seconds)["tile"]
@@ -266,7 +266,7 @@ def main() -> None:
     reason = unavailable()
     if reason is not None or not torch.cuda.is_available():
         raise SystemExit(f"nothing to tune: the Triton backend {reason or 'runs on no GPU here'}")
-    gpu, architecture = _tuning.gpu_name(None), capability(torch.device("cuda"))
+    gpu, architecture = tuning.gpu_name(None), capability(torch.device("cuda"))
     if options.short:
         plan = short_trials(architecture)
     else:
@@ -278,14 +278,14 @@ def main() -> None:
     spent = time.monotonic() - begin
     print(f"{len(plan)} tiles, {outcome.compiled} kernels compiled, {spent:.0f} s", flush=True)
     plan = list(fitting(launched, architecture, outcome.failed))
-    known = dict(_tuning.measured(gpu))
+    known = dict(tuning.measured(gpu))
     tune(
         partial(measure, seconds=options.seconds),
         architecture,
         plan,
-        lambda tables: _tuning.write(gpu, known | tables),
+        lambda tables: tuning.write(gpu, known | tables),
     )
-    print(f"written: {_tuning.file_for(gpu)}, {time.monotonic() - begin:.0f} s in all")
+    print(f"written: {tuning.file_for(gpu)}, {time.monotonic() - begin:.0f} s in all")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Finds the backends of every op, picks one for a problem, and explains why.
 
-An op is a sub-package of this folder; a backend is a module in it:
+An op is a sub-package of this folder; what torch sees of it is in its op.py, its form over several
+ranks in ranks.py, and every other module is a backend:
 
     DEVICE: str                      "cpu", "cuda" or "any"
     PRIORITY: int                    the larger is tried first
@@ -23,6 +24,7 @@ from typing import Any, Protocol
 logger = logging.getLogger("sslfast")
 
 ENVIRONMENT_VARIABLE = "SSLFAST_BACKEND"
+NOT_BACKENDS = ("op", "ranks")
 
 
 class Problem(Hashable, Protocol):
@@ -68,10 +70,24 @@ def _submodules(package: ModuleType, *, packages: bool) -> list[str]:
     return sorted(m.name for m in found if m.ispkg == packages and not m.name.startswith("_"))
 
 
+def _folders() -> list[ModuleType]:
+    names = _submodules(importlib.import_module(__package__), packages=True)
+    return [importlib.import_module(f"{__package__}.{name}") for name in names]
+
+
 @cache
 def ops() -> tuple[str, ...]:
-    """Names of all ops."""
-    return tuple(_submodules(importlib.import_module(__package__), packages=True))
+    """Names of all ops that have backends: each has an oracle at least."""
+    found = (f for f in _folders() if "reference" in _submodules(f, packages=False))
+    return tuple(folder.__name__.rpartition(".")[2] for folder in found)
+
+
+def load() -> None:
+    """Make every op known to torch; an op is otherwise, when what calls it is imported."""
+    for folder in _folders():
+        for name in _submodules(folder, packages=False):
+            if name in NOT_BACKENDS:
+                importlib.import_module(f"{folder.__name__}.{name}")
 
 
 @cache
@@ -80,6 +96,8 @@ def candidates(op: str) -> tuple[Backend, ...]:
     package = importlib.import_module(f"{__package__}.{op}")
     found = []
     for name in _submodules(package, packages=False):
+        if name in NOT_BACKENDS:
+            continue
         try:
             module = importlib.import_module(f"{package.__name__}.{name}")
         except ImportError as error:

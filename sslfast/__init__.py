@@ -16,7 +16,7 @@ _LAZY = {
     "load_encoder": "sslfast.training",
 }
 _MODULES = (
-    "data", "ema", "eval", "functional", "losses", "masking", "methods", "models", "ops", "optim",
+    "data", "ema", "eval", "functional", "losses", "masking", "methods", "models", "optim",
     "tokenizers", "training",
 )  # fmt: skip
 

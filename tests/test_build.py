@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sslfast.kernels._extension import extension
+from sslfast.kernels.extension import extension
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -149,7 +149,7 @@ def test_instruction_set_levels_agree() -> None:
     if module is None:
         pytest.skip("the extension was not built")
     code = (
-        "import torch, sslfast; from sslfast.kernels._extension import extension\n"
+        "import torch, sslfast; from sslfast.kernels.extension import extension\n"
         "from sslfast.functional import ntxent\n"
         "torch.manual_seed(0); a, b = torch.randn(2, 300, 37).unbind(); a.requires_grad_()\n"
         "sslfast.use_backend('cpu'); loss = ntxent(a, b, 0.05); loss.backward()\n"

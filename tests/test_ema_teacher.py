@@ -14,7 +14,7 @@ import sslfast
 from sslfast import EMATeacher
 from sslfast.ema import CosineMomentum, WarmupMomentum
 from sslfast.functional import ema_update_
-from sslfast.ops._schemas import NAMESPACE
+from sslfast.kernels.library import NAMESPACE
 
 
 class Net(nn.Module):

@@ -15,9 +15,8 @@ LAYERS = [
     ("eval",),
     ("methods",),
     ("tokenizers",),
-    ("losses", "masking", "ema", "optim", "models", "data"),
     ("functional",),
-    ("ops",),
+    ("losses", "masking", "ema", "optim", "models", "data"),
     ("kernels",),
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
@@ -74,6 +73,17 @@ def test_no_back_edge(source: tuple[str, Path, list[str]]) -> None:
             assert parts[:2] in (["sslfast", "kernels"], ["sslfast", "_C"]) or parts[0] != "sslfast"
 
 
+@pytest.mark.parametrize("source", sources(), ids=lambda s: str(s[1].relative_to(ROOT)))
+def test_no_private_module_of_another_package(source: tuple[str, Path, list[str]]) -> None:
+    """A name with an underscore belongs to the package that holds it, and to those beneath it."""
+    _, path, package = source
+    for name in imports(path, package):
+        parts = name.split(".")
+        for n, part in enumerate(parts):
+            if parts[0] == "sslfast" and part.startswith("_") and part[:2] != "__" and part != "_C":
+                assert package[:n] == parts[:n], f"{path} imports {name}"
+
+
 def test_every_room_has_its_layer() -> None:
     names = {layer for layer, _, _ in sources()}
     assert names <= set(LEVEL) | ANYWHERE | {"__main__"}
@@ -87,6 +97,19 @@ def test_a_loss_imports_no_optional_package() -> None:
     )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert shown.stdout.strip() == "[]"
+
+
+def test_a_loss_imports_little_of_this_package() -> None:
+    code = (
+        "import sys; from sslfast.losses import NTXentLoss; "
+        "print(*(m for m in sys.modules if m.partition('.')[0] == 'sslfast'))"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    found = shown.stdout.split()
+    assert "sslfast.losses.ntxent" in found
+    assert len(found) < 25, found
+    rooms = {name.split(".")[1] for name in found if "." in name}
+    assert rooms <= {"losses", "kernels", "_arguments"}
 
 
 def test_no_top_level_package_called_kernels() -> None:

@@ -8,7 +8,6 @@ import inspect
 import pkgutil
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
@@ -45,13 +44,8 @@ def test_public_names() -> None:
 def test_no_module_is_called_like_a_function(name: str) -> None:
     """Or ``from sslfast.losses import info_nce`` gives one or the other, by what came before."""
     package = importlib.import_module(f"sslfast{name}")
-    functions = importlib.import_module("sslfast.functional").__all__
     modules = {module.name for module in pkgutil.iter_modules(getattr(package, "__path__", ()))}
-    # At the top a package may be handed out, as itself.
-    modules -= {m for m in modules if isinstance(getattr(package, m, None), ModuleType)} - {
-        *functions
-    }
-    assert not modules & {*functions, *package.__all__}
+    assert not modules & {*package.__all__}
 
 
 if __name__ == "__main__":

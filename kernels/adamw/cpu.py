@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from sslfast.kernels._extension import cpu_unavailable, loaded
-from sslfast.kernels._tensors import rows
 from sslfast.kernels.adamw import Tensors
+from sslfast.kernels.extension import cpu_unavailable, loaded
+from sslfast.kernels.tensors import rows
 
 DEVICE = "cpu"
 PRIORITY = 30

@@ -1,4 +1,4 @@
-"""AdamW in Triton: one launch over the table of kernels/_tensors.py, the teacher in the same pass.
+"""AdamW in Triton: one launch over the table of kernels/tensors.py, the teacher in the same pass.
 
 A program takes one chunk of a tensor: 28 bytes of traffic an element in float32, 36 with a teacher.
 Steps and numbers are read on the device.
@@ -9,10 +9,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sslfast.kernels._tensors import device_table, rows
-from sslfast.kernels._triton import DEVICE, unavailable
-from sslfast.kernels._triton_rows import OPTIONS, arithmetic, follow, pointer, put, step_constants
 from sslfast.kernels.adamw import FIELDS, Tensors
+from sslfast.kernels.gpu import DEVICE, unavailable
+from sslfast.kernels.tensors import device_table, rows
+from sslfast.kernels.triton_rows import OPTIONS, arithmetic, follow, pointer, put, step_constants
 
 __all__ = ["DEVICE", "PRIORITY", "available", "step"]
 

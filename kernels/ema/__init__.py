@@ -22,7 +22,7 @@ from itertools import compress
 import torch
 from torch import Tensor
 
-from sslfast.kernels._tensors import Rows, dtypes_of, rows, same_layout
+from sslfast.kernels.tensors import Rows, dtypes_of, rows, same_layout
 
 _DTYPE = operator.attrgetter("dtype")
 

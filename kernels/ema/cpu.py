@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sslfast.kernels._extension import cpu_unavailable, loaded
-from sslfast.kernels._tensors import Rows
 from sslfast.kernels.ema import reference, tabled
+from sslfast.kernels.extension import cpu_unavailable, loaded
+from sslfast.kernels.tensors import Rows
 
 DEVICE = "cpu"
 PRIORITY = 30

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sslfast.kernels._extension import cuda_unavailable, loaded
-from sslfast.kernels._tensors import Rows, device_table
 from sslfast.kernels.ema import reference, tabled
+from sslfast.kernels.extension import cuda_unavailable, loaded
+from sslfast.kernels.tensors import Rows, device_table
 
 DEVICE = "cuda"
 PRIORITY = 15  # below Triton until a GPU run has shown it right and faster

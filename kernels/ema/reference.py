@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sslfast.kernels._tensors import Rows
+from sslfast.kernels.tensors import Rows
 
 DEVICE = "any"
 PRIORITY = 0

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sslfast.kernels._tensors import Rows
 from sslfast.kernels.ema import reference
+from sslfast.kernels.tensors import Rows
 
 DEVICE = "any"
 PRIORITY = 10

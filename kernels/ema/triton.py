@@ -1,4 +1,4 @@
-"""Exponential moving averages in Triton: one launch over the table of kernels/_tensors.py.
+"""Exponential moving averages in Triton: one launch over the table of kernels/tensors.py.
 
 A program takes one chunk of a tensor: 12 bytes of traffic an element in float32, 10 with a 16-bit
 student. The momentum is read on the device.
@@ -11,10 +11,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sslfast.kernels._tensors import CHUNK, WORDS, Rows, device_table
-from sslfast.kernels._triton import DEVICE, unavailable
-from sslfast.kernels._triton_rows import BLOCK, OPTIONS, arithmetic, follow, pairs, pointer
 from sslfast.kernels.ema import reference, tabled
+from sslfast.kernels.gpu import DEVICE, unavailable
+from sslfast.kernels.tensors import CHUNK, WORDS, Rows, device_table
+from sslfast.kernels.triton_rows import BLOCK, OPTIONS, arithmetic, follow, pairs, pointer
 
 __all__ = ["DEVICE", "PRIORITY", "available", "update"]
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from sslfast.kernels._extension import cuda_unavailable, loaded
+from sslfast.kernels.extension import cuda_unavailable, loaded
 from sslfast.kernels.gather_patches import tiled
 
 DEVICE = "cuda"

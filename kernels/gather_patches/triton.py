@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sslfast.kernels._triton import DEVICE, unavailable
+from sslfast.kernels.gpu import DEVICE, unavailable
 
 __all__ = ["DEVICE", "PRIORITY", "available", "gather", "scatter"]
 

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from sslfast.kernels._extension import cuda_unavailable, loaded
-from sslfast.kernels._tensors import device_table, rows
+from sslfast.kernels.extension import cuda_unavailable, loaded
 from sslfast.kernels.lars import Tensors
+from sslfast.kernels.tensors import device_table, rows
 
 DEVICE = "cuda"
 PRIORITY = 15  # below Triton until a GPU run has shown it right and faster

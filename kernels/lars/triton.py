@@ -1,4 +1,4 @@
-"""LARS and SGD in Triton: one launch over the table of kernels/_tensors.py, with the teacher.
+"""LARS and SGD in Triton: one launch over the table of kernels/tensors.py, with the teacher.
 
 A program takes one chunk of a tensor: 20 bytes of traffic an element in float32, 28 with a teacher.
 Numbers and trust ratios are read on the device.
@@ -9,10 +9,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sslfast.kernels._tensors import device_table, rows
-from sslfast.kernels._triton import DEVICE, unavailable
-from sslfast.kernels._triton_rows import OPTIONS, arithmetic, follow, pointer, put, step_constants
+from sslfast.kernels.gpu import DEVICE, unavailable
 from sslfast.kernels.lars import FIELDS, Tensors
+from sslfast.kernels.tensors import device_table, rows
+from sslfast.kernels.triton_rows import OPTIONS, arithmetic, follow, pointer, put, step_constants
 
 __all__ = ["DEVICE", "PRIORITY", "available", "step"]
 

@@ -14,7 +14,7 @@ programs share the classes of a row where rows are few; partial log-sum-exps are
 import triton
 import triton.language as tl
 
-from sslfast.kernels.similarity_softmax._triton_tiles import (
+from sslfast.kernels.triton_tiles import (
     INFINITY,
     LN2,
     LOG2E,
@@ -91,7 +91,7 @@ def classifier_kernel(
 
 @triton.jit
 def row_step(N):
-    """How far apart the rows of ``block_memory`` lie (kernels/_products.py)."""
+    """How far apart the rows of ``block_memory`` lie (kernels/products.py)."""
     return tl.cdiv(N, 64) * 64
 
 

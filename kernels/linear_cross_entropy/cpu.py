@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from sslfast.kernels._extension import address, cpu_unavailable, loaded
+from sslfast.kernels.extension import address, cpu_unavailable, loaded
 from sslfast.kernels.linear_cross_entropy import Problem, Wants
 
 DEVICE = "cpu"

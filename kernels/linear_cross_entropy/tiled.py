@@ -7,8 +7,8 @@ softcap twice.
 import torch
 from torch import Tensor
 
+from sslfast.kernels.dtypes import accumulation_dtype
 from sslfast.kernels.linear_cross_entropy import Wants
-from sslfast.kernels.similarity_softmax import accumulation_dtype
 
 DEVICE = "any"
 PRIORITY = 10

@@ -27,24 +27,18 @@ import torch
 import triton
 from torch import Tensor
 
-from sslfast.kernels._growth import growth_of
-from sslfast.kernels._products import block_memory, multiply, rows_of_a_block
-from sslfast.kernels._tiles import (
-    arithmetic_of,
-    multiprocessors,
-    refuses,
-    settings,
-    splits,
-)
-from sslfast.kernels._triton import DEVICE, operand, unavailable
-from sslfast.kernels._tuning import tile_for
+from sslfast.kernels.gpu import DEVICE, operand, unavailable
+from sslfast.kernels.growth import growth_of
 from sslfast.kernels.linear_cross_entropy import Problem, Wants
 from sslfast.kernels.linear_cross_entropy._triton_kernels import (
     classifier_kernel,
     logits_kernel,
     weigh_kernel,
 )
+from sslfast.kernels.products import block_memory, multiply, rows_of_a_block
 from sslfast.kernels.similarity_softmax.triton import merged
+from sslfast.kernels.tiles import arithmetic_of, multiprocessors, refuses, settings, splits
+from sslfast.kernels.tuning import tile_for
 
 __all__ = ["DEVICE", "PRIORITY", "available", "forward", "gradients"]
 

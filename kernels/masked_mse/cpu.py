@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from sslfast.kernels._extension import cpu_unavailable, loaded
+from sslfast.kernels.extension import cpu_unavailable, loaded
 from sslfast.kernels.masked_mse import Problem
 
 DEVICE = "cpu"

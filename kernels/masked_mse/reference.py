@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from sslfast.kernels.similarity_softmax import accumulation_dtype
+from sslfast.kernels.dtypes import accumulation_dtype
 
 DEVICE = "any"
 PRIORITY = 0

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from sslfast.kernels.similarity_softmax import accumulation_dtype
+from sslfast.kernels.dtypes import accumulation_dtype
 
 DEVICE = "any"
 PRIORITY = 10

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sslfast.kernels._triton import DEVICE, unavailable
+from sslfast.kernels.gpu import DEVICE, unavailable
 from sslfast.kernels.masked_mse import Problem
 
 __all__ = ["DEVICE", "PRIORITY", "available", "backward", "forward"]

@@ -12,9 +12,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sslfast.kernels._triton import DEVICE, unavailable
+from sslfast.kernels.gpu import DEVICE, unavailable
 from sslfast.kernels.patch_mask import KEY_BITS, Problem
-from sslfast.kernels.philox.triton import _signed, sample_words
+from sslfast.kernels.philox.triton import sample_words, signed
 
 __all__ = [
     "DEVICE", "PRIORITY", "available", "compact", "random", "smallest", "supports",
@@ -140,7 +140,7 @@ def random(
         constants, options = _settings(length)
         with torch.cuda.device_of(sample_ids):
             random_kernel[(batch,)](
-                sample_ids, step, ids_keep, ids_restore, mask, _signed(seed), _signed(stream),
+                sample_ids, step, ids_keep, ids_restore, mask, signed(seed), signed(stream),
                 length, keep, **constants, **options,
             )  # fmt: skip
     return ids_keep, ids_restore, mask

@@ -11,9 +11,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sslfast.kernels._tiles import DTYPES, arithmetic_of, refuses
-from sslfast.kernels._triton import DEVICE, aligned, unavailable
+from sslfast.kernels.gpu import DEVICE, aligned, unavailable
 from sslfast.kernels.patchify_visible import Patch, Problem
+from sslfast.kernels.tiles import DTYPES, arithmetic_of, refuses
 
 __all__ = ["DEVICE", "PRIORITY", "available", "cut", "forward"]
 

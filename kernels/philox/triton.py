@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sslfast.kernels._triton import DEVICE, unavailable
+from sslfast.kernels.gpu import DEVICE, unavailable
 
 __all__ = ["DEVICE", "PRIORITY", "available", "random_bits"]
 
@@ -48,7 +48,7 @@ def random_bits_kernel(  # type: ignore[no-untyped-def]
     tl.store(p_out + i_sample * count + i_word, words.to(tl.int64), mask=i_word < count)
 
 
-def _signed(word: int) -> int:
+def signed(word: int) -> int:
     """The 64-bit two's complement of any integer: one kernel serves every seed."""
     return (word + 2**63) % 2**64 - 2**63
 
@@ -59,7 +59,7 @@ def random_bits(sample_ids: Tensor, step: Tensor, seed: int, stream: int, count:
     out = sample_ids.new_empty(len(sample_ids), count)
     if out.numel():
         grid = (len(sample_ids), triton.cdiv(count, 4 * _CONSTANTS["BLOCK"]))
-        arguments = (sample_ids, step, out, _signed(seed), _signed(stream), count)
+        arguments = (sample_ids, step, out, signed(seed), signed(stream), count)
         with torch.cuda.device_of(sample_ids):
             random_bits_kernel[grid](*arguments, **_CONSTANTS, **_OPTIONS)
     return out

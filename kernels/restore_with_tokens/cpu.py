@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from sslfast.kernels._extension import cpu_unavailable, loaded
+from sslfast.kernels.extension import cpu_unavailable, loaded
 from sslfast.kernels.restore_with_tokens import Problem, check_ids, outside
 
 DEVICE = "cpu"

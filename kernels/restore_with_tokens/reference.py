@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
+from sslfast.kernels.dtypes import accumulation_dtype
 from sslfast.kernels.restore_with_tokens import check_ids
-from sslfast.kernels.similarity_softmax import accumulation_dtype
 
 DEVICE = "any"
 PRIORITY = 0

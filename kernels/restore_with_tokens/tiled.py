@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
+from sslfast.kernels.dtypes import accumulation_dtype
 from sslfast.kernels.gather_patches import tiled
 from sslfast.kernels.restore_with_tokens import check_ids
-from sslfast.kernels.similarity_softmax import accumulation_dtype
 
 DEVICE = "any"
 PRIORITY = 10

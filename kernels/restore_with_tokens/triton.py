@@ -12,8 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sslfast.kernels._triton import DEVICE, unavailable
-from sslfast.kernels.similarity_softmax import accumulation_dtype
+from sslfast.kernels.dtypes import accumulation_dtype
+from sslfast.kernels.gpu import DEVICE, unavailable
 
 __all__ = ["DEVICE", "PRIORITY", "available", "backward", "forward"]
 

@@ -4,7 +4,7 @@ One sweep of tiles, 2 M N D FLOP, gives losses, d_bias and the weights G in the 
 with one exponential and one division a logit; cuBLAS forms U = G Y and V = G^T X, which adds block
 to block in a fixed order: 6 M N D FLOP in all. A program has its tile of logits from a product over
 all features and never writes it; float32 logits come from cuBLAS through memory, where G takes
-their place. When, and memory: see ``in_blocks`` of kernels/_products.py and
+their place. When, and memory: see ``in_blocks`` of kernels/products.py and
 similarity_softmax/_triton_blocks.py.
 
 Predicted, never measured, for N = 32,768, D = 512, bf16, on an H100: a sweep of 32,768 tiles of
@@ -21,12 +21,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sslfast.kernels._growth import growth_of
-from sslfast.kernels._products import block_memory as new_block
-from sslfast.kernels._products import block_tile, logits_in_memory, multiply, rows_of_a_block
-from sslfast.kernels._tiles import arithmetic_of, settings
+from sslfast.kernels.growth import growth_of
+from sslfast.kernels.products import block_memory as new_block
+from sslfast.kernels.products import block_tile, logits_in_memory, multiply, rows_of_a_block
 from sslfast.kernels.sigmoid_contrast._triton_kernel import SIZES, log2_of_one_plus
-from sslfast.kernels.similarity_softmax._triton_tiles import (
+from sslfast.kernels.tiles import arithmetic_of, settings
+from sslfast.kernels.triton_tiles import (
     LN2,
     LOG2E,
     block_logits,

@@ -20,8 +20,8 @@ to be added in order.
 import triton
 import triton.language as tl
 
-from sslfast.kernels._growth import UNDO_ROOM
-from sslfast.kernels.similarity_softmax._triton_tiles import (
+from sslfast.kernels.growth import UNDO_ROOM
+from sslfast.kernels.triton_tiles import (
     INFINITY,
     LN2,
     LOG2E,

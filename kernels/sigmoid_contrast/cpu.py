@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from sslfast.kernels._extension import address, cpu_unavailable, loaded
+from sslfast.kernels.extension import address, cpu_unavailable, loaded
 from sslfast.kernels.sigmoid_contrast import Problem
 from sslfast.kernels.similarity_softmax import Pairing
 from sslfast.kernels.similarity_softmax.cpu import describe

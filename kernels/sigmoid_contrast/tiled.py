@@ -4,7 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sslfast.kernels.similarity_softmax import Pairing, accumulation_dtype
+from sslfast.kernels.dtypes import accumulation_dtype
+from sslfast.kernels.similarity_softmax import Pairing
 from sslfast.kernels.similarity_softmax.tiled import positives, segments, tiles
 
 DEVICE = "any"

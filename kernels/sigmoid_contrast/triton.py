@@ -13,27 +13,14 @@ import torch
 import triton
 from torch import Tensor
 
-from sslfast.kernels._growth import growth_of
-from sslfast.kernels._products import in_blocks
-from sslfast.kernels._tiles import (
-    Tile,
-    arithmetic_of,
-    multiprocessors,
-    refuses,
-    settings,
-    splits,
-)
-from sslfast.kernels._triton import (
-    DEVICE,
-    capability,
-    operand,
-    unavailable,
-    without_padding,
-)
-from sslfast.kernels._tuning import tile_for
+from sslfast.kernels.gpu import DEVICE, capability, operand, unavailable, without_padding
+from sslfast.kernels.growth import growth_of
+from sslfast.kernels.products import in_blocks
 from sslfast.kernels.sigmoid_contrast import Problem, _triton_blocks
 from sslfast.kernels.sigmoid_contrast._triton_kernel import contrast_kernel
 from sslfast.kernels.similarity_softmax import Pairing
+from sslfast.kernels.tiles import Tile, arithmetic_of, multiprocessors, refuses, settings, splits
+from sslfast.kernels.tuning import tile_for
 
 __all__ = ["DEVICE", "PRIORITY", "available", "forward", "gradients"]
 

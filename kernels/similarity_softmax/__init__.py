@@ -38,9 +38,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from sslfast.kernels._extension import extension
+from sslfast.kernels.extension import extension
 
 # As in csrc/cpu: a line of 16 before the logits (kept_logits.h), blocks of up to 256 (schedule.h).
 KEPT_HEADER, BLOCK = 16, 256
@@ -130,14 +131,6 @@ def new_kept(like: Tensor, size: int) -> Tensor:
     return kept
 
 
-def statistics_dtype(like: Tensor) -> torch.dtype:
-    """The dtype of log-sum-exps and positives: float64 on a CPU, else the accumulation dtype.
-
-    In float32 a log-sum-exp of 100, as a cold softmax has, knows its weights to 4e-6 only.
-    """
-    return torch.float64 if like.device.type == "cpu" else accumulation_dtype(like.dtype)
-
-
 def as_factors(side: tuple[Tensor, Tensor], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """(lse, g) in a dtype, g making up for what rounding takes from lse.
 
@@ -149,11 +142,6 @@ def as_factors(side: tuple[Tensor, Tensor], dtype: torch.dtype) -> tuple[Tensor,
     return rounded, (g * lost.exp()).to(dtype)
 
 
-def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of sums and statistics: float64 for float64 inputs, else float32."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
 def add_positives(gradient: Tensor, other: Tensor, weight: Tensor, pairing: Pairing) -> None:
     """gradient_i += weight_i other_positive(i), in place; weight is per row of the window."""
     p, n = pairing, pairing.length
@@ -162,3 +150,22 @@ def add_positives(gradient: Tensor, other: Tensor, weight: Tensor, pairing: Pair
         rows = slice(p.row_base + first, p.row_base + first + count)
         share = weight[first : first + count, None].to(gradient.dtype)
         gradient[rows].addcmul_(share, other[to : to + count].to(gradient.dtype))
+
+
+def info_nce_from_logits(lse: Tensor, positive: Tensor, unit: bool) -> Tensor:
+    """-log(exp(positive) / (exp(positive) + exp(lse))) per row, exact when pairs have converged.
+
+    ``lse`` is over the negatives alone, so that the loss is softplus(lse - positive) and no two
+    large numbers are subtracted where the result is small.
+
+    Args:
+        lse: over the negatives [M].
+        positive: logits of the positives [M].
+        unit: whether logits are cosines times the scale. Others may be +inf, and then the loss is
+            NaN as in F.cross_entropy: +inf against -inf would pass for certainty here.
+    """
+    gap = lse - positive
+    if not unit:
+        gap = torch.add(gap, torch.maximum(lse, positive).detach(), alpha=0)  # 0 * inf is NaN
+    # Beyond 40, log1p(exp(-x)) is below the resolution of float64: softplus(x) is x.
+    return F.softplus(gap, threshold=40.0)

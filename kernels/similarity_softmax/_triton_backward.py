@@ -27,8 +27,8 @@ only the rows have statistics, g_i joins after the sum and the probabilities are
 import triton
 import triton.language as tl
 
-from sslfast.kernels._growth import ROOM, UNDO_ROOM, growth
-from sslfast.kernels.similarity_softmax._triton_tiles import (
+from sslfast.kernels.growth import ROOM, UNDO_ROOM, growth
+from sslfast.kernels.triton_tiles import (
     INFINITY,
     LOG2E,
     SIZES,

@@ -17,7 +17,7 @@ column's those of row j, and (G + G^T) X is the gradient. Tiles below the diagon
 import triton
 import triton.language as tl
 
-from sslfast.kernels.similarity_softmax._triton_tiles import (
+from sslfast.kernels.triton_tiles import (
     INFINITY,
     LN2,
     LOG2E,

@@ -4,7 +4,7 @@ Forward: one sweep of tiles gives the log-sum-exps of both sides, 2 M N D FLOP a
 exponentials. Backward: the same sweep writes the weights G in the operands' dtype, and cuBLAS forms
 U = G Y and V = G^T X, which adds block to block in a fixed order: 6 M N D FLOP. The symmetric form
 of many rows takes its triangle only, M^2 D FLOP forward and 3 M^2 D backward. See
-_triton_block_kernels.py for the sweep and ``in_blocks`` of kernels/_products.py for when.
+_triton_block_kernels.py for the sweep and ``in_blocks`` of kernels/products.py for when.
 
 Memory beside the results: at most ``block_bytes`` (2.5 GiB on an H100), the size of V in float32 or
 one row of G, whichever is the largest. It holds the G of a block, 2 bytes a logit, or 4 in float32;
@@ -32,19 +32,19 @@ import torch
 import triton
 from torch import Tensor
 
-from sslfast.kernels._products import (
+from sslfast.kernels.products import (
     block_memory,
     block_tile,
     logits_in_memory,
     multiply,
     rows_of_a_block,
 )
-from sslfast.kernels._tiles import arithmetic_of, settings
 from sslfast.kernels.similarity_softmax._triton_block_kernels import (
     statistics_kernel,
     weights_kernel,
 )
 from sslfast.kernels.similarity_softmax._triton_forward import merge_kernel
+from sslfast.kernels.tiles import arithmetic_of, settings
 
 # The symmetric form's triangle has a block of rows from the diagonal on: with eight blocks an
 # eighth more than half of the logits. With fewer rows than this, launches cost more than it saves.

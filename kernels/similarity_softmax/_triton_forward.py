@@ -11,7 +11,7 @@ are few, S programs share the column tiles of each, and ``merge_kernel`` joins t
 import triton
 import triton.language as tl
 
-from sslfast.kernels.similarity_softmax._triton_tiles import (
+from sslfast.kernels.triton_tiles import (
     INFINITY,
     LN2,
     LOG2E,

@@ -6,8 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sslfast.kernels._extension import address, cpu_unavailable, loaded
-from sslfast.kernels.similarity_softmax import Pairing, Problem, statistics_dtype
+from sslfast.kernels.dtypes import statistics_dtype
+from sslfast.kernels.extension import address, cpu_unavailable, loaded
+from sslfast.kernels.similarity_softmax import Pairing, Problem
 
 DEVICE = "cpu"
 PRIORITY = 30

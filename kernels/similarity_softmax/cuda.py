@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sslfast.kernels._extension import cuda_unavailable, loaded
+from sslfast.kernels.extension import cuda_unavailable, loaded
 from sslfast.kernels.similarity_softmax import Pairing, Problem
 
 DEVICE = "cuda"

@@ -3,11 +3,8 @@
 import torch
 from torch import Tensor
 
-from sslfast.kernels.similarity_softmax import (
-    Pairing,
-    accumulation_dtype,
-    statistics_dtype,
-)
+from sslfast.kernels.dtypes import accumulation_dtype, statistics_dtype
+from sslfast.kernels.similarity_softmax import Pairing
 
 DEVICE = "any"
 PRIORITY = 0

@@ -9,12 +9,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from sslfast.kernels.similarity_softmax import (
-    Pairing,
-    accumulation_dtype,
-    as_factors,
-    statistics_dtype,
-)
+from sslfast.kernels.dtypes import accumulation_dtype, statistics_dtype
+from sslfast.kernels.similarity_softmax import Pairing, as_factors
 
 DEVICE = "any"
 PRIORITY = 10

@@ -14,19 +14,13 @@ import torch
 import triton
 from torch import Tensor
 
-from sslfast.kernels._products import in_blocks
-from sslfast.kernels._tiles import (
-    arithmetic_of,
-    refuses,
-    resident,
-    settings,
-    splits,
-)
-from sslfast.kernels._triton import DEVICE, operand, unavailable, without_padding
-from sslfast.kernels._tuning import tile_for
+from sslfast.kernels.gpu import DEVICE, operand, unavailable, without_padding
+from sslfast.kernels.products import in_blocks
 from sslfast.kernels.similarity_softmax import Pairing, Problem, _triton_blocks, add_positives
 from sslfast.kernels.similarity_softmax._triton_backward import backward_kernel, plan_kernel
 from sslfast.kernels.similarity_softmax._triton_forward import forward_kernel, merge_kernel
+from sslfast.kernels.tiles import arithmetic_of, refuses, resident, settings, splits
+from sslfast.kernels.tuning import tile_for
 
 __all__ = [
     "DEVICE",

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sslfast.kernels._triton import DEVICE, unavailable
+from sslfast.kernels.gpu import DEVICE, unavailable
 from sslfast.kernels.unit_rows import EPS, Positives, Problem
 
 __all__ = ["DEVICE", "PRIORITY", "available", "gradient", "normalise"]

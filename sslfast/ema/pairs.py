@@ -8,8 +8,8 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from sslfast.functional._ema import check_pairs
-from sslfast.kernels._tensors import Rows, plain_rows
+from sslfast.ema.update import check_pairs
+from sslfast.kernels.tensors import Rows, plain_rows
 
 Way = Literal["average", "copy", "integers"]  # integers are copied whatever the momentum
 

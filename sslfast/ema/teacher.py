@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from sslfast.ema.copies import copy_of, unwrap
 from sslfast.ema.pairs import Pairs, Way, pair_by_name
-from sslfast.functional._ema import as_momentum, local_shard, move, none_turned_bad
-from sslfast.kernels._tensors import Rows
+from sslfast.ema.update import as_momentum, local_shard, move, none_turned_bad
+from sslfast.kernels.tensors import Rows
 
 Schedule = Callable[[Tensor], Tensor]
 

@@ -1,15 +1,35 @@
-"""Drop-in loss modules over the fused ops: replace an import and nothing else."""
+"""Drop-in loss modules over the fused ops: replace an import and nothing else.
 
-from sslfast.functional import info_nce  # as info-nce-pytorch has it beside its class
-from sslfast.losses._clip import ClipLoss
-from sslfast.losses._info_nce import InfoNCE
-from sslfast.losses._linear_cross_entropy import LinearCrossEntropyLoss
-from sslfast.losses._ntxent import NTXentLoss
-from sslfast.losses._siglip import SigLipLoss
-from sslfast.losses._supcon import SupConLoss
-from sslfast.losses.dcl import DCLLoss, DCLWLoss
-from sslfast.losses.gradcache import cached
-from sslfast.losses.matryoshka import MatryoshkaLoss
+Names are imported when first used, so that a script which needs one loss loads one loss.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sslfast.losses.clip import ClipLoss
+    from sslfast.losses.dcl import DCLLoss, DCLWLoss
+    from sslfast.losses.gradcache import cached
+    from sslfast.losses.infonce import InfoNCE, info_nce
+    from sslfast.losses.linear_cross_entropy import LinearCrossEntropyLoss
+    from sslfast.losses.matryoshka import MatryoshkaLoss
+    from sslfast.losses.ntxent import NTXentLoss
+    from sslfast.losses.siglip import SigLipLoss
+    from sslfast.losses.supcon import SupConLoss
+
+_HOME = {
+    "ClipLoss": "clip",
+    "DCLLoss": "dcl",
+    "DCLWLoss": "dcl",
+    "InfoNCE": "infonce",
+    "LinearCrossEntropyLoss": "linear_cross_entropy",
+    "MatryoshkaLoss": "matryoshka",
+    "NTXentLoss": "ntxent",
+    "SigLipLoss": "siglip",
+    "SupConLoss": "supcon",
+    "cached": "gradcache",
+    "info_nce": "infonce",  # as info-nce-pytorch has it beside its class
+}
 
 __all__ = [
     "ClipLoss",
@@ -24,3 +44,15 @@ __all__ = [
     "cached",
     "info_nce",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = value  # found at once the next time
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

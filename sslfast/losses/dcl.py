@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from sslfast._arguments import PositiveFloat, checked
-from sslfast.functional import ntxent
-from sslfast.functional._common import check_embeddings, scale_of
-from sslfast.losses.distributed import global_ntxent_rows
-from sslfast.losses.exchange import check_exchange, gather_rows, name_of, world_size
-from sslfast.ops.unit_rows import unit_rows, wide_unit_rows
+from sslfast.kernels.exchange import check_exchange, gather_rows, name_of, world_size
+from sslfast.kernels.similarity_softmax.ranks import global_ntxent_rows
+from sslfast.kernels.unit_rows.op import unit_rows, wide_unit_rows
+from sslfast.losses._inputs import check_embeddings, scale_of
+from sslfast.losses.ntxent import ntxent
 
 
 def negative_mises_fisher_weights(out0: Tensor, out1: Tensor, sigma: float = 0.5) -> Tensor:

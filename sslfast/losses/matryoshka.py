@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from sslfast._arguments import checked
-from sslfast.ops.unit_rows import unit_rows
+from sslfast.kernels.unit_rows.op import unit_rows
 
 
 class MatryoshkaLoss(nn.Module):

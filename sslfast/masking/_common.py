@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from sslfast._arguments import Range
-from sslfast.ops import compact_mask, random_bits
+from sslfast.kernels.patch_mask.op import compact_mask
+from sslfast.kernels.philox.op import random_bits
 
 STREAMS = 1 << 16
 Stream = Annotated[int, Range(0, STREAMS - 1)]

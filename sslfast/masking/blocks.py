@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from sslfast._arguments import NonNegativeInt, Part, PositiveInt, Probability, checked
+from sslfast.kernels.patch_mask.op import smallest_keys
 from sslfast.masking._common import (
     BLOCK,
     IMAGE_RATIO,
@@ -19,7 +20,6 @@ from sslfast.masking._common import (
     patch_mask,
     source,
 )
-from sslfast.ops import smallest_keys
 
 ROUNDS = 16  # blocks tried; after them a handful of patches is missing, if any
 ASPECTS = 256  # aspect ratios, evenly spaced in the logarithm

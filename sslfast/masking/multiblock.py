@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sslfast._arguments import NonNegativeInt, PositiveInt, checked
+from sslfast.kernels.patch_mask.op import compact_mask, smallest_keys
 from sslfast.kernels.philox.reference import random_bits, rounds
 from sslfast.masking._common import (
     MULTIBLOCK,
@@ -21,7 +22,6 @@ from sslfast.masking._common import (
     interval,
     source,
 )
-from sslfast.ops import compact_mask, smallest_keys
 
 TRIES = 3  # layouts drawn for a sample
 PILOTS, SHORT = 1024, 0.02  # samples that fix the context's length, and the share that falls short

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from sslfast._arguments import NonNegativeInt, PositiveInt, Probability, checked
+from sslfast.kernels.patch_mask.op import random_patch_mask
 from sslfast.masking._common import RANDOM, PatchMask, Stream, source
-from sslfast.ops import random_patch_mask
 
 
 def _check_keep(keep: int, patches: int, given: str) -> int:

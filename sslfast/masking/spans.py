@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from sslfast._arguments import NonNegativeInt, PositiveInt, checked
+from sslfast.kernels.patch_mask.op import smallest_keys
 from sslfast.masking._common import SPAN, Stream, fixed_point, source
-from sslfast.ops import smallest_keys
 
 
 @checked

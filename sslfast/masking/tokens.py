@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from sslfast._arguments import NonNegativeInt, Part, PositiveInt, Probability, checked
+from sslfast.kernels.patch_mask.op import smallest_keys
 from sslfast.masking._common import TOKEN, Stream, below, fixed_point, source
-from sslfast.ops import smallest_keys
 
 
 class TokenMask(NamedTuple):

@@ -8,12 +8,12 @@ from torch import Tensor, nn
 from sslfast._arguments import Probability
 from sslfast.data.batch import Batch
 from sslfast.functional import gather_patches, linear_cross_entropy
+from sslfast.kernels.patch_mask.op import compact_mask
 from sslfast.masking import PatchMask, block_mask
 from sslfast.methods import masked
 from sslfast.methods.base import Context, Method, Reference
 from sslfast.methods.registry import register
 from sslfast.models import VisionTransformer
-from sslfast.ops import compact_mask
 from sslfast.tokenizers import PatchTokenizer, as_tokenizer
 
 

@@ -7,13 +7,13 @@ from torch import Tensor, nn
 
 from sslfast._arguments import PositiveInt, Probability
 from sslfast.data.batch import Batch
+from sslfast.kernels.patch_mask.op import compact_mask
 from sslfast.masking import random_mask
 from sslfast.methods import masked
 from sslfast.methods.base import Context, Method, Reference
 from sslfast.methods.registry import register
 from sslfast.models import VisionTransformer
 from sslfast.models.patches import patchify
-from sslfast.ops import compact_mask
 
 
 @register("simmim")

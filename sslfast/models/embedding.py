@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from sslfast._arguments import Width
-from sslfast.functional import patchify_visible
+from sslfast.masking.patch_functions import patchify_visible
 from sslfast.models.layers import Layer
 from sslfast.models.positions import Grid, resize_positions, sincos_positions
 

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from sslfast.ema import EMATeacher
 from sslfast.ema.pairs import Pairs
-from sslfast.functional._ema import local_shard, whole
-from sslfast.kernels._tensors import same_layout, to_device
+from sslfast.ema.update import local_shard, whole
+from sslfast.kernels.tensors import same_layout, to_device
 from sslfast.optim._parts import check, gradient_of, without_holes
 
 

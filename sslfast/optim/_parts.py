@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from sslfast.functional._common import FLOATS
-from sslfast.functional._ema import local_shard
-from sslfast.kernels._tensors import is_dense, same_layout
+from sslfast.ema.update import local_shard
+from sslfast.kernels.dtypes import FLOATS
+from sslfast.kernels.tensors import is_dense, same_layout
 
 
 def gradient_of(p: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from sslfast.ema import EMATeacher
-from sslfast.functional._ema import local_shard
+from sslfast.ema.update import local_shard
 from sslfast.kernels import adamw as kernels
 from sslfast.kernels import registry
 from sslfast.optim._multi_tensor import MultiTensor

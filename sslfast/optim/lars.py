@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from sslfast.ema import EMATeacher
-from sslfast.functional._ema import whole
+from sslfast.ema.update import whole
 from sslfast.kernels import lars as kernels
 from sslfast.kernels import registry
 from sslfast.optim._multi_tensor import MultiTensor

@@ -3,7 +3,7 @@
 ``torchrun --nproc-per-node 4 --no-python sslfast train ...`` runs the line of a single process on
 four ranks. Every rank draws its own part of each batch, and DistributedDataParallel averages the
 gradients. Contrastive losses gather embeddings themselves, so that negatives come from the batch of
-all ranks (sslfast.losses.distributed).
+all ranks (sslfast.kernels.similarity_softmax.ranks).
 """
 
 import inspect

@@ -11,7 +11,7 @@ pytest.importorskip("triton")
 
 from benchmarks import compiled, kernel_cases, launches
 from sslfast.kernels import registry
-from sslfast.kernels._triton import INTERPRETED
+from sslfast.kernels.gpu import INTERPRETED
 from sslfast.kernels.similarity_softmax import Pairing
 
 if INTERPRETED:

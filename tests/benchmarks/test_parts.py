@@ -16,7 +16,7 @@ import torch
 
 from benchmarks import gpu, parts
 from benchmarks.parts import TIMED_OUT, Outcome, Part, Run
-from sslfast.kernels._extension import extension
+from sslfast.kernels.extension import extension
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -13,9 +13,9 @@ from sslfast.kernels import linear_cross_entropy as classifier
 from sslfast.kernels import registry
 from sslfast.kernels import sigmoid_contrast as contrast
 from sslfast.kernels.linear_cross_entropy import reference as classifier_oracle
+from sslfast.kernels.philox.op import random_bits
 from sslfast.kernels.sigmoid_contrast import reference as contrast_oracle
 from sslfast.kernels.similarity_softmax import Pairing, add_positives, problem, reference
-from sslfast.ops import random_bits
 
 pytestmark = [
     pytest.mark.cuda,
@@ -141,7 +141,7 @@ def test_both_gradients_by_blocks(
 def test_blocks_bound_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """Beside the results and what the positives' float32 copies take, one block of weights."""
     triton = pytest.importorskip("sslfast.kernels.similarity_softmax.triton")
-    products = pytest.importorskip("sslfast.kernels._products")
+    products = pytest.importorskip("sslfast.kernels.products")
     sigmoid = pytest.importorskip("sslfast.kernels.sigmoid_contrast.triton")
     budget = 64 << 20
     monkeypatch.setattr(products, "MOST_BYTES", budget)

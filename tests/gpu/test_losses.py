@@ -9,8 +9,8 @@ from torch import Tensor
 import sslfast
 from sslfast.functional import info_nce
 from sslfast.kernels.class_sums import reference, tiled
-from sslfast.ops import info_nce as op
-from sslfast.ops.unit_rows import unit_rows
+from sslfast.kernels.info_nce import op
+from sslfast.kernels.unit_rows.op import unit_rows
 
 pytestmark = [
     pytest.mark.cuda,

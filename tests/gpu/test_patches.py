@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 
 import sslfast
-from sslfast import ops
 from sslfast.functional import gather_patches, masked_mse, patchify_visible, restore_with_tokens
 from sslfast.kernels import registry
+from sslfast.kernels.gather_patches import op as gather
+from sslfast.kernels.patch_mask import op as masks
+from sslfast.kernels.patchify_visible import op as patchify
 from sslfast.masking import (
     block_mask,
     image_ratio_mask,
@@ -49,9 +51,9 @@ def test_selection_gives_the_bits_of_the_cpu(name: str, batch: int, length: int,
     def all_three(device: str) -> list[Tensor]:
         given = [t.to(device) for t in (ids, step, keys, counts, mask)]
         return [
-            *ops.random_patch_mask(*given[:2], -7, 3, length, keep),
-            ops.smallest_keys(*given[2:4]),
-            *ops.compact_mask(given[4], keep),
+            *masks.random_patch_mask(*given[:2], -7, 3, length, keep),
+            masks.smallest_keys(*given[2:4]),
+            *masks.compact_mask(given[4], keep),
         ]
 
     truth = all_three("cpu")
@@ -114,8 +116,8 @@ def test_mask_and_gather_are_two_launches() -> None:
         with sslfast.use_backend(name):
 
             def both() -> Tensor:
-                kept, _, _ = ops.random_patch_mask(ids, step, 0, 0, 196, 49)
-                return ops.gather_patches(tokens, kept)
+                kept, _, _ = masks.random_patch_mask(ids, step, 0, 0, 196, 49)
+                return gather.gather_patches(tokens, kept)
 
             both()
             torch.cuda.synchronize()
@@ -168,8 +170,10 @@ def test_patches_of_views_that_begin_anywhere(name: str, dtype: torch.dtype) -> 
     ]
     ids = torch.randint(16, (1 + 4 * 5,), device="cuda")[1:].view(4, 5)
     with sslfast.use_backend(name):
-        found = ops.patchify_visible(*given, ids)
-        assert torch.equal(found, ops.patchify_visible(*(t.clone() for t in given), ids.clone()))
+        found = patchify.patchify_visible(*given, ids)
+        assert torch.equal(
+            found, patchify.patchify_visible(*(t.clone() for t in given), ids.clone())
+        )
 
 
 def test_masks_in_a_cuda_graph() -> None:

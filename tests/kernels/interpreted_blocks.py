@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rounding import logit_error
 from sslfast.functional import clip
-from sslfast.kernels import _products, _tiles, registry
+from sslfast.kernels import products, registry, tiles
 from sslfast.kernels.sigmoid_contrast import _triton_blocks as _sigmoid_blocks
 from sslfast.kernels.sigmoid_contrast import reference as sigmoid_oracle
 from sslfast.kernels.sigmoid_contrast import triton as sigmoid
@@ -24,19 +24,19 @@ pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")
 FP16, BF16, FP32 = torch.float16, torch.bfloat16, torch.float32
 # Of weights in memory; the interpreter truncates to bfloat16 where a GPU rounds.
 ROUNDING = {FP32: 0.0, FP16: 2.0**-11, BF16: 2.0**-7}
-TILE = _tiles.Tile(16, 32, 16, 0, 4, 1)
+TILE = tiles.Tile(16, 32, 16, 0, 4, 1)
 
 
 @pytest.fixture(autouse=True)
 def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Any D by blocks, of at most 17 rows, in tiles of 16 x 32; triangles from 40 rows on."""
-    monkeypatch.setattr(_products, "RESIDENT_DIM", 0)
+    monkeypatch.setattr(products, "RESIDENT_DIM", 0)
     for blocks in (_triton_blocks, _sigmoid_blocks):
         monkeypatch.setattr(blocks, "rows_of_a_block", lambda rows, *_: min(rows, 17))
     monkeypatch.setattr(_triton_blocks, "TRIANGLE_ROWS", 40)
     monkeypatch.setattr(interpreted_kernels, "ROUNDING", ROUNDING)
     for arithmetic in ("16-bit", "ieee"):
-        monkeypatch.setitem(_tiles.TILES, ("block", 8, arithmetic), ((0, TILE),))
+        monkeypatch.setitem(tiles.TILES, ("block", 8, arithmetic), ((0, TILE),))
 
 
 @pytest.mark.parametrize(
@@ -261,7 +261,7 @@ def test_op_has_both_gradients_from_one_sweep(
 def test_rows_of_a_block() -> None:
     """Within the budget, nearly equal, never none."""
     device = torch.device("cpu")
-    budget = _products.block_bytes(device)
+    budget = products.block_bytes(device)
     assert budget == 2.5 * 2**30  # of the 80 GiB that are supposed where there is no GPU
     for rows, row_bytes, added in (
         (1, 4.0, 0),
@@ -271,7 +271,7 @@ def test_rows_of_a_block() -> None:
         (3, 2.0**33, 0),  # a row takes more than the budget
         (7, 0.0, 0),  # there are no columns
     ):
-        step = _products.rows_of_a_block(rows, row_bytes, added, device)
+        step = products.rows_of_a_block(rows, row_bytes, added, device)
         assert 1 <= step <= rows
         assert step == 1 or step * row_bytes <= max(budget, added)
         count = -(-rows // step)

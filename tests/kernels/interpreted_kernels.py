@@ -16,13 +16,13 @@ import triton.language as tl
 from torch import Tensor
 
 from rounding import logit_error
-from sslfast.kernels import _tiles, registry
+from sslfast.kernels import registry, tiles
 from sslfast.kernels.philox import reference as philox_oracle
 from sslfast.kernels.philox import triton as philox
 from sslfast.kernels.similarity_softmax import Pairing, problem
 from sslfast.kernels.similarity_softmax import reference as oracle
 from sslfast.kernels.similarity_softmax import triton as backend
-from sslfast.ops.similarity_softmax import similarity_softmax as op
+from sslfast.kernels.similarity_softmax.op import similarity_softmax as op
 
 # The interpreter is numpy, which tells of every inf - inf.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")
@@ -34,9 +34,9 @@ ROUNDING = {torch.float32: 0.0, torch.float16: 2.0**-11, torch.bfloat16: 0.0}  #
 
 
 def set_tile(patch: pytest.MonkeyPatch, rows: int, columns: int, depth: int, output: int) -> None:
-    tile = _tiles.Tile(rows, columns, depth, output, warps=4, stages=2)
-    for kind, arithmetic in itertools.product(_tiles.KINDS, ("16-bit", "ieee")):
-        patch.setitem(_tiles.TILES, (kind, 8, arithmetic), ((0, tile),))
+    tile = tiles.Tile(rows, columns, depth, output, warps=4, stages=2)
+    for kind, arithmetic in itertools.product(tiles.KINDS, ("16-bit", "ieee")):
+        patch.setitem(tiles.TILES, (kind, 8, arithmetic), ((0, tile),))
 
 
 def unit_rows(m: int, d: int, dtype: torch.dtype, generator: torch.Generator) -> Tensor:

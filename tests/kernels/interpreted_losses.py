@@ -12,6 +12,7 @@ from torch import Tensor
 
 from rounding import logit_error
 from sslfast.kernels import registry
+from sslfast.kernels.info_nce import op as info_nce
 from sslfast.kernels.linear_cross_entropy import Wants
 from sslfast.kernels.linear_cross_entropy import problem as classifier_problem
 from sslfast.kernels.linear_cross_entropy import reference as classifier_oracle
@@ -19,7 +20,6 @@ from sslfast.kernels.linear_cross_entropy import triton as classifier
 from sslfast.kernels.sigmoid_contrast import problem, triton
 from sslfast.kernels.sigmoid_contrast import reference as oracle
 from sslfast.kernels.similarity_softmax import Pairing
-from sslfast.ops import info_nce
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")
 

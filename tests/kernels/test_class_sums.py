@@ -9,7 +9,7 @@ from torch import Tensor
 import sslfast
 from sslfast.kernels import registry
 from sslfast.kernels.class_sums import reference, tiled
-from sslfast.ops.class_sums import class_sums, classes_of, in_pairs
+from sslfast.kernels.class_sums.op import class_sums, classes_of, in_pairs
 
 RUNNABLE = [b.name for b in registry.candidates("class_sums") if b.unavailable() is None]
 

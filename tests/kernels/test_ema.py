@@ -212,7 +212,7 @@ CONVERSIONS = """
 import torch
 from sslfast.kernels import registry
 from sslfast.kernels.ema import cpu
-from sslfast.kernels._extension import extension
+from sslfast.kernels.extension import extension
 zero = torch.tensor(0.0, dtype=torch.float64)
 def equal(a, b):
     return torch.equal(a.isnan(), b.isnan()) and torch.equal(a[~a.isnan()], b[~b.isnan()])

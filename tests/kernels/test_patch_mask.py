@@ -14,18 +14,12 @@ import sslfast.kernels.patchify_visible
 import sslfast.kernels.restore_with_tokens
 from sslfast import kernels
 from sslfast.kernels import registry
+from sslfast.kernels.gather_patches.op import gather_patches, scatter_patches
 from sslfast.kernels.patch_mask import KEY_BITS
-from sslfast.ops import (
-    compact_mask,
-    cut_patches,
-    gather_patches,
-    patchify_visible,
-    random_patch_mask,
-    restore_with_tokens,
-    scatter_patches,
-    smallest_keys,
-)
-from sslfast.ops.restore_with_tokens import restore_with_tokens_backward
+from sslfast.kernels.patch_mask.op import compact_mask, random_patch_mask, smallest_keys
+from sslfast.kernels.patchify_visible.op import cut_patches, patchify_visible
+from sslfast.kernels.philox.op import random_bits
+from sslfast.kernels.restore_with_tokens.op import restore_with_tokens, restore_with_tokens_backward
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 SHAPES = [(0, 7, 3), (3, 1, 1), (3, 1, 0), (1, 5, 5), (5, 196, 49), (2, 1001, 333)]
@@ -80,7 +74,7 @@ def test_smallest_is_a_sort(data: st.DataObject) -> None:
 
 def test_random_mask_is_the_smallest_words() -> None:
     ids, step = torch.arange(9), torch.tensor(4)
-    words = sslfast.ops.random_bits(ids, step, 7, 2, 50)
+    words = random_bits(ids, step, 7, 2, 50)
     ids_keep, ids_restore, mask = random_patch_mask(ids, step, 7, 2, 50, 13)
     for row in range(9):
         smallest = words[row].argsort()[:13].sort().values

@@ -5,8 +5,8 @@ import torch
 
 import sslfast
 from sslfast.kernels import registry
+from sslfast.kernels.philox.op import random_bits
 from sslfast.kernels.philox.reference import philox
-from sslfast.ops import random_bits
 
 RUNNABLE = [b.name for b in registry.candidates("philox") if b.unavailable() is None]
 # Known answers published with Random123 (kat_vectors, philox4x32 10): counter, key, result.

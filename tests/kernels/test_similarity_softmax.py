@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sslfast.kernels import registry
-from sslfast.kernels.similarity_softmax import Pairing, problem, reference, statistics_dtype
+from sslfast.kernels.dtypes import statistics_dtype
+from sslfast.kernels.similarity_softmax import Pairing, problem, reference
 
 TOLERANCE = {torch.float32: 5e-4, torch.float16: 1e-3, torch.bfloat16: 1e-2}
 RUNNABLE = [b.name for b in registry.candidates("similarity_softmax") if b.unavailable() is None]

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from sslfast import EMATeacher
 from sslfast.functional import ema_update_
-from sslfast.kernels import _tensors
-from sslfast.kernels._extension import extension
-from sslfast.kernels._tensors import TYPES, dtypes_of, plain_rows, rows, types_of
+from sslfast.kernels import tensors
+from sslfast.kernels.extension import extension
+from sslfast.kernels.tensors import TYPES, dtypes_of, plain_rows, rows, types_of
 
 pytestmark = pytest.mark.skipif(
     extension() is None or not hasattr(Tensor, "__dlpack_c_exchange_api__"),
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif(
 
 
 def in_python(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_tensors, "plain_rows", lambda *_: None)
+    monkeypatch.setattr(tensors, "plain_rows", lambda *_: None)
 
 
 def test_types_go_round() -> None:
@@ -125,7 +125,7 @@ def test_a_walk_keeps_nothing() -> None:
 def test_updates_without_the_walk(monkeypatch: pytest.MonkeyPatch) -> None:
     """What PyTorch before 2.10 gets: the same results and refusals."""
     in_python(monkeypatch)
-    for module in ("sslfast.ema.pairs", "sslfast.functional._ema"):
+    for module in ("sslfast.ema.pairs", "sslfast.ema.update"):
         monkeypatch.setattr(f"{module}.plain_rows", lambda *_, **__: None)
     student = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
     teacher = EMATeacher(student, 0.5, dtype=torch.float64)

@@ -19,7 +19,7 @@ import pytest
 pytest.importorskip("triton")
 
 from benchmarks import kernel_cases
-from sslfast.kernels._tiles import static_tile
+from sslfast.kernels.tiles import static_tile
 
 # Shared memory of a block, KB. The table for sm_80 also serves GPUs that have less than the 163 of
 # an A100.

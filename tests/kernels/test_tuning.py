@@ -20,8 +20,8 @@ from triton.runtime.errors import OutOfResources
 from benchmarks import tune
 from benchmarks.compiled import Outcome
 from benchmarks.launches import Launch
-from sslfast.kernels import _tiles, _tuning
-from sslfast.kernels._tiles import Tile, splits
+from sslfast.kernels import tiles, tuning
+from sslfast.kernels.tiles import Tile, splits
 
 GPU = "NVIDIA H200 (test)"
 CPU = torch.device("cpu")
@@ -31,17 +31,17 @@ CPU = torch.device("cpu")
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A cache folder of its own, on a machine that seems to have an H200."""
     monkeypatch.setenv("SSLFAST_CACHE", str(tmp_path))
-    monkeypatch.setattr(_tuning, "gpu_name", lambda index: GPU)
-    monkeypatch.setattr(_tuning, "capability", lambda device: 90)
-    _tuning.measured.cache_clear()
+    monkeypatch.setattr(tuning, "gpu_name", lambda index: GPU)
+    monkeypatch.setattr(tuning, "capability", lambda device: 90)
+    tuning.measured.cache_clear()
     yield tmp_path
-    _tuning.measured.cache_clear()
+    tuning.measured.cache_clear()
 
 
 def test_tables_hold_without_a_file(folder: Path) -> None:
-    for kind, dim in itertools.product(_tiles.KINDS, (1, 64, 100, 128, 256, 1000, 4096)):
-        tile = _tuning.tile_for(kind, dim, "16-bit", CPU)
-        assert tile == _tiles.static_tile(kind, dim, "16-bit", 90)
+    for kind, dim in itertools.product(tiles.KINDS, (1, 64, 100, 128, 256, 1000, 4096)):
+        tile = tuning.tile_for(kind, dim, "16-bit", CPU)
+        assert tile == tiles.static_tile(kind, dim, "16-bit", 90)
         assert tile.depth >= 16
         assert tile.depth < 2 * max(dim, 16)
     assert not list(folder.iterdir())
@@ -61,18 +61,18 @@ def test_the_fastest_tile_is_kept_and_used(folder: Path, caplog: pytest.LogCaptu
     tables = tune.tune(seconds, 90, plan, lambda tables: saved.append(dict(tables)))
     assert len(saved) == len(plan)
     assert saved[-1] == tables
-    path = _tuning.write(GPU, tables)
+    path = tuning.write(GPU, tables)
     assert path.parent == folder
     with caplog.at_level(logging.INFO, logger="sslfast"):
-        assert _tuning.tile_for("gradient", 64, "16-bit", CPU) == target
-        assert _tuning.tile_for("gradient", 17, "16-bit", CPU) == target._replace(
+        assert tuning.tile_for("gradient", 64, "16-bit", CPU) == target
+        assert tuning.tile_for("gradient", 17, "16-bit", CPU) == target._replace(
             depth=32, output=32
         )
         for dim in (128, 200, 256):  # a gain of 1 % may be noise
-            static = _tiles.static_tile("gradient", dim, "16-bit", 90)
-            assert _tuning.tile_for("gradient", dim, "16-bit", CPU) == static
-        assert _tuning.tile_for("contrast", 64, "16-bit", CPU).rows == 64
-        assert _tuning.tile_for("statistics", 64, "16-bit", CPU) == _tiles.static_tile(
+            static = tiles.static_tile("gradient", dim, "16-bit", 90)
+            assert tuning.tile_for("gradient", dim, "16-bit", CPU) == static
+        assert tuning.tile_for("contrast", 64, "16-bit", CPU).rows == 64
+        assert tuning.tile_for("statistics", 64, "16-bit", CPU) == tiles.static_tile(
             "statistics", 64, "16-bit", 90
         )
     assert [str(path) in m for m in caplog.messages] == [True]  # said once
@@ -83,11 +83,11 @@ def test_what_is_saved_before_the_end_is_of_use(folder: Path) -> None:
     plan = tune.short_trials(90)
     for count in range(1, len(plan)):
         with pytest.raises(InterruptedError):
-            tune.tune(cut_off(count), 90, plan, lambda tables: _tuning.write(GPU, tables))
+            tune.tune(cut_off(count), 90, plan, lambda tables: tuning.write(GPU, tables))
         fastest = {(t.kind, t.dim): t.tile for t in plan[:count]}  # the last of each
         for kind, dim in tune.SHORT:
-            static = _tiles.static_tile(kind, dim, "16-bit", 90)
-            tile = _tuning.tile_for(kind, dim, "16-bit", CPU)
+            static = tiles.static_tile(kind, dim, "16-bit", 90)
+            tile = tuning.tile_for(kind, dim, "16-bit", CPU)
             assert tile == fastest.get((kind, dim), static)
 
 
@@ -109,26 +109,26 @@ def test_the_short_list_is_short_and_new() -> None:
         plan = tune.short_trials(architecture)
         assert len(set(plan)) == len(plan) <= 14
         for trial in plan:
-            static = _tiles.static_tile(trial.kind, trial.dim, "16-bit", architecture)
-            tiles = [t.tile for t in plan if (t.kind, t.dim) == (trial.kind, trial.dim)]
-            assert tiles[0] == static
-            assert len(tiles) > 1
+            static = tiles.static_tile(trial.kind, trial.dim, "16-bit", architecture)
+            tried = [t.tile for t in plan if (t.kind, t.dim) == (trial.kind, trial.dim)]
+            assert tried[0] == static
+            assert len(tried) > 1
 
 
 def test_candidates_can_be_kept(folder: Path) -> None:
     for kind, dim, arithmetic in itertools.product(
-        _tiles.KINDS, (16, 64, 100, 256, 512, 1024), _tiles.ARITHMETICS
+        tiles.KINDS, (16, 64, 100, 256, 512, 1024), tiles.ARITHMETICS
     ):
         if not tune.is_launched(kind, arithmetic, dim):
             continue
-        static = _tiles.static_tile(kind, dim, arithmetic, 90)
+        static = tiles.static_tile(kind, dim, arithmetic, 90)
         found = list(tune.candidates(kind, dim, static))
         assert found[0] == static
         assert len({tile._replace(programs=1) for tile in found}) == len(found) > 3
         assert {tile.warps for tile in found} >= {4, 8}
-        _tuning.write(GPU, {(kind, arithmetic): tuple((dim, tile) for tile in found)})
-        assert len(_tuning.measured(GPU)[kind, arithmetic]) == len(found)
-    static = _tiles.static_tile("gradient", 128, "16-bit", 90)
+        tuning.write(GPU, {(kind, arithmetic): tuple((dim, tile) for tile in found)})
+        assert len(tuning.measured(GPU)[kind, arithmetic]) == len(found)
+    static = tiles.static_tile("gradient", 128, "16-bit", 90)
     assert Tile(64, 128, 128, 128, 4, 2) in tune.candidates("gradient", 128, static)
 
 
@@ -150,37 +150,37 @@ def test_candidates_can_be_kept(folder: Path) -> None:
 def test_a_file_of_no_use_is_ignored_with_a_warning(
     key: str, value: object, reason: str, folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    path = _tuning.write(GPU, {("gradient", "16-bit"): ((0, Tile(128, 64, 64, 64, 8, 2)),)})
-    assert _tuning.measured(GPU)
+    path = tuning.write(GPU, {("gradient", "16-bit"): ((0, Tile(128, 64, 64, 64, 8, 2)),)})
+    assert tuning.measured(GPU)
     content = json.loads(path.read_text())
     path.write_text(json.dumps(content | {key: value}))
-    _tuning.measured.cache_clear()
-    static = _tiles.static_tile("gradient", 64, "16-bit", 90)
-    assert _tuning.tile_for("gradient", 64, "16-bit", CPU) == static
-    assert _tuning.tile_for("gradient", 64, "16-bit", CPU) == static
+    tuning.measured.cache_clear()
+    static = tiles.static_tile("gradient", 64, "16-bit", 90)
+    assert tuning.tile_for("gradient", 64, "16-bit", CPU) == static
+    assert tuning.tile_for("gradient", 64, "16-bit", CPU) == static
     [record] = caplog.records
     assert record.levelno == logging.WARNING
     assert str(path) in record.message
     assert reason in record.message
     path.write_text("{")
-    _tuning.measured.cache_clear()
-    assert _tuning.measured(GPU) == {}
+    tuning.measured.cache_clear()
+    assert tuning.measured(GPU) == {}
 
 
 def test_the_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("SSLFAST_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert _tuning.file_for(GPU) == tmp_path / "sslfast" / "tiles-NVIDIA-H200-test-.json"
+    assert tuning.file_for(GPU) == tmp_path / "sslfast" / "tiles-NVIDIA-H200-test-.json"
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert _tuning.file_for(GPU).parent == tmp_path / "home" / ".cache" / "sslfast"
+    assert tuning.file_for(GPU).parent == tmp_path / "home" / ".cache" / "sslfast"
 
 
 def test_a_trial_ends(folder: Path) -> None:
     tile = Tile(64, 16, 16, 16, 4, 2)
-    with _tuning.trying("gradient", "16-bit", tile):
-        assert _tuning.tile_for("gradient", 64, "16-bit", CPU) == tile
-    assert _tuning.tile_for("gradient", 64, "16-bit", CPU) != tile
+    with tuning.trying("gradient", "16-bit", tile):
+        assert tuning.tile_for("gradient", 64, "16-bit", CPU) == tile
+    assert tuning.tile_for("gradient", 64, "16-bit", CPU) != tile
 
 
 def test_splits_fill_the_multiprocessors() -> None:
@@ -191,17 +191,17 @@ def test_splits_fill_the_multiprocessors() -> None:
         for blocks in (resident, 2 * resident - 8, 1024, 10_000):
             assert splits(blocks, blocks, resident) == 1
     assert splits(1, 1, 132) == splits(1, 0, 132) == splits(0, 5, 132) == splits(3, 9, 1) == 1
-    for blocks, tiles in itertools.product((1, 3, 70, 140, 200), (1, 2, 7, 100)):
-        parts = splits(blocks, tiles, 132)
-        assert 1 <= parts <= max(tiles, 1)
+    for blocks, count in itertools.product((1, 3, 70, 140, 200), (1, 2, 7, 100)):
+        parts = splits(blocks, count, 132)
+        assert 1 <= parts <= max(count, 1)
         assert parts == 1 or parts * blocks <= 4 * 132
 
 
 def test_programs_that_share_a_multiprocessor(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_tiles, "multiprocessors", lambda device: 132)
-    tile = _tiles.static_tile("statistics", 128, "16-bit", 90)
-    assert _tiles.resident(tile, CPU) == 264
-    assert _tiles.resident(tile._replace(programs=1), CPU) == 132
+    monkeypatch.setattr(tiles, "multiprocessors", lambda device: 132)
+    tile = tiles.static_tile("statistics", 128, "16-bit", 90)
+    assert tiles.resident(tile, CPU) == 264
+    assert tiles.resident(tile._replace(programs=1), CPU) == 132
 
 
 @pytest.fixture
@@ -253,7 +253,7 @@ def test_the_command_adds_to_what_was_measured_before(
 ) -> None:
     """All but the compiler and the clock."""
     before = ((0, Tile(64, 32, 64, 64, 8, 2)),)
-    _tuning.write(GPU, {("contrast", "16-bit"): before})
+    tuning.write(GPU, {("contrast", "16-bit"): before})
     monkeypatch.setattr(sys, "argv", ["tune", "--short", "--seconds", "0.1"])
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(tune, "unavailable", lambda: None)
@@ -272,9 +272,9 @@ def test_the_command_adds_to_what_was_measured_before(
         tune, "measure", lambda trial, seconds: seconds / (2 if trial.tile.warps == 4 else 1)
     )
     tune.main()
-    assert str(_tuning.file_for(GPU)) in capsys.readouterr().out
-    tables = _tuning.measured(GPU)
+    assert str(tuning.file_for(GPU)) in capsys.readouterr().out
+    tables = tuning.measured(GPU)
     assert tables["contrast", "16-bit"] == before
     assert tables["gradient", "16-bit"][0] == (128, Tile(64, 128, 128, 128, 4, 2, programs=2))
-    static = _tiles.static_tile("statistics", 256, "16-bit", 90)
+    static = tiles.static_tile("statistics", 256, "16-bit", 90)
     assert tables["statistics", "16-bit"][-1] == (0, static)

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sslfast.kernels import registry
-from sslfast.kernels.similarity_softmax import Pairing, accumulation_dtype
+from sslfast.kernels.dtypes import accumulation_dtype
+from sslfast.kernels.similarity_softmax import Pairing
 from sslfast.kernels.unit_rows import EPS, Positives, problem, reference
 
 # Triton's interpreter is numpy, which tells of every inf / inf; it truncates float32 to bfloat16.

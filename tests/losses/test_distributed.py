@@ -96,8 +96,8 @@ def test_gradient_is_that_of_one_process(sizes: list[int]) -> None:
 
 
 def learned_temperature(rank: int, size: int) -> None:
-    from sslfast.losses.distributed import global_ntxent_rows
-    from sslfast.ops._logits import info_nce_from_logits
+    from sslfast.kernels.similarity_softmax import info_nce_from_logits
+    from sslfast.kernels.similarity_softmax.ranks import global_ntxent_rows
 
     sizes = [4, 3]
     weight = torch.randn(12, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))

@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from test_distributed import Towers
 from torch import Tensor
 
+from sslfast.kernels.class_sums.ranks import global_class_means
+from sslfast.kernels.exchange import gather_rows
+from sslfast.kernels.sigmoid_contrast.ranks import global_sigmoid_contrast
+from sslfast.kernels.similarity_softmax.ranks import global_similarity_softmax
 from sslfast.losses import ClipLoss, DCLLoss, DCLWLoss, InfoNCE, NTXentLoss, SigLipLoss, SupConLoss
-from sslfast.losses.distributed import global_similarity_softmax
-from sslfast.losses.distributed_siglip import global_sigmoid_contrast
-from sslfast.losses.distributed_supcon import global_class_means
-from sslfast.losses.exchange import gather_rows
 
 
 def every_form(rank: int, size: int) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:

@@ -1,5 +1,5 @@
 // Many tensors in one call: a table with one row a tensor (or a few that belong together and have
-// the same elements in the same order), as kernels/_tensors.py builds it.
+// the same elements in the same order), as kernels/tensors.py builds it.
 #pragma once
 
 #include <cstdint>
@@ -18,7 +18,7 @@ struct Row {
     std::int32_t types;  // of the tensors: a number that each operation makes of their TypeCodes
     std::int32_t group;  // of hyperparameters
 };
-static_assert(sizeof(Row) == 64, "kernels/_tensors.py writes eight words a row");
+static_assert(sizeof(Row) == 64, "kernels/tensors.py writes eight words a row");
 
 // Types are 5 * (that of the first tensor) + (that of the second), and the addresses
 //   EMA: teacher and student;

@@ -1,0 +1,295 @@
+"""The similarity-softmax op: torch.library schema, fake, autograd -> a backend of the registry.
+
+Logits are t_ij = scale <x_i, y_j>. The op returns, for every row, the log-sum-exp over its
+negatives and the logit of its positive; a loss is a few operations on these M-vectors, and the
+upstream gradient reaches the kernels per row. The maths is in kernels/similarity_softmax, and what
+surrounds it, the division by the norms and the end of the gradient, in kernels/unit_rows.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sslfast.kernels import registry, unit_rows
+from sslfast.kernels import similarity_softmax as kernels
+from sslfast.kernels.dtypes import accumulation_dtype, statistics_dtype
+from sslfast.kernels.library import NAMESPACE, no_double_backward
+from sslfast.kernels.similarity_softmax import Pairing
+from sslfast.kernels.unit_rows import Positives
+
+OP = "similarity_softmax"
+
+
+def _pairing(rows: Tensor, shift: int, column_base: int, leave_out_self: bool) -> Pairing:
+    length = rows.shape[0]
+    return Pairing(0) if shift < 0 else Pairing(length, shift, 0, column_base, leave_out_self)
+
+
+def _unit(x: Tensor, normalize: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows for the kernels; and where they are divided by their norms, what backward needs again.
+
+    Returns:
+        Contiguous rows, and these rows and their norms, or two empty tensors.
+    """
+    x = x.contiguous()
+    if not normalize:
+        return x, *_nothing(x)
+    z, norms = registry.pick("unit_rows", unit_rows.problem(x)).normalise(x)
+    return z, z, norms
+
+
+def _nothing(like: Tensor) -> tuple[Tensor, Tensor]:
+    """Stand for rows and norms that are not there."""
+    return like.new_empty(0), like.new_empty(0, dtype=accumulation_dtype(like.dtype))
+
+
+def _finish(
+    parts: Tensor,
+    z: Tensor,
+    norms: Tensor | None,
+    scale: Tensor,
+    positives: Positives | None,
+    share: float | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Gradient of the rows as given, and the inner product; see kernels/unit_rows."""
+    backend = registry.pick("unit_rows", unit_rows.problem(z))
+    return backend.gradient(parts, z, norms, scale, positives, share)
+
+
+def _for(backend: Any, kept: Tensor | None) -> tuple[Tensor | None, ...]:
+    """The last argument of a backend that keeps logits; nothing for the others."""
+    return (kept,) if getattr(backend, "KEEPS", False) else ()
+
+
+def similarity_softmax(
+    rows: Tensor,
+    columns: Tensor | None,
+    scale: Tensor,
+    shift: int,
+    column_base: int,
+    leave_out_self: bool,
+    normalize: bool,
+    column_lse: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Row-wise log-sum-exp over negatives and positive logits.
+
+    Args:
+        rows: X [M, D], float16, bfloat16, float32 or float64.
+        columns: Y [N, D] of the same dtype and device, or None for the symmetric form Y = X.
+        scale: 1 / temperature, a 0-d tensor of the accumulation dtype (float32, or float64 for
+            float64 rows) on the same device; may need a gradient.
+        shift: the positive of row i is column ``column_base + (i + shift) % M``; symmetric: M / 2.
+            -1: no column is a positive.
+        column_base: the column where the rows' own block begins.
+        leave_out_self: column ``column_base + i`` is no candidate of row i.
+        normalize: divide rows and columns by their Euclidean norms first, as F.normalize does.
+        column_lse: also return the log-sum-exps of the columns.
+
+    Returns:
+        lse [M], positive [M] and column lse [N] (or [0]) in the statistics dtype, in nats: float64
+        on a CPU, elsewhere that of the scale.
+    """
+    needed = rows.requires_grad or (columns is not None and columns.requires_grad)
+    keep = kernels.kept_size(rows, columns) if needed and torch.is_grad_enabled() else 0
+    lse, positive, lse_columns, *_ = _similarity_softmax(
+        rows, columns, scale, shift, column_base, leave_out_self, normalize, column_lse, keep
+    )
+    return lse, positive, lse_columns
+
+
+Forward = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+
+
+@torch.library.custom_op(f"{NAMESPACE}::similarity_softmax", mutates_args=())
+def _similarity_softmax(
+    rows: Tensor,
+    columns: Tensor | None,
+    scale: Tensor,
+    shift: int,
+    column_base: int,
+    leave_out_self: bool,
+    normalize: bool,
+    column_lse: bool,
+    keep: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The op behind it: three results for people, and five for the backward pass.
+
+    Memory for logits, ``keep`` floats (see the kernels); then rows and columns as they were
+    multiplied, each before its norms: empty where they were taken as given.
+    """
+    pairing = _pairing(rows, shift, column_base, leave_out_self)
+    x, *of_rows = _unit(rows, normalize)
+    y, *of_columns = (None, *_nothing(x)) if columns is None else _unit(columns, normalize)
+    backend = registry.pick(OP, kernels.problem(x, y, pairing))
+    kept = kernels.new_kept(rows, keep)
+    with torch.autocast(rows.device.type, enabled=False):  # sums are never in half precision
+        found = backend.forward(x, y, scale, pairing, column_lse, *_for(backend, kept))
+    return *found, kept, *of_rows, *of_columns
+
+
+@_similarity_softmax.register_fake
+def _(
+    rows: Tensor,
+    columns: Tensor | None,
+    scale: Tensor,
+    shift: int,
+    column_base: int,
+    leave_out_self: bool,
+    normalize: bool,
+    column_lse: bool,
+    keep: int,
+) -> tuple[Tensor, ...]:
+    dtype = statistics_dtype(rows)
+    n = (rows if columns is None else columns).shape[0] if column_lse else 0
+    lse = rows.new_empty(rows.shape[0], dtype=dtype)
+    kept = rows.new_empty(keep, dtype=torch.float32)
+
+    def unit(x: Tensor | None) -> tuple[Tensor, Tensor]:
+        if x is None or not normalize:
+            return _nothing(rows)
+        return x.new_empty(x.shape), x.new_empty(x.shape[0], dtype=accumulation_dtype(x.dtype))
+
+    return (
+        *(lse, torch.empty_like(lse), rows.new_empty(n, dtype=dtype), kept),
+        *(*unit(rows), *unit(columns)),
+    )
+
+
+@torch.library.custom_op(f"{NAMESPACE}::similarity_softmax_backward", mutates_args=())
+def similarity_softmax_backward(
+    d_lse: Tensor | None,
+    d_positive: Tensor,
+    d_column_lse: Tensor | None,
+    rows: Tensor,
+    columns: Tensor | None,
+    scale: Tensor,
+    lse: Tensor | None,
+    lse_columns: Tensor,
+    shift: int,
+    column_base: int,
+    leave_out_self: bool,
+    columns_gradient: bool,
+    scale_gradient: bool,
+    kept: Tensor | None = None,
+    row_norms: Tensor | None = None,
+    column_norms: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of rows, columns and scale (empty where not asked for); recomputes the tiles.
+
+    rows and columns are those that were multiplied. Their norms, where they have been divided by
+    them: gradients then are those of the rows before that. lse and d_lse may be None for rows that
+    have only the role of columns, but not in the symmetric form. kept: the memory of the forward
+    pass of the same problem, or None.
+    """
+    pairing = _pairing(rows, shift, column_base, leave_out_self)
+    x, y = rows.contiguous(), None if columns is None else columns.contiguous()
+    backend = registry.pick(OP, kernels.problem(x, y, pairing))
+    memory = _for(backend, kept)
+    nothing = rows.new_empty(0)
+    with torch.autocast(rows.device.type, enabled=False):
+        row = None if lse is None or d_lse is None else (lse, d_lse)
+        if y is None:
+            assert lse is not None
+            assert d_lse is not None
+            # Row i is also a column: with that role come its share of G and its positive, and
+            # every similarity is counted from both its ends.
+            row = (lse, d_lse if d_column_lse is None else d_lse + d_column_lse)
+            u = _parts(backend, x, None, scale, pairing, row, row, *memory)
+            pairs = Positives(pairing, x, d_positive, d_positive)
+            dx, d_scale = _finish(u, x, row_norms, scale, pairs, 0.5 if scale_gradient else None)
+            return dx, nothing, d_scale
+        share = 1.0 if scale_gradient else None
+        column = None if d_column_lse is None else (lse_columns, d_column_lse)
+        problem = x, y, scale, pairing, row, column
+        if columns_gradient and kernels.in_one_pass(backend, kernels.problem(x, y, pairing)):
+            u, v = (g[None] for g in backend.backward_both(*problem, d_positive, *memory))
+            dx, d_scale = _finish(u, x, row_norms, scale, None, share)
+            return dx, _finish(v, y, column_norms, scale, None)[0], d_scale
+        pairs = Positives(pairing, y, d_positive, None)
+        u = _parts(backend, *problem, *(() if columns_gradient else memory))
+        dx, d_scale = _finish(u, x, row_norms, scale, pairs, share)
+        if not columns_gradient:
+            return dx, nothing, d_scale
+        back = pairing.transposed()
+        v = _parts(backend, y, x, scale, back, column, row)
+        pairs = Positives(back, x, None, d_positive)
+        return dx, _finish(v, y, column_norms, scale, pairs)[0], d_scale
+
+
+def _parts(backend: Any, *problem: Any) -> Tensor:
+    """Unscaled gradient [S, M, D], to be added up: one part where a backend has no more."""
+    if hasattr(backend, "backward_parts"):
+        return backend.backward_parts(*problem)
+    return backend.backward(*problem)[None]
+
+
+@similarity_softmax_backward.register_fake
+def _(
+    d_lse: Tensor | None,
+    d_positive: Tensor,
+    d_column_lse: Tensor | None,
+    rows: Tensor,
+    columns: Tensor | None,
+    scale: Tensor,
+    lse: Tensor | None,
+    lse_columns: Tensor,
+    shift: int,
+    column_base: int,
+    leave_out_self: bool,
+    columns_gradient: bool,
+    scale_gradient: bool,
+    kept: Tensor | None = None,
+    row_norms: Tensor | None = None,
+    column_norms: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    n = columns.shape[0] if columns is not None and columns_gradient else None
+    dy = rows.new_empty(0) if n is None else rows.new_empty(n, rows.shape[1])
+    return rows.new_empty(rows.shape), dy, scale.new_empty(() if scale_gradient else (0,))
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Forward) -> None:
+    rows, columns, scale, *ctx.structure, normalize, ctx.column_lse, _ = inputs
+    lse, _, lse_columns, *for_backward = output
+    kept, z, z_norms, y, y_norms = for_backward
+    ctx.mark_non_differentiable(*for_backward)
+    ctx.set_materialize_grads(False)  # zeros for kept would take as much memory again
+    norms: tuple[Tensor | None, ...] = (None, None)
+    if normalize:
+        rows, columns, norms = z, None if columns is None else y, (z_norms, y_norms)
+    ctx.save_for_backward(rows, columns, scale, lse, lse_columns, kept, *norms)
+
+
+def _backward(
+    ctx: Any, d_lse: Tensor | None, d_positive: Tensor | None, d_column_lse: Tensor | None, *_: None
+) -> tuple[Tensor | None, ...]:
+    *problem, kept, row_norms, column_norms = ctx.saved_tensors
+    lse, lse_columns = problem[-2:]
+
+    def given(d: Tensor | None, like: Tensor) -> Tensor:
+        return torch.zeros_like(like) if d is None else d.contiguous()
+
+    d_columns = given(d_column_lse, lse_columns) if ctx.column_lse else None
+    _, columns_gradient, scale_gradient, *_ = ctx.needs_input_grad
+    dx, dy, d_scale = similarity_softmax_backward(
+        given(d_lse, lse),
+        given(d_positive, lse),
+        d_columns,
+        *problem,
+        *ctx.structure,
+        columns_gradient,
+        scale_gradient,
+        kept,
+        row_norms,
+        column_norms,
+    )
+    return (
+        dx,
+        dy if columns_gradient else None,
+        d_scale if scale_gradient else None,
+        *[None] * 6,
+    )
+
+
+_similarity_softmax.register_autograd(_backward, setup_context=_setup_context)
+similarity_softmax_backward.register_autograd(no_double_backward)

@@ -1,0 +1,30 @@
+"""Losses and kernels as functions. Every loss is a few operations on what one op returns per row.
+
+Losses take float16, bfloat16, float32 or float64 embeddings and accumulate in float32 (float64 for
+float64). Shapes, dtypes and devices are checked and raise; values never are: non-finite in,
+non-finite out.
+"""
+
+from sslfast.ema.update import ema_update_
+from sslfast.losses.clip import clip
+from sslfast.losses.infonce import info_nce
+from sslfast.losses.linear_cross_entropy import linear_cross_entropy
+from sslfast.losses.masked_mse import masked_mse
+from sslfast.losses.ntxent import ntxent
+from sslfast.losses.siglip import siglip
+from sslfast.losses.supcon import supcon
+from sslfast.masking.patch_functions import gather_patches, patchify_visible, restore_with_tokens
+
+__all__ = [
+    "clip",
+    "ema_update_",
+    "gather_patches",
+    "info_nce",
+    "linear_cross_entropy",
+    "masked_mse",
+    "ntxent",
+    "patchify_visible",
+    "restore_with_tokens",
+    "siglip",
+    "supcon",
+]

@@ -1,0 +1,94 @@
+"""Variants of InfoNCE: other functions of the same two numbers a row."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from sslfast.kernels.similarity_softmax import info_nce_from_logits
+
+
+@dataclass(frozen=True)
+class Variant:
+    """How the loss of a row is made of its positive logit p and the log-sum-exp n of its negatives.
+
+    Plain InfoNCE is log(e^p + e^n) - p. At most one of these may be chosen:
+
+    Attributes:
+        decoupled: n - p: the positive leaves the denominator (Yeh et al. 2021, arXiv:2110.06848,
+            equation 6).
+        debiased: tau+, the probability that a negative is of the row's own class; e^n is replaced
+            by N max((e^n / N - tau+ e^p) / (1 - tau+), e^-s), N negatives and s = 1 / temperature
+            (Chuang et al. 2020, arXiv:2007.00224, equations 7 and 8, with the positive as the one
+            draw from the row's class). The floor e^-s supposes embeddings of unit length.
+        label_smoothing: epsilon: the target is 1 - epsilon on the positive plus epsilon spread over
+            all candidates, as in torch.nn.functional.cross_entropy (Szegedy et al. 2016).
+
+    Raises:
+        ValueError: values out of range, or more than one variant.
+    """
+
+    decoupled: bool = False
+    debiased: float = 0.0
+    label_smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.debiased < 1:
+            raise ValueError(f"debiased must be a probability below 1, got {self.debiased}")
+        if not 0 <= self.label_smoothing <= 1:
+            raise ValueError(f"label_smoothing must be in [0, 1], got {self.label_smoothing}")
+        chosen = [f.name for f in fields(self) if getattr(self, f.name)]
+        if len(chosen) > 1:
+            raise ValueError(
+                f"{' and '.join(chosen)} cannot be combined: each is a denominator or a target of "
+                "its own; choose one"
+            )
+
+    def losses(
+        self,
+        lse: Tensor,
+        positive: Tensor,
+        scale: Tensor,
+        negatives: int,
+        mean_logit: Callable[[], Tensor],
+        unit: bool,
+    ) -> Tensor:
+        """Losses of the rows.
+
+        Args:
+            lse: log-sum-exps over the negatives [M].
+            positive: positive logits [M].
+            scale: 1 / temperature, 0-d.
+            negatives: of every row.
+            mean_logit: gives the mean logit [M] over the candidates, the positive among them;
+                called for label smoothing only.
+            unit: whether embeddings are of unit length, so that no logit is infinite.
+
+        Raises:
+            ValueError: a decoupled or debiased loss without negatives.
+        """
+        if negatives < 1 and (self.decoupled or self.debiased):
+            raise ValueError("a decoupled or debiased loss needs at least one negative: two pairs")
+        if self.decoupled:
+            return lse - positive
+        if self.debiased:
+            lse = _debiased(lse, positive, scale, negatives, self.debiased)
+        loss = info_nce_from_logits(lse, positive, unit)
+        if self.label_smoothing:
+            loss = loss + self.label_smoothing * (positive - mean_logit())
+        return loss
+
+
+def _debiased(
+    lse: Tensor, positive: Tensor, scale: Tensor, negatives: int, tau_plus: float
+) -> Tensor:
+    """Log of the debiased sum over the negatives, without leaving log space."""
+    floor = math.log(negatives) - scale.abs()
+    # log(e^lse - e^bias) = lse + log(1 - e^gap); nothing is left where gap >= 0, and NaN stays NaN.
+    gap = math.log(tau_plus * negatives) + positive - lse
+    empty = gap >= 0
+    rest = torch.log(-torch.expm1(gap.masked_fill(empty, -1)))
+    estimate = (lse + rest - math.log1p(-tau_plus)).masked_fill(empty, -torch.inf)
+    return torch.maximum(estimate, floor)

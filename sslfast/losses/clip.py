@@ -1,0 +1,218 @@
+"""The symmetric loss of CLIP; its class has the constructor and forward of open_clip's."""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from sslfast._arguments import checked
+from sslfast.kernels.exchange import check_exchange, check_rank, gather_rows, name_of
+from sslfast.kernels.similarity_softmax import info_nce_from_logits
+from sslfast.kernels.similarity_softmax.op import similarity_softmax
+from sslfast.kernels.similarity_softmax.ranks import global_pair_rows
+from sslfast.losses._inputs import as_scale, check_embeddings, plain_logits, reduce
+from sslfast.losses._variants import Variant
+
+
+@checked
+def clip(
+    image_features: Tensor,
+    text_features: Tensor,
+    logit_scale: float | Tensor,
+    *,
+    reduction: str = "mean",
+    decoupled: bool = False,
+    debiased: float = 0.0,
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """The symmetric loss of CLIP (Radford et al. 2021, arXiv:2103.00020, figure 3).
+
+    The mean of two cross-entropies over logits s <image_i, text_j>: of the text of each image, and
+    of the image of each text. Features are taken as they are: normalise them first, as CLIP does.
+
+    Args:
+        image_features: [N, D].
+        text_features: [N, D], row i belonging to image i.
+        logit_scale: s, a number or a 0-d tensor, which may need a gradient.
+        reduction: "mean", "sum" or "none" (losses [N] of the pairs).
+        decoupled: leave the positive out of the denominator (Yeh et al. 2021, equation 6).
+        debiased: tau+, the share of false negatives to correct for, in [0, 1); supposes features
+            of unit length (Chuang et al. 2020, equation 8).
+        label_smoothing: share of the target spread over all candidates, as F.cross_entropy does.
+
+    Returns:
+        The loss in float32 (float64 for float64 inputs).
+
+    Raises:
+        TypeError: features that are no floating-point tensors.
+        ValueError: shapes, dtypes or devices that do not fit, options out of range or more than one
+            of the last three.
+    """
+    image_features, text_features = check_embeddings(
+        image_features=image_features, text_features=text_features
+    )
+    variant = Variant(decoupled, debiased, label_smoothing)
+    scale = as_scale(logit_scale, image_features)
+    lse, positive, lse_columns = similarity_softmax(
+        image_features,
+        text_features,
+        scale,
+        shift=0,
+        column_base=0,
+        leave_out_self=False,
+        normalize=False,
+        column_lse=True,
+    )
+
+    def losses(lse: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        """Of the rows x among the columns y."""
+
+        def mean_logit() -> Tensor:
+            # The mean in float32 makes the product so: no float32 copy of x or y is kept.
+            return scale * (x * y.mean(0, dtype=scale.dtype)).sum(1)
+
+        return variant.losses(lse, positive, scale, len(x) - 1, mean_logit, unit=False)
+
+    both = losses(lse, image_features, text_features)
+    both = both + losses(lse_columns, text_features, image_features)
+    return reduce(both / 2, reduction).to(scale.dtype)
+
+
+class ClipLoss(nn.Module):
+    """Symmetric contrastive loss of CLIP (Radford et al. 2021); drop-in for open_clip's class.
+
+    Never holds the matrix of logits. Over several ranks, negatives are the pairs of all ranks, and
+    gradients averaged over ranks (DDP, FSDP) are those of one process with the global batch,
+    whatever ``local_loss`` and ``gather_with_grad`` say. open_clip's are smaller by world_size
+    without gather_with_grad and local_loss, and miss what other ranks' rows contribute with
+    local_loss alone.
+
+    Args:
+        local_loss: return this rank's share (its rows' losses, W / N times their sum); otherwise
+            the value returned is the global loss on every rank. Gradients do not depend on it.
+        gather_with_grad: accepted for compatibility; gradients are always complete.
+        cache_labels: accepted for compatibility; no labels are made.
+        rank: this process; must be the rank that torch.distributed knows.
+        world_size: ranks to gather from; 1: none.
+        use_horovod: not supported.
+        process_group: the ranks to gather from; None: all.
+        exchange: "gather" brings the features of all ranks here at once; "ring" one rank's at a
+            time, for when they do not fit.
+
+    Raises:
+        ValueError: Horovod, or a rank or world_size other than torch.distributed's; in forward,
+            shapes, dtypes or devices that do not fit.
+        TypeError: in forward, features that are no floating-point tensors.
+    """
+
+    @checked
+    def __init__(
+        self,
+        local_loss: bool = False,
+        gather_with_grad: bool = False,
+        cache_labels: bool = False,
+        rank: int = 0,
+        world_size: int = 1,
+        use_horovod: bool = False,
+        process_group: Any = None,
+        exchange: str = "gather",
+    ) -> None:
+        super().__init__()
+        check_exchange(exchange)
+        if use_horovod:
+            raise ValueError("Horovod is not supported: start the processes with torchrun")
+        self.local_loss = local_loss
+        self.gather_with_grad = gather_with_grad
+        self.cache_labels = cache_labels
+        self.rank = rank
+        self.world_size = world_size
+        self.process_group = process_group
+        self.exchange = exchange
+
+    def get_ground_truth(self, device: torch.device | str, num_logits: int) -> Tensor:
+        """Which column is each row's positive, int64 [num_logits]; the loss makes no use of it."""
+        labels = torch.arange(num_logits, device=device)
+        local = self.world_size > 1 and self.local_loss
+        return labels + num_logits * self.rank if local else labels
+
+    def get_logits(
+        self,
+        image_features: Tensor,
+        text_features: Tensor,
+        logit_scale: float | Tensor,
+        logit_bias: float | Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Return the matrix of logits, images by texts, and that of texts by images.
+
+        For evaluation and for losses of your own, such as open_clip's DistillClipLoss: this class's
+        loss makes no use of it.
+
+        Returns:
+            Both [N, N], or over several ranks, as in open_clip, [M, M] for the M pairs of all, with
+            local_loss [N, M] for this rank's rows. Whatever gather_with_grad says, gradients pass
+            to the features of all ranks.
+
+        Raises:
+            ValueError: with local_loss, ranks of different batch sizes, for get_ground_truth()
+                takes them to be the same.
+        """
+        if self.world_size == 1:
+            logits = plain_logits(image_features, text_features, logit_scale, logit_bias)
+            return logits, logits.T
+        image_features, text_features = check_embeddings(
+            image_features=image_features, text_features=text_features
+        )
+        check_rank("ClipLoss", self.rank, self.world_size, self.process_group)
+        pairs = torch.stack((image_features, text_features), 1)
+        all_pairs, _ = gather_rows(pairs, name_of(self.process_group))
+        images, texts = all_pairs.unbind(1)
+        if not self.local_loss:
+            logits = plain_logits(images, texts, logit_scale, logit_bias)
+            return logits, logits.T
+        if len(images) != len(pairs) * self.world_size:
+            raise ValueError(
+                f"get_logits with local_loss takes batches of one size: this rank has {len(pairs)} "
+                f"of {len(images)} pairs on {self.world_size} ranks"
+            )
+        return (
+            plain_logits(image_features, texts, logit_scale, logit_bias),
+            plain_logits(text_features, images, logit_scale, logit_bias),
+        )
+
+    def forward(
+        self,
+        image_features: Tensor,
+        text_features: Tensor,
+        logit_scale: float | Tensor,
+        logit_bias: Tensor | None = None,
+        output_dict: bool = False,
+    ) -> Tensor | dict[str, Tensor]:
+        """Return the loss of features [N, D], as a dict {"contrastive_loss": ...} where asked.
+
+        A bias common to all logits cancels in the softmax; its gradient is zero.
+        """
+        if self.world_size > 1:
+            loss = self._global(image_features, text_features, logit_scale)
+        else:
+            loss = clip(image_features, text_features, logit_scale)
+        if isinstance(logit_bias, Tensor):
+            loss = loss + 0 * logit_bias.sum()  # it keeps a gradient, which DDP waits for
+        return {"contrastive_loss": loss} if output_dict else loss
+
+    def _global(self, image: Tensor, text: Tensor, logit_scale: float | Tensor) -> Tensor:
+        image, text = check_embeddings(image_features=image, text_features=text)
+        group = self.process_group
+        check_rank("ClipLoss", self.rank, self.world_size, group)
+        scale = as_scale(logit_scale, image)
+        lse_image, lse_text, positive, factor = global_pair_rows(
+            image, text, scale, group, how=self.exchange
+        )
+        rows = info_nce_from_logits(lse_image, positive, unit=False)
+        rows = rows + info_nce_from_logits(lse_text, positive, unit=False)
+        local = (factor * rows.sum() / 2).to(scale.dtype)
+        if self.local_loss:
+            return local
+        total = local.detach().clone()
+        dist.all_reduce(total, group=group)
+        return local + (total / self.world_size - local.detach())

@@ -1,0 +1,172 @@
+"""NT-Xent, the loss of SimCLR; its class has the constructor and forward of lightly's."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sslfast._arguments import checked
+from sslfast.kernels.exchange import check_exchange, gather_rows, name_of, world_size
+from sslfast.kernels.similarity_softmax import info_nce_from_logits
+from sslfast.kernels.similarity_softmax.op import similarity_softmax
+from sslfast.kernels.similarity_softmax.ranks import global_ntxent_rows
+from sslfast.kernels.unit_rows.op import unit_rows, wide_unit_rows
+from sslfast.losses._inputs import check_embeddings, reduce, scale_of
+from sslfast.losses._variants import Variant
+from sslfast.losses.infonce import summed_info_nce
+from sslfast.losses.memory_bank import MemoryBank
+
+
+@checked
+def ntxent(
+    out0: Tensor,
+    out1: Tensor,
+    temperature: float | Tensor = 0.5,
+    *,
+    normalize: bool = True,
+    reduction: str = "mean",
+    decoupled: bool = False,
+    debiased: float = 0.0,
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """NT-Xent, the loss of SimCLR (Chen et al. 2020, arXiv:2002.05709, equation 1).
+
+    With z the 2N embeddings [out0; out1], divided by their norms, and p(i) the other view of i:
+    l_i = -log(exp(<z_i, z_p(i)> / t) / sum_{k != i} exp(<z_i, z_k> / t)).
+
+    Args:
+        out0: embeddings of the first views [N, D].
+        out1: embeddings of the second views [N, D], of the same dtype and device.
+        temperature: a number, negative ones allowed, or a 0-d tensor, which may need a gradient.
+        normalize: divide embeddings by their Euclidean norm first.
+        reduction: "mean", "sum" or "none" (losses [2N], those of out0 first).
+        decoupled: leave the positive out of the denominator (Yeh et al. 2021, equation 6).
+        debiased: tau+, the share of false negatives to correct for, in [0, 1); supposes unit
+            length, as normalize gives (Chuang et al. 2020, equation 8).
+        label_smoothing: share of the target spread over all candidates, as F.cross_entropy does.
+
+    Returns:
+        The loss in float32 (float64 for float64 inputs).
+
+    Raises:
+        TypeError: embeddings that are no floating-point tensors.
+        ValueError: shapes, dtypes or devices that do not fit, a temperature of 0, options out of
+            range or more than one of the last three.
+    """
+    out0, out1 = check_embeddings(out0=out0, out1=out1)
+    variant = Variant(decoupled, debiased, label_smoothing)
+    z = torch.cat((out0, out1))
+    scale = scale_of(temperature, z)
+    lse, positive, _ = similarity_softmax(
+        z,
+        None,
+        scale,
+        shift=len(out0),
+        column_base=0,
+        leave_out_self=True,
+        normalize=normalize,
+        column_lse=False,
+    )
+
+    def mean_logit() -> Tensor:
+        unit = wide_unit_rows(z) if normalize else z.to(scale.dtype)
+        return scale * (unit * (unit.sum(0) - unit)).sum(1) / (len(z) - 1)
+
+    losses = variant.losses(lse, positive, scale, len(z) - 2, mean_logit, normalize)
+    return reduce(losses, reduction).to(scale.dtype)
+
+
+class NTXentLoss(nn.Module):
+    """NT-Xent (SimCLR, Chen et al. 2020, equation 1); drop-in for lightly's class of this name.
+
+    Never holds the 2N x 2N similarities: forward and backward take memory linear in N. With a
+    memory bank, negatives are the bank's entries instead of the batch's, as in MoCo (He et al.
+    2020, equation 1); the bank takes up ``out1`` after each call whose ``out0`` needs a gradient.
+
+    Args:
+        temperature: divides the cosine similarities; not 0, negative values are allowed.
+        memory_bank_size: (number of embeddings, their dimension); 0 or (0, dimension) for none.
+        gather_distributed: negatives are the embeddings of all ranks; with a bank, all ranks'
+            ``out1`` go into it. Averaging gradients over ranks (DDP, FSDP) gives that of one
+            process with the global batch; the loss is W / M times the sum over this rank's rows.
+            Without a process group that is initialised, there is one rank and nothing to gather.
+        process_group: the ranks to gather from; None: all.
+        exchange: "gather" brings the embeddings of all ranks here at once; "ring" one rank's at a
+            time, for when they do not fit.
+
+    Shapes:
+        out0, out1: [N, D] of one floating dtype and device, normalised or not. Returns the mean
+        over the 2N rows (N with a bank), in float32 (float64 for float64 inputs).
+
+    Raises:
+        ValueError: a temperature below 1e-8 in magnitude, another exchange, gather_distributed in
+            a torch without torch.distributed, shapes, dtypes or devices that do not fit.
+        TypeError: embeddings that are no floating-point tensors.
+
+    Differences from lightly 1.6: the bank is saved with the state, wraps around where lightly
+    drops the end of a batch, and embeddings of zeros get no gradient, not 1e12 or NaN.
+    """
+
+    @checked
+    def __init__(
+        self,
+        temperature: float | Tensor = 0.5,
+        memory_bank_size: int | Sequence[int] = 0,
+        gather_distributed: bool = False,
+        process_group: Any = None,
+        exchange: str = "gather",
+    ) -> None:
+        super().__init__()
+        check_exchange(exchange, gather_distributed)
+        if not isinstance(temperature, Tensor) and not abs(temperature) >= 1e-8:
+            raise ValueError(f"temperature must be a number other than 0, got {temperature}")
+        self.temperature = temperature
+        self.gather_distributed = gather_distributed
+        self.process_group = process_group
+        self.exchange = exchange
+        size = (memory_bank_size,) if isinstance(memory_bank_size, int) else memory_bank_size
+        none = len(size) in (1, 2) and size[0] == 0 <= size[-1]
+        self.memory_bank = None if none else MemoryBank(tuple(size))
+
+    @property
+    def _gathers(self) -> bool:
+        return self.gather_distributed and world_size(self.process_group) > 1
+
+    def extra_repr(self) -> str:
+        """Show the settings."""
+        return f"temperature={self.temperature}, gather_distributed={self.gather_distributed}"
+
+    def forward(self, out0: Tensor, out1: Tensor) -> Tensor:
+        """Return the mean loss of the embeddings [N, D] of two views."""
+        if self.memory_bank is None and not self._gathers:
+            return ntxent(out0, out1, self.temperature)
+        out0, out1 = check_embeddings(out0=out0, out1=out1)
+        if self.memory_bank is None:
+            return self._global(out0, out1)
+        bank = self.memory_bank.bank
+        if bank.shape[1] != out0.shape[1]:
+            raise ValueError(
+                f"embeddings have dimension {out0.shape[1]}, the memory bank {bank.shape[1]}"
+            )
+        loss = _moco(out0, out1, bank, self.temperature)
+        if out0.requires_grad:
+            keys = wide_unit_rows(out1.detach())
+            if self._gathers:
+                keys, _ = gather_rows(keys, name_of(self.process_group))
+            self.memory_bank.enqueue(keys)
+        return loss
+
+    def _global(self, out0: Tensor, out1: Tensor) -> Tensor:
+        scale = scale_of(self.temperature, out0)
+        z = unit_rows(torch.cat((out0, out1)))
+        lse, positive, factor = global_ntxent_rows(z, scale, self.process_group, self.exchange)
+        losses = info_nce_from_logits(lse, positive, unit=True)
+        return (factor * losses.sum()).to(scale.dtype)
+
+
+def _moco(query: Tensor, key: Tensor, bank: Tensor, temperature: float | Tensor) -> Tensor:
+    """InfoNCE of queries against their keys and the bank's unit entries."""
+    # The gradient is formed at once: nothing of the bank is kept, which goes on changing. A bank of
+    # the queries' dtype (loss.to(dtype)) is used as it is, another one is copied.
+    return summed_info_nce(query, key, bank.to(query.dtype), temperature, "mean")

@@ -68,7 +68,7 @@ def _softmax(backend: Any, x: Tensor, y: Tensor | None, sides: str) -> None:
     lse, _, columns = backend.forward(x, y, scale, pairing, sides != "rows")
     row = None if sides == "columns" else (lse, torch.empty_like(lse))
     column = None if sides == "rows" else (columns, torch.empty_like(columns))
-    if y is not None and softmax.in_one_pass(backend, softmax.problem(x, y, pairing)):
+    if y is not None and backend.FEATURES.one_pass(softmax.problem(x, y, pairing)):
         backend.backward_both(x, y, scale, pairing, row, column, torch.empty_like(lse))
     backend.backward(x, y, scale, pairing, row, column)
 

@@ -117,8 +117,8 @@ class Exchange:
         dist.all_gather(parts, padded, group=self.group)
         return torch.cat([part[:n] for part, n in zip(parts, self.counts, strict=True)])
 
-    def blocks(self, *tensors: Tensor) -> Iterator[tuple[int, tuple[Tensor, ...]]]:
-        """Yield (first own row within the block or -1, the block of every tensor)."""
+    def blocks(self, *tensors: Tensor) -> Iterator[tuple[int | None, tuple[Tensor, ...]]]:
+        """Yield where this rank's rows begin in a block (None: none do), and the block of each."""
         if not self.ring:
             yield self.base, tuple(self.gather(t) for t in tensors)
             return
@@ -134,7 +134,7 @@ class Exchange:
                 operations = [dist.P2POp(dist.isend, t, ahead, self.group) for t in held]
                 operations += [dist.P2POp(dist.irecv, t, behind, self.group) for t in coming]
                 pending = dist.batch_isend_irecv(operations)
-            yield (0 if step == 0 else -1), held
+            yield (0 if step == 0 else None), held
             for work in pending:
                 work.wait()
             held = coming

@@ -85,8 +85,9 @@ def ops() -> tuple[str, ...]:
 def load() -> None:
     """Make every op known to torch; an op is otherwise, when what calls it is imported."""
     for folder in _folders():
-        for name in _submodules(folder, packages=False):
-            if name in NOT_BACKENDS:
+        names = _submodules(folder, packages=False)
+        for name in names:
+            if name in NOT_BACKENDS or "reference" not in names:
                 importlib.import_module(f"{folder.__name__}.{name}")
 
 

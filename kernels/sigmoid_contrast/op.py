@@ -20,16 +20,16 @@ OP = "sigmoid_contrast"
 
 
 def _prepare(
-    rows: Tensor, columns: Tensor, column_base: int
+    rows: Tensor, columns: Tensor, column_base: int | None
 ) -> tuple[Tensor, Tensor, Pairing, Any]:
-    pairing = Pairing(0) if column_base < 0 else Pairing(len(rows), 0, 0, column_base)
+    pairing = Pairing(0) if column_base is None else Pairing(len(rows), 0, 0, column_base)
     x, y = rows.contiguous(), columns.contiguous()
     return x, y, pairing, registry.pick(OP, kernels.problem(x, y, pairing))
 
 
 @torch.library.custom_op(f"{NAMESPACE}::sigmoid_contrast", mutates_args=())
 def sigmoid_contrast(
-    rows: Tensor, columns: Tensor, scale: Tensor, bias: Tensor, column_base: int
+    rows: Tensor, columns: Tensor, scale: Tensor, bias: Tensor, column_base: int | None
 ) -> Tensor:
     """sum_j log(1 + exp(-z_ij (scale <x_i, y_j> + bias))) of every row.
 
@@ -38,7 +38,7 @@ def sigmoid_contrast(
         columns: Y [N, D] of the same dtype and device.
         scale: 0-d, of the accumulation dtype.
         bias: 0-d, of the accumulation dtype.
-        column_base: the positive (z = 1) of row i is column ``column_base + i``; -1: none is.
+        column_base: the positive (z = 1) of row i is column ``column_base + i``; None: none is.
 
     Returns:
         Losses [M] in the accumulation dtype.
@@ -49,7 +49,9 @@ def sigmoid_contrast(
 
 
 @sigmoid_contrast.register_fake
-def _(rows: Tensor, columns: Tensor, scale: Tensor, bias: Tensor, column_base: int) -> Tensor:
+def _(
+    rows: Tensor, columns: Tensor, scale: Tensor, bias: Tensor, column_base: int | None
+) -> Tensor:
     return rows.new_empty(rows.shape[0], dtype=accumulation_dtype(rows.dtype))
 
 
@@ -60,7 +62,7 @@ def weighted_sigmoid_contrast(
     scale: Tensor,
     bias: Tensor,
     row_weight: Tensor,
-    column_base: int,
+    column_base: int | None,
     columns_gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """sum_i row_weight_i loss_i and its gradients, formed where the logits are at hand.
@@ -88,7 +90,7 @@ def _(
     scale: Tensor,
     bias: Tensor,
     row_weight: Tensor,
-    column_base: int,
+    column_base: int | None,
     columns_gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     dtype = accumulation_dtype(rows.dtype)

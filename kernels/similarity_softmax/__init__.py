@@ -14,18 +14,7 @@ With logits t_ij = s <x_i, y_j>, every backend has two functions.
     (lse_columns, h), and either may be None for nothing from that side. The gradient of x_i is
     s U_i; that of y is the transposed call.
 
-``backward_parts(...) -> [S, M, D]`` with the arguments of backward, where a backend has U in parts:
-    to be added up in their order, which kernels/unit_rows does on its way.
-
-``backward_both(..., positive)`` with the arguments of backward and the weights [M] that stand in G
-    at the rows' positives, where a backend gains from doing both sides of the rectangular form in
-    one pass: -> (U [M, D], V [N, D]) with V_j = sum_i G_ij x_i.
-    ``one_pass(problem) -> bool``, optional, says for which problems that is; without it, for all.
-
-A backend with ``KEEPS = True`` takes one argument more: ``forward(..., kept)`` leaves logits in it,
-as far as they fit, which ``backward(..., kept)`` and ``backward_both(..., kept)`` of the
-same problem then do not compute again. The first float is 1 when a forward pass has written there;
-the tensor may be empty.
+What else a backend has is said by its ``FEATURES``, a ``Features``.
 
 ``columns=None`` is the symmetric form: Y = X, column = row statistics, and mutual positives: shift
 is M / 2, or 0 where a row has no positive but itself.
@@ -34,8 +23,8 @@ them (g, h) have the statistics dtype; all else has the accumulation dtype. Noth
 values: non-finite in, non-finite out.
 """
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import astuple, dataclass
 
 import torch
 import torch.nn.functional as F
@@ -64,10 +53,49 @@ class Pairing:
     column_base: int = 0
     leave_out_self: bool = False
 
+    @classmethod
+    def of(cls, numbers: Sequence[int] | None) -> "Pairing":
+        """The pairing with these ``numbers``; None: no pairs."""
+        if numbers is None:
+            return cls(0)
+        length, shift, row_base, column_base, leave_out_self = numbers
+        return cls(length, shift, row_base, column_base, bool(leave_out_self))
+
+    @property
+    def numbers(self) -> list[int]:
+        """The fields in their order, as ops take them."""
+        return [*astuple(self)[:4], int(self.leave_out_self)]
+
     def transposed(self) -> "Pairing":
         """The same pairs with the roles of rows and columns exchanged."""
         back = -self.shift % self.length if self.length else 0
         return Pairing(self.length, back, self.column_base, self.row_base, self.leave_out_self)
+
+
+@dataclass(frozen=True)
+class Features:
+    """What a backend has beside forward and backward.
+
+    Attributes:
+        in_parts: ``backward_parts(...) -> [S, M, D]`` with the arguments of backward: U in parts,
+            to be added up in their order, which kernels/unit_rows does on its way.
+        both_sides: for which problems a backend gains from doing both sides of the rectangular form
+            in one pass; None: it cannot. ``backward_both(..., positive) -> (U [M, D], V [N, D])``
+            has the arguments of backward and the weights [M] that stand in G at the rows'
+            positives; V_j = sum_i G_ij x_i.
+        keeps_logits: ``forward(..., kept)`` leaves logits in its last argument, as far as they fit,
+            which ``backward(..., kept)`` and ``backward_both(..., kept)`` of the same problem then
+            do not compute again. The first float is 1 when a forward pass has written there; the
+            tensor may be empty.
+    """
+
+    in_parts: bool = False
+    both_sides: Callable[["Problem"], bool] | None = None
+    keeps_logits: bool = False
+
+    def one_pass(self, problem: "Problem") -> bool:
+        """Whether backward_both is to be asked for both gradients."""
+        return self.both_sides is not None and self.both_sides(problem)
 
 
 @dataclass(frozen=True)
@@ -94,12 +122,6 @@ def problem(rows: Tensor, columns: Tensor | None, pairing: Pairing) -> Problem:
         symmetric=columns is None,
         pairing=pairing,
     )
-
-
-def in_one_pass(backend: Any, problem: Problem) -> bool:
-    """Whether a backend is to be asked for the gradients of rows and columns together."""
-    pays = getattr(backend, "one_pass", None)
-    return hasattr(backend, "backward_both") and (pays is None or pays(problem))
 
 
 def kept_size(rows: Tensor, columns: Tensor | None) -> int:

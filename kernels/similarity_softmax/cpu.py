@@ -8,11 +8,11 @@ from torch import Tensor
 
 from sslfast.kernels.dtypes import statistics_dtype
 from sslfast.kernels.extension import address, cpu_unavailable, loaded
-from sslfast.kernels.similarity_softmax import Pairing, Problem
+from sslfast.kernels.similarity_softmax import Features, Pairing, Problem
 
 DEVICE = "cpu"
 PRIORITY = 30
-KEEPS = True
+FEATURES = Features(both_sides=lambda problem: True, keeps_logits=True)
 
 available = cpu_unavailable
 

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from sslfast.kernels.extension import cuda_unavailable, loaded
-from sslfast.kernels.similarity_softmax import Pairing, Problem
+from sslfast.kernels.similarity_softmax import Features, Pairing, Problem
 
 DEVICE = "cuda"
+FEATURES = Features()
 
 # Compute capability -> the file of benchmarks/results whose GPU tests passed and in which this
 # backend is faster than Triton. Empty: no GPU has run it yet.

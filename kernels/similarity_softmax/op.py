@@ -6,6 +6,7 @@ upstream gradient reaches the kernels per row. The maths is in kernels/similarit
 surrounds it, the division by the norms and the end of the gradient, in kernels/unit_rows.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,11 +20,6 @@ from sslfast.kernels.similarity_softmax import Pairing
 from sslfast.kernels.unit_rows import Positives
 
 OP = "similarity_softmax"
-
-
-def _pairing(rows: Tensor, shift: int, column_base: int, leave_out_self: bool) -> Pairing:
-    length = rows.shape[0]
-    return Pairing(0) if shift < 0 else Pairing(length, shift, 0, column_base, leave_out_self)
 
 
 def _unit(x: Tensor, normalize: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -59,18 +55,17 @@ def _finish(
 
 def _for(backend: Any, kept: Tensor | None) -> tuple[Tensor | None, ...]:
     """The last argument of a backend that keeps logits; nothing for the others."""
-    return (kept,) if getattr(backend, "KEEPS", False) else ()
+    return (kept,) if backend.FEATURES.keeps_logits else ()
 
 
 def similarity_softmax(
     rows: Tensor,
     columns: Tensor | None,
     scale: Tensor,
-    shift: int,
-    column_base: int,
-    leave_out_self: bool,
-    normalize: bool,
-    column_lse: bool,
+    pairing: Pairing | None,
+    *,
+    normalize: bool = False,
+    column_lse: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Row-wise log-sum-exp over negatives and positive logits.
 
@@ -79,10 +74,8 @@ def similarity_softmax(
         columns: Y [N, D] of the same dtype and device, or None for the symmetric form Y = X.
         scale: 1 / temperature, a 0-d tensor of the accumulation dtype (float32, or float64 for
             float64 rows) on the same device; may need a gradient.
-        shift: the positive of row i is column ``column_base + (i + shift) % M``; symmetric: M / 2.
-            -1: no column is a positive.
-        column_base: the column where the rows' own block begins.
-        leave_out_self: column ``column_base + i`` is no candidate of row i.
+        pairing: which columns are positives, of all rows, and which are no candidates; None: all
+            columns are negatives. In the symmetric form its shift is M / 2.
         normalize: divide rows and columns by their Euclidean norms first, as F.normalize does.
         column_lse: also return the log-sum-exps of the columns.
 
@@ -92,8 +85,9 @@ def similarity_softmax(
     """
     needed = rows.requires_grad or (columns is not None and columns.requires_grad)
     keep = kernels.kept_size(rows, columns) if needed and torch.is_grad_enabled() else 0
+    pairs = None if pairing is None else pairing.numbers
     lse, positive, lse_columns, *_ = _similarity_softmax(
-        rows, columns, scale, shift, column_base, leave_out_self, normalize, column_lse, keep
+        rows, columns, scale, pairs, normalize, column_lse, keep
     )
     return lse, positive, lse_columns
 
@@ -106,9 +100,7 @@ def _similarity_softmax(
     rows: Tensor,
     columns: Tensor | None,
     scale: Tensor,
-    shift: int,
-    column_base: int,
-    leave_out_self: bool,
+    pairing: Sequence[int] | None,
     normalize: bool,
     column_lse: bool,
     keep: int,
@@ -118,13 +110,13 @@ def _similarity_softmax(
     Memory for logits, ``keep`` floats (see the kernels); then rows and columns as they were
     multiplied, each before its norms: empty where they were taken as given.
     """
-    pairing = _pairing(rows, shift, column_base, leave_out_self)
+    pairs = Pairing.of(pairing)
     x, *of_rows = _unit(rows, normalize)
     y, *of_columns = (None, *_nothing(x)) if columns is None else _unit(columns, normalize)
-    backend = registry.pick(OP, kernels.problem(x, y, pairing))
+    backend = registry.pick(OP, kernels.problem(x, y, pairs))
     kept = kernels.new_kept(rows, keep)
     with torch.autocast(rows.device.type, enabled=False):  # sums are never in half precision
-        found = backend.forward(x, y, scale, pairing, column_lse, *_for(backend, kept))
+        found = backend.forward(x, y, scale, pairs, column_lse, *_for(backend, kept))
     return *found, kept, *of_rows, *of_columns
 
 
@@ -133,9 +125,7 @@ def _(
     rows: Tensor,
     columns: Tensor | None,
     scale: Tensor,
-    shift: int,
-    column_base: int,
-    leave_out_self: bool,
+    pairing: Sequence[int] | None,
     normalize: bool,
     column_lse: bool,
     keep: int,
@@ -165,10 +155,8 @@ def similarity_softmax_backward(
     columns: Tensor | None,
     scale: Tensor,
     lse: Tensor | None,
-    lse_columns: Tensor,
-    shift: int,
-    column_base: int,
-    leave_out_self: bool,
+    lse_columns: Tensor | None,
+    pairing: Sequence[int] | None,
     columns_gradient: bool,
     scale_gradient: bool,
     kept: Tensor | None = None,
@@ -182,9 +170,10 @@ def similarity_softmax_backward(
     have only the role of columns, but not in the symmetric form. kept: the memory of the forward
     pass of the same problem, or None.
     """
-    pairing = _pairing(rows, shift, column_base, leave_out_self)
+    pairs = Pairing.of(pairing)
     x, y = rows.contiguous(), None if columns is None else columns.contiguous()
-    backend = registry.pick(OP, kernels.problem(x, y, pairing))
+    problem = kernels.problem(x, y, pairs)
+    backend = registry.pick(OP, problem)
     memory = _for(backend, kept)
     nothing = rows.new_empty(0)
     with torch.autocast(rows.device.type, enabled=False):
@@ -195,31 +184,34 @@ def similarity_softmax_backward(
             # Row i is also a column: with that role come its share of G and its positive, and
             # every similarity is counted from both its ends.
             row = (lse, d_lse if d_column_lse is None else d_lse + d_column_lse)
-            u = _parts(backend, x, None, scale, pairing, row, row, *memory)
-            pairs = Positives(pairing, x, d_positive, d_positive)
-            dx, d_scale = _finish(u, x, row_norms, scale, pairs, 0.5 if scale_gradient else None)
+            u = _parts(backend, x, None, scale, pairs, row, row, *memory)
+            positives = Positives(pairs, x, d_positive, d_positive)
+            share = 0.5 if scale_gradient else None
+            dx, d_scale = _finish(u, x, row_norms, scale, positives, share)
             return dx, nothing, d_scale
         share = 1.0 if scale_gradient else None
-        column = None if d_column_lse is None else (lse_columns, d_column_lse)
-        problem = x, y, scale, pairing, row, column
-        if columns_gradient and kernels.in_one_pass(backend, kernels.problem(x, y, pairing)):
-            u, v = (g[None] for g in backend.backward_both(*problem, d_positive, *memory))
+        column = None
+        if lse_columns is not None and d_column_lse is not None:
+            column = lse_columns, d_column_lse
+        given = x, y, scale, pairs, row, column
+        if columns_gradient and backend.FEATURES.one_pass(problem):
+            u, v = (g[None] for g in backend.backward_both(*given, d_positive, *memory))
             dx, d_scale = _finish(u, x, row_norms, scale, None, share)
             return dx, _finish(v, y, column_norms, scale, None)[0], d_scale
-        pairs = Positives(pairing, y, d_positive, None)
-        u = _parts(backend, *problem, *(() if columns_gradient else memory))
-        dx, d_scale = _finish(u, x, row_norms, scale, pairs, share)
+        u = _parts(backend, *given, *(() if columns_gradient else memory))
+        positives = Positives(pairs, y, d_positive, None)
+        dx, d_scale = _finish(u, x, row_norms, scale, positives, share)
         if not columns_gradient:
             return dx, nothing, d_scale
-        back = pairing.transposed()
+        back = pairs.transposed()
         v = _parts(backend, y, x, scale, back, column, row)
-        pairs = Positives(back, x, None, d_positive)
-        return dx, _finish(v, y, column_norms, scale, pairs)[0], d_scale
+        positives = Positives(back, x, None, d_positive)
+        return dx, _finish(v, y, column_norms, scale, positives)[0], d_scale
 
 
 def _parts(backend: Any, *problem: Any) -> Tensor:
     """Unscaled gradient [S, M, D], to be added up: one part where a backend has no more."""
-    if hasattr(backend, "backward_parts"):
+    if backend.FEATURES.in_parts:
         return backend.backward_parts(*problem)
     return backend.backward(*problem)[None]
 
@@ -233,10 +225,8 @@ def _(
     columns: Tensor | None,
     scale: Tensor,
     lse: Tensor | None,
-    lse_columns: Tensor,
-    shift: int,
-    column_base: int,
-    leave_out_self: bool,
+    lse_columns: Tensor | None,
+    pairing: Sequence[int] | None,
     columns_gradient: bool,
     scale_gradient: bool,
     kept: Tensor | None = None,
@@ -249,7 +239,7 @@ def _(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Forward) -> None:
-    rows, columns, scale, *ctx.structure, normalize, ctx.column_lse, _ = inputs
+    rows, columns, scale, ctx.pairing, normalize, ctx.column_lse, _ = inputs
     lse, _, lse_columns, *for_backward = output
     kept, z, z_norms, y, y_norms = for_backward
     ctx.mark_non_differentiable(*for_backward)
@@ -276,7 +266,7 @@ def _backward(
         given(d_positive, lse),
         d_columns,
         *problem,
-        *ctx.structure,
+        ctx.pairing,
         columns_gradient,
         scale_gradient,
         kept,
@@ -287,7 +277,7 @@ def _backward(
         dx,
         dy if columns_gradient else None,
         d_scale if scale_gradient else None,
-        *[None] * 6,
+        *[None] * 4,
     )
 
 

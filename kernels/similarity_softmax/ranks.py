@@ -9,7 +9,8 @@ gradient. With these every rank computes the whole gradient of its own rows, als
 have as columns of other ranks' rows. No gradient of size M x D travels. Blocks of other ranks' rows
 come from an Exchange: all at once, or around a ring in memory that does not grow with W.
 
-The sigmoid loss is in distributed_siglip.py, the class means of SupCon in distributed_supcon.py.
+The sigmoid loss has its form in kernels/sigmoid_contrast, the class means of SupCon in
+kernels/class_sums.
 """
 
 from typing import Any
@@ -20,6 +21,7 @@ from torch import Tensor
 from sslfast.kernels.dtypes import statistics_dtype
 from sslfast.kernels.exchange import Exchange, Group, group_of, name_of, world_size
 from sslfast.kernels.library import NAMESPACE, no_double_backward
+from sslfast.kernels.similarity_softmax import Pairing
 from sslfast.kernels.similarity_softmax.op import similarity_softmax, similarity_softmax_backward
 
 Side = tuple[Tensor, Tensor]  # log-sum-exps of rows, and what comes from above for them
@@ -29,20 +31,15 @@ def _forward(
     exchange: Exchange, rows: Tensor, columns: Tensor, scale: Tensor, shift: int, itself: bool
 ) -> tuple[Tensor, Tensor]:
     """(lse, positive) of this rank's rows among the columns of all ranks."""
-    lse = positive = torch.empty(0)
+    lse: Tensor | None = None
+    positive: Tensor | None = None
     for own, (block,) in exchange.blocks(columns):
-        found, at, _ = similarity_softmax(
-            rows,
-            block,
-            scale,
-            shift if own >= 0 else -1,
-            max(own, 0),
-            itself and own >= 0,
-            normalize=False,
-            column_lse=False,
-        )
-        lse = torch.logaddexp(lse, found) if len(lse) else found
-        positive = at if own >= 0 else positive
+        pairing = None if own is None else Pairing(len(rows), shift, 0, own, itself)
+        found, at, _ = similarity_softmax(rows, block, scale, pairing)
+        lse = found if lse is None else torch.logaddexp(lse, found)
+        positive = positive if own is None else at
+    assert lse is not None
+    assert positive is not None  # this rank's own block is always among them
     return lse, positive
 
 
@@ -62,27 +59,26 @@ def _backward(
     Either side may be None; columns_side holds the statistics of this rank's own columns.
     """
     travelling = (columns,) if columns_side is None else (columns, torch.stack(columns_side, 1))
-    gradient = d_scale = torch.empty(0)
+    lse, d_lse = (None, None) if own_side is None else own_side
+    total: tuple[Tensor, Tensor] | None = None
     for own, (block, *others) in exchange.blocks(*travelling):
-        lse_columns, d_columns = others[0].T.contiguous() if others else (rows.new_empty(0), None)
+        lse_columns, d_columns = others[0].T.contiguous() if others else (None, None)
         d_rows, _, d_s = similarity_softmax_backward(
-            None if own_side is None else own_side[1].contiguous(),
-            d_positive.contiguous() if own >= 0 else torch.zeros_like(d_positive),
+            None if d_lse is None else d_lse.contiguous(),
+            torch.zeros_like(d_positive) if own is None else d_positive.contiguous(),
             d_columns,
             rows,
             block,
             scale,
-            None if own_side is None else own_side[0],
+            lse,
             lse_columns,
-            shift if own >= 0 else -1,
-            max(own, 0),
-            itself and own >= 0,
+            None if own is None else Pairing(len(rows), shift, 0, own, itself).numbers,
             columns_gradient=False,
             scale_gradient=True,
         )
-        gradient = gradient + d_rows if len(gradient) else d_rows
-        d_scale = d_scale + d_s if d_scale.dim() == 0 else d_s
-    return gradient, d_scale
+        total = (d_rows, d_s) if total is None else (total[0] + d_rows, total[1] + d_s)
+    assert total is not None  # there is a block of this rank at least
+    return total
 
 
 @torch.library.custom_op(f"{NAMESPACE}::global_similarity_softmax", mutates_args=())

@@ -4,10 +4,11 @@ import torch
 from torch import Tensor
 
 from sslfast.kernels.dtypes import accumulation_dtype, statistics_dtype
-from sslfast.kernels.similarity_softmax import Pairing
+from sslfast.kernels.similarity_softmax import Features, Pairing
 
 DEVICE = "any"
 PRIORITY = 0
+FEATURES = Features()
 
 
 def _logits(

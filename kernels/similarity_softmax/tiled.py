@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from sslfast.kernels.dtypes import accumulation_dtype, statistics_dtype
-from sslfast.kernels.similarity_softmax import Pairing, as_factors
+from sslfast.kernels.similarity_softmax import Features, Pairing, as_factors
 
 DEVICE = "any"
 PRIORITY = 10
+FEATURES = Features()
 
 TILE_ROWS = 512
 TILE_ELEMENTS = 1 << 22

@@ -16,7 +16,13 @@ from torch import Tensor
 
 from sslfast.kernels.gpu import DEVICE, operand, unavailable, without_padding
 from sslfast.kernels.products import in_blocks
-from sslfast.kernels.similarity_softmax import Pairing, Problem, _triton_blocks, add_positives
+from sslfast.kernels.similarity_softmax import (
+    Features,
+    Pairing,
+    Problem,
+    _triton_blocks,
+    add_positives,
+)
 from sslfast.kernels.similarity_softmax._triton_backward import backward_kernel, plan_kernel
 from sslfast.kernels.similarity_softmax._triton_forward import forward_kernel, merge_kernel
 from sslfast.kernels.tiles import arithmetic_of, refuses, resident, settings, splits
@@ -24,17 +30,19 @@ from sslfast.kernels.tuning import tile_for
 
 __all__ = [
     "DEVICE",
+    "FEATURES",
     "PRIORITY",
     "available",
     "backward",
     "backward_both",
     "backward_parts",
     "forward",
-    "one_pass",
     "supports",
 ]
 
 PRIORITY = 20
+# Blocks of rows serve both sides with one sweep.
+FEATURES = Features(in_parts=True, both_sides=lambda problem: in_blocks(problem.dim))
 
 available = unavailable
 
@@ -156,11 +164,6 @@ def backward_parts(
             **constants, BLOCK_U=tile.output, **options,
         )  # fmt: skip
     return without_padding(u, given)
-
-
-def one_pass(problem: Problem) -> bool:
-    """Both gradients come from one sweep where blocks of rows are used."""
-    return in_blocks(problem.dim)
 
 
 def backward_both(

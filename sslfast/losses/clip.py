@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from sslfast._arguments import checked
 from sslfast.kernels.exchange import check_exchange, check_rank, gather_rows, name_of
-from sslfast.kernels.similarity_softmax import info_nce_from_logits
+from sslfast.kernels.similarity_softmax import Pairing, info_nce_from_logits
 from sslfast.kernels.similarity_softmax.op import similarity_softmax
 from sslfast.kernels.similarity_softmax.ranks import global_pair_rows
 from sslfast.losses._inputs import as_scale, check_embeddings, plain_logits, reduce
@@ -58,10 +58,7 @@ def clip(
         image_features,
         text_features,
         scale,
-        shift=0,
-        column_base=0,
-        leave_out_self=False,
-        normalize=False,
+        Pairing(len(image_features)),
         column_lse=True,
     )
 

@@ -10,7 +10,7 @@ from sslfast.kernels.dtypes import statistics_dtype
 from sslfast.kernels.info_nce.op import runs_fused, weighted_info_nce
 from sslfast.kernels.info_nce.pairs import scaled_pairs
 from sslfast.kernels.linear_cross_entropy.op import weighted_linear_cross_entropy
-from sslfast.kernels.similarity_softmax import info_nce_from_logits
+from sslfast.kernels.similarity_softmax import Pairing, info_nce_from_logits
 from sslfast.kernels.similarity_softmax.op import similarity_softmax
 from sslfast.kernels.similarity_softmax.ranks import global_pair_rows
 from sslfast.kernels.unit_rows.op import unit_rows
@@ -72,15 +72,13 @@ def info_nce(
         return _in_forward(query, positive_key, negative_keys, temperature, reduction)
     if negative_keys is None:
         lse, positive, _ = similarity_softmax(
-            query, positive_key, scale, 0, 0, False, True, column_lse=False
+            query, positive_key, scale, Pairing(len(query)), normalize=True
         )
         negatives = len(query) - 1
     elif negative_mode == "unpaired":
         positive = scale * (unit(query) * unit(positive_key)).sum(1)
         # No column is a positive: they are all negatives.
-        lse, _, _ = similarity_softmax(
-            query, negative_keys, scale, -1, 0, False, True, column_lse=False
-        )
+        lse, _, _ = similarity_softmax(query, negative_keys, scale, None, normalize=True)
         negatives = len(negative_keys)
     else:
         n, d = query.shape
@@ -124,8 +122,18 @@ def _in_forward(
     n = len(query)
     weight = row_weights(n, reduction, scale)
     targets = torch.arange(n, device=query.device)
-    needs = rows.requires_grad, keys.requires_grad, False
-    return weighted_linear_cross_entropy(rows, keys, None, targets, weight, -1, 0.0, *needs)[0]
+    return weighted_linear_cross_entropy(
+        rows,
+        keys,
+        None,
+        targets,
+        weight,
+        ignore_index=-1,
+        smoothing=0.0,
+        hidden_gradient=rows.requires_grad,
+        weight_gradient=keys.requires_grad,
+        bias_gradient=False,
+    )[0]
 
 
 def summed_info_nce(

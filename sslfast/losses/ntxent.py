@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from sslfast._arguments import checked
 from sslfast.kernels.exchange import check_exchange, gather_rows, name_of, world_size
-from sslfast.kernels.similarity_softmax import info_nce_from_logits
+from sslfast.kernels.similarity_softmax import Pairing, info_nce_from_logits
 from sslfast.kernels.similarity_softmax.op import similarity_softmax
 from sslfast.kernels.similarity_softmax.ranks import global_ntxent_rows
 from sslfast.kernels.unit_rows.op import unit_rows, wide_unit_rows
@@ -62,11 +62,8 @@ def ntxent(
         z,
         None,
         scale,
-        shift=len(out0),
-        column_base=0,
-        leave_out_self=True,
+        Pairing(len(z), shift=len(out0), leave_out_self=True),
         normalize=normalize,
-        column_lse=False,
     )
 
     def mean_logit() -> Tensor:

@@ -57,8 +57,10 @@ def siglip(
     tensors = image_features, text_features, scale, bias
     if reduction != "none" and torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
         weight = row_weights(len(image_features), reduction, scale)
-        return weighted_sigmoid_contrast(*tensors, weight, 0, text_features.requires_grad)[0]
-    return reduce(sigmoid_contrast(*tensors, 0), reduction)
+        return weighted_sigmoid_contrast(
+            *tensors, weight, column_base=0, columns_gradient=text_features.requires_grad
+        )[0]
+    return reduce(sigmoid_contrast(*tensors, column_base=0), reduction)
 
 
 EXCHANGES = {None: "gather", "gather": "gather", "bidir": "ring", "shift": "ring", "reduce": "ring"}

@@ -10,7 +10,7 @@ from sslfast._arguments import checked
 from sslfast.kernels.class_sums.op import class_sums, classes_of, in_pairs
 from sslfast.kernels.class_sums.ranks import global_class_means
 from sslfast.kernels.exchange import Group, name_of, world_size
-from sslfast.kernels.similarity_softmax import info_nce_from_logits
+from sslfast.kernels.similarity_softmax import Pairing, info_nce_from_logits
 from sslfast.kernels.similarity_softmax.op import similarity_softmax
 from sslfast.kernels.similarity_softmax.ranks import global_similarity_softmax
 from sslfast.kernels.unit_rows.op import wide_unit_rows
@@ -68,7 +68,7 @@ def _among_all(z: Tensor, dtype: torch.dtype, scale: Tensor) -> tuple[Tensor, Te
     half = len(z) // 2
     rounded = z.to(dtype)
     lse, partner, _ = similarity_softmax(
-        rounded[: 2 * half], None, scale, half, 0, True, normalize=False, column_lse=False
+        rounded[: 2 * half], None, scale, Pairing(2 * half, half, leave_out_self=True)
     )
     if len(z) % 2:
         *others, last = rounded.to(scale.dtype).split((2 * half, 1))

@@ -116,7 +116,7 @@ def test_both_gradients_by_blocks(
     triton = pytest.importorskip("sslfast.kernels.similarity_softmax.triton")
     monkeypatch.setattr(triton._triton_blocks, "rows_of_a_block", lambda *_: rows)
     x, y, pairing = embeddings(m, d, dtype), embeddings(n, d, dtype), Pairing(m, m // 3, 0, n - m)
-    assert triton.one_pass(problem(x, y, pairing))
+    assert triton.FEATURES.one_pass(problem(x, y, pairing))
     s = torch.tensor(20.0, device="cuda")
     wide = x.double(), y.double(), s.double()
     lse, _, columns = reference.forward(*wide, pairing, True)

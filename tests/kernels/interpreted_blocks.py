@@ -233,7 +233,7 @@ def test_large_d_goes_by_blocks(
         x, y = unit_rows(70, d, dtype, generator), unit_rows(140, d, dtype, generator)
         check(x, y, 10.0, Pairing(70, 0, 0, 70), generator, ("both",))
         assert calls == ([] if d <= 256 else ["statistics", "gradients"])
-        assert backend.one_pass(problem(x, y, Pairing(70, 0, 0, 70))) == (d > 256)
+        assert backend.FEATURES.one_pass(problem(x, y, Pairing(70, 0, 0, 70))) == (d > 256)
         calls.clear()
 
 

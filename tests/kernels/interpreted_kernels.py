@@ -191,7 +191,7 @@ def test_the_op_with_norms_and_a_scale_that_learns(
     set_tile(monkeypatch, 32, 16, 32, 32)
     monkeypatch.setattr(backend, "splits", lambda *sizes: parts)
     x, y = (3 * torch.randn(n, 20, generator=generator).to(dtype) for n in (30, 50))
-    structure = (15, 0) if symmetric else (7, 13)
+    pairing = Pairing(30, *((15, 0, 0) if symmetric else (7, 0, 13)), leave_out_self=True)
     g, h = torch.randn(2, 30, generator=generator).double()
     k = torch.randn(30 if symmetric else 50, generator=generator).double()
 
@@ -200,7 +200,9 @@ def test_the_op_with_norms_and_a_scale_that_learns(
         columns = None if symmetric else y.to(wide).requires_grad_()
         scale.requires_grad_()
         with registry.use_backend(name):
-            lse, positive, lse_columns = op(rows, columns, scale, *structure, True, True, True)
+            lse, positive, lse_columns = op(
+                rows, columns, scale, pairing, normalize=True, column_lse=True
+            )
             total = (g * lse).sum() + (h * positive).sum() + (k * lse_columns).sum()
             wanted = [t for t in (rows, columns, scale) if t is not None]
             return torch.autograd.grad(total, wanted)

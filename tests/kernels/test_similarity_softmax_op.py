@@ -10,17 +10,19 @@ import sslfast
 from sslfast.functional import ntxent
 from sslfast.kernels import similarity_softmax as kernels
 from sslfast.kernels.library import NAMESPACE
+from sslfast.kernels.similarity_softmax import Pairing
 from sslfast.kernels.similarity_softmax.op import similarity_softmax as op
 
 OPS = getattr(torch.ops, NAMESPACE)
 
-FORMS = {  # name: (columns, shift, column_base, leave_out_self, column_lse)
-    "ntxent": (None, 3, 0, True, False),
-    "ntxent_both": (None, 3, 0, True, True),
-    "clip": (6, 0, 0, False, True),
-    "slab": (14, 3, 4, True, True),
-    "one_sided": (9, 0, 2, False, False),
-    "negatives_only": (9, -1, 0, False, False),
+NTXENT = Pairing(6, 3, leave_out_self=True)
+FORMS = {  # name: (columns, pairing, column_lse)
+    "ntxent": (None, NTXENT, False),
+    "ntxent_both": (None, NTXENT, True),
+    "clip": (6, Pairing(6), True),
+    "slab": (14, Pairing(6, 3, 0, 4, leave_out_self=True), True),
+    "one_sided": (9, Pairing(6, 0, 0, 2), False),
+    "negatives_only": (9, None, False),
 }
 
 
@@ -35,15 +37,17 @@ def inputs(columns: int | None, dtype: torch.dtype = torch.float64) -> list[Tens
 @pytest.mark.parametrize("normalize", [False, True])
 @pytest.mark.parametrize("backend", ["reference", "tiled"])
 def test_gradcheck(form: str, normalize: bool, backend: str) -> None:
-    columns, shift, base, leave_out, column_lse = FORMS[form]
+    columns, pairing, column_lse = FORMS[form]
     tensors = inputs(columns)
 
     def call(*args: Tensor) -> tuple[Tensor, ...]:
         x, y, s = args if columns is not None else (args[0], None, args[1])
-        lse, positive, lse_columns = op(x, y, s, shift, base, leave_out, normalize, column_lse)
+        lse, positive, lse_columns = op(
+            x, y, s, pairing, normalize=normalize, column_lse=column_lse
+        )
         return tuple(
             t
-            for t, used in ((lse, True), (positive, shift >= 0), (lse_columns, column_lse))
+            for t, used in ((lse, True), (positive, pairing is not None), (lse_columns, column_lse))
             if used
         )
 
@@ -55,10 +59,10 @@ def test_gradcheck(form: str, normalize: bool, backend: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("keep", [0, 100])
 def test_opcheck(form: str, dtype: torch.dtype, keep: int) -> None:
-    columns, shift, base, leave_out, column_lse = FORMS[form]
+    columns, pairing, column_lse = FORMS[form]
     torch.library.opcheck(
         OPS.similarity_softmax.default,
-        (*inputs(columns, dtype), shift, base, leave_out, True, column_lse, keep),
+        (*inputs(columns, dtype), pairing and pairing.numbers, True, column_lse, keep),
         # What is kept lies in memory that is not set beyond the first number.
         test_utils=("test_schema", "test_autograd_registration", "test_faketensor")
         + (() if keep else ("test_aot_dispatch_dynamic",)),
@@ -66,9 +70,10 @@ def test_opcheck(form: str, dtype: torch.dtype, keep: int) -> None:
 
 
 def gradients(columns: Tensor | None, rows: Tensor, scale: Tensor) -> tuple[Tensor, ...]:
-    shift, itself = (0, False) if columns is not None else (len(rows) // 2, True)
+    m = len(rows)
+    pairing = Pairing(m) if columns is not None else Pairing(m, m // 2, leave_out_self=True)
     lse, positive, lse_columns = op(
-        rows, columns, scale, shift, 0, itself, True, columns is not None
+        rows, columns, scale, pairing, normalize=True, column_lse=columns is not None
     )
     loss = (lse - positive).square().sum() + lse_columns.sum()
     wanted = [t for t in (rows, columns, scale) if t is not None]
@@ -103,12 +108,11 @@ def test_all_logits_are_kept_where_there_is_room(m: int, n: int | None) -> None:
     width = max(m, n or 0)
     rows = torch.eye(m, width)
     columns = None if n is None else torch.eye(n, width)
-    scale, shift, length = torch.tensor(1.0), -1 if columns is not None else 0, n or m
+    scale, length = torch.tensor(1.0), n or m
+    pairing = None if columns is not None else Pairing(m, leave_out_self=True).numbers
     forward = OPS.similarity_softmax.default
     keep = kernels.kept_size(rows, columns)
-    _, _, _, kept, *_ = forward(
-        rows, columns, scale, shift, 0, n is None, False, n is not None, keep
-    )
+    _, _, _, kept, *_ = forward(rows, columns, scale, pairing, False, n is not None, keep)
     assert kept[0] == 1
     kept[16:] = 3.0  # to base 2; they were 0
     ones = torch.zeros(m), torch.ones(m), torch.zeros(length)
@@ -122,9 +126,7 @@ def test_all_logits_are_kept_where_there_is_room(m: int, n: int | None) -> None:
         scale,
         lse,
         lse_columns,
-        shift,
-        0,
-        n is None,
+        pairing,
         False,
         False,
         kept,
@@ -161,11 +163,11 @@ def test_results_are_contiguous_whatever_the_inputs_are() -> None:
     x, y = (torch.randn(4, 6).T for _ in "xy")
     scale, lse, g = torch.tensor(3.0), *torch.rand(2, 6, dtype=torch.float64)
     for columns in (None, y):
-        structure = (3, 0, True) if columns is None else (0, 0, False)
+        pairing = (NTXENT if columns is None else Pairing(6)).numbers
         side = None if columns is None else g
         torch.library.opcheck(
             OPS.similarity_softmax_backward.default,
-            (g, g, side, x, columns, scale, lse, lse, *structure, columns is not None, True),
+            (g, g, side, x, columns, scale, lse, lse, pairing, columns is not None, True),
             test_utils=("test_schema", "test_faketensor"),
         )
         torch.library.opcheck(
@@ -179,7 +181,7 @@ def test_results_are_contiguous_whatever_the_inputs_are() -> None:
                 scale,
                 lse,
                 lse,
-                *structure,
+                pairing,
                 False,
                 False,
                 None,
@@ -228,7 +230,7 @@ def test_double_backward_says_what_to_do() -> None:
 def test_double_backward_of_the_log_sum_exps_alone() -> None:
     """Nothing that comes from above needs a gradient, and unit rows have none."""
     x, _, scale = inputs(None)
-    lse, _, _ = op(x, None, scale.detach(), 3, 0, True, True, False)
+    lse, _, _ = op(x, None, scale.detach(), NTXENT, normalize=True)
     (first,) = torch.autograd.grad(lse.sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="no second derivative"):
         first.sum().backward()
@@ -244,12 +246,12 @@ def test_only_what_needs_a_gradient_gets_one() -> None:
     x, y, s = inputs(9)
     assert x is not None
     assert y is not None
-    lse, _, _ = op(x, y.detach(), s, -1, 0, False, True, False)
+    lse, _, _ = op(x, y.detach(), s, None, normalize=True)
     lse.sum().backward()
     assert x.grad is not None
     assert s.grad is not None
     assert y.grad is None
-    lse, _, _ = op(x.detach(), y, s.detach(), -1, 0, False, True, False)
+    lse, _, _ = op(x.detach(), y, s.detach(), None, normalize=True)
     lse.sum().backward()
     assert y.grad is not None
 
@@ -260,10 +262,10 @@ def test_rows_of_zeros_give_the_others_the_gradient_of_normalize() -> None:
     x[2] = 0
     a, b = x.clone().requires_grad_(), x.clone().requires_grad_()
     scale = torch.tensor(2.0, dtype=torch.float64)
-    lse, positive, _ = op(a, None, scale, 3, 0, True, True, False)
+    lse, positive, _ = op(a, None, scale, NTXENT, normalize=True)
     (lse - positive).sum().backward()
     z = F.normalize(b, dim=1)
-    lse, positive, _ = op(z, None, scale, 3, 0, True, False, False)
+    lse, positive, _ = op(z, None, scale, NTXENT)
     (lse - positive).sum().backward()
     assert a.grad is not None
     assert b.grad is not None

@@ -303,7 +303,7 @@ def unit_rows() -> Iterator[Case]:
     """Norms; gradients as NT-Xent and both sides of CLIP ask for them, of one part or many."""
 
     def both(dtype: torch.dtype, dim: int, backend: Any) -> None:
-        z, norms = backend.normalise(empty(252, dim, dtype=dtype))
+        z, norms = backend.normalize(empty(252, dim, dtype=dtype))
         weight, scale = empty(252), empty()
 
         def gradient(parts: int, norms: Tensor | None, sides: Any, share: float | None) -> None:

@@ -5,13 +5,13 @@ bool [N], true = hidden. Sums are in the accumulation dtype (float32, or float64
 losses and their upstream gradients [N] have too. Hidden rows are read once; others only need to
 exist.
 
-``forward(prediction, target, mask, normalise, eps) -> loss [N]``
-    loss_i = mean_p (x_ip - y_ip)^2 where hidden, else 0, with y = t, or with ``normalise``
+``forward(prediction, target, mask, norm_target, eps) -> loss [N]``
+    loss_i = mean_p (x_ip - y_ip)^2 where hidden, else 0, with y = t, or with ``norm_target``
     y = (t - mean(t)) / sqrt(var(t) + eps), the variance of the row with P - 1 below.
 
-``backward(gradient, prediction, target, mask, normalise, eps, target_gradient)``
+``backward(gradient, prediction, target, mask, norm_target, eps, target_gradient)``
     -> (d_prediction [N, P], d_target [N, P] or [0]) in their dtype: with d = 2 g_i (x - y) / P,
-    d_prediction = d and d_target = -d, or with ``normalise`` and r = 1 / sqrt(var + eps)
+    d_prediction = d and d_target = -d, or with ``norm_target`` and r = 1 / sqrt(var + eps)
     d_target = -r (d - mean(d) - y <d, y> / (P - 1)). Both are 0 where not hidden.
 """
 

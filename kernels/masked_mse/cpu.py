@@ -20,7 +20,7 @@ def supports(problem: Problem) -> str | None:
 
 
 def forward(
-    prediction: Tensor, target: Tensor, mask: Tensor, normalise: bool, eps: float
+    prediction: Tensor, target: Tensor, mask: Tensor, norm_target: bool, eps: float
 ) -> Tensor:
     """Losses of the rows; see the package."""
     prediction, target, mask = (t.contiguous() for t in (prediction, target, mask))
@@ -30,7 +30,7 @@ def forward(
         target.data_ptr(),
         mask.data_ptr(),
         *prediction.shape,
-        normalise,
+        norm_target,
         eps,
         torch.get_num_threads(),
         loss.data_ptr(),
@@ -43,7 +43,7 @@ def backward(
     prediction: Tensor,
     target: Tensor,
     mask: Tensor,
-    normalise: bool,
+    norm_target: bool,
     eps: float,
     target_gradient: bool,
 ) -> tuple[Tensor, Tensor]:
@@ -57,7 +57,7 @@ def backward(
         target.data_ptr(),
         mask.data_ptr(),
         *prediction.shape,
-        normalise,
+        norm_target,
         eps,
         torch.get_num_threads(),
         gradient.data_ptr(),

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from sslfast.kernels import registry
 from sslfast.kernels.dtypes import accumulation_dtype
-from sslfast.kernels.library import NAMESPACE
+from sslfast.kernels.library import NAMESPACE, no_double_backward
 from sslfast.kernels.masked_mse import problem
 
 OP = "masked_mse"
@@ -15,7 +15,7 @@ OP = "masked_mse"
 
 @torch.library.custom_op(f"{NAMESPACE}::masked_mse", mutates_args=())
 def masked_mse(
-    prediction: Tensor, target: Tensor, mask: Tensor, normalise: bool, eps: float
+    prediction: Tensor, target: Tensor, mask: Tensor, norm_target: bool, eps: float
 ) -> Tensor:
     """Mean squared error of each hidden row, 0 for the others.
 
@@ -23,18 +23,18 @@ def masked_mse(
         prediction: [N, P], any floating dtype.
         target: [N, P] of the same dtype.
         mask: bool [N], true = hidden.
-        normalise: take the target's rows minus their mean, over their standard deviation.
+        norm_target: take the target's rows minus their mean, over their standard deviation.
         eps: added to the variance.
 
     Returns:
         [N] in the accumulation dtype (float32, or float64 for float64).
     """
     backend = registry.pick(OP, problem(prediction))
-    return backend.forward(prediction, target, mask, normalise, eps)
+    return backend.forward(prediction, target, mask, norm_target, eps)
 
 
 @masked_mse.register_fake
-def _(prediction: Tensor, target: Tensor, mask: Tensor, normalise: bool, eps: float) -> Tensor:
+def _(prediction: Tensor, target: Tensor, mask: Tensor, norm_target: bool, eps: float) -> Tensor:
     dtype = accumulation_dtype(prediction.dtype)
     return prediction.new_empty(prediction.shape[0], dtype=dtype)
 
@@ -45,13 +45,13 @@ def masked_mse_backward(
     prediction: Tensor,
     target: Tensor,
     mask: Tensor,
-    normalise: bool,
+    norm_target: bool,
     eps: float,
     target_gradient: bool,
 ) -> tuple[Tensor, Tensor]:
     """Gradients of prediction and target (empty where not asked for)."""
     backend = registry.pick(OP, problem(prediction))
-    return backend.backward(gradient, prediction, target, mask, normalise, eps, target_gradient)
+    return backend.backward(gradient, prediction, target, mask, norm_target, eps, target_gradient)
 
 
 @masked_mse_backward.register_fake
@@ -60,7 +60,7 @@ def _(
     prediction: Tensor,
     target: Tensor,
     mask: Tensor,
-    normalise: bool,
+    norm_target: bool,
     eps: float,
     target_gradient: bool,
 ) -> tuple[Tensor, Tensor]:
@@ -69,23 +69,16 @@ def _(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    prediction, target, mask, ctx.normalise, ctx.eps = inputs
+    prediction, target, mask, ctx.norm_target, ctx.eps = inputs
     ctx.save_for_backward(prediction, target, mask)
 
 
 def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     wanted = ctx.needs_input_grad[1]
-    arguments = (*ctx.saved_tensors, ctx.normalise, ctx.eps, wanted)
+    arguments = (*ctx.saved_tensors, ctx.norm_target, ctx.eps, wanted)
     d_prediction, d_target = masked_mse_backward(gradient.contiguous(), *arguments)
     return d_prediction, d_target if wanted else None, None, None, None
 
 
-def _no_double_backward(ctx: Any, *gradients: Tensor) -> None:
-    raise RuntimeError(
-        "sslfast: masked_mse has no second derivative; call backward() without "
-        "create_graph=True, or use a loss written in plain PyTorch"
-    )
-
-
 masked_mse.register_autograd(_backward, setup_context=_setup_context)
-masked_mse_backward.register_autograd(_no_double_backward)
+masked_mse_backward.register_autograd(no_double_backward)

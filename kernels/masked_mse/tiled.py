@@ -19,12 +19,12 @@ def _tiles(prediction: Tensor) -> Iterator[slice]:
 
 
 def _difference(
-    x: Tensor, t: Tensor, normalise: bool, eps: float
+    x: Tensor, t: Tensor, norm_target: bool, eps: float
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Return x - y, y and the scale of the normalisation, in the accumulation dtype."""
     dtype = accumulation_dtype(x.dtype)
     x, y = x.to(dtype), t.to(dtype)
-    if not normalise:
+    if not norm_target:
         return x - y, y, None
     variance, mean = torch.var_mean(y, 1, keepdim=True)
     scale = (variance + eps).rsqrt()
@@ -33,12 +33,12 @@ def _difference(
 
 
 def forward(
-    prediction: Tensor, target: Tensor, mask: Tensor, normalise: bool, eps: float
+    prediction: Tensor, target: Tensor, mask: Tensor, norm_target: bool, eps: float
 ) -> Tensor:
     """Losses of the rows; see the package."""
     loss = prediction.new_empty(len(prediction), dtype=accumulation_dtype(prediction.dtype))
     for rows in _tiles(prediction):
-        difference, _, _ = _difference(prediction[rows], target[rows], normalise, eps)
+        difference, _, _ = _difference(prediction[rows], target[rows], norm_target, eps)
         loss[rows] = difference.square_().mean(1)
     return loss.masked_fill_(~mask, 0)
 
@@ -48,7 +48,7 @@ def backward(
     prediction: Tensor,
     target: Tensor,
     mask: Tensor,
-    normalise: bool,
+    norm_target: bool,
     eps: float,
     target_gradient: bool,
 ) -> tuple[Tensor, Tensor]:
@@ -57,7 +57,7 @@ def backward(
     d_prediction = torch.empty_like(prediction)
     d_target = torch.empty_like(target) if target_gradient else target.new_empty(0)
     for rows in _tiles(prediction):
-        d, y, scale = _difference(prediction[rows], target[rows], normalise, eps)
+        d, y, scale = _difference(prediction[rows], target[rows], norm_target, eps)
         d.mul_(2 / dim * gradient[rows, None]).masked_fill_(~mask[rows, None], 0)
         d_prediction[rows] = d
         if not target_gradient:

@@ -34,13 +34,13 @@ def supports(problem: Problem) -> str | None:
 @triton.jit
 def load_row(  # type: ignore[no-untyped-def]
     p_prediction, p_target, i_row, i_dim, m_load, eps,
-    P: tl.constexpr, NORMALISE: tl.constexpr,
+    P: tl.constexpr, NORM_TARGET: tl.constexpr,
 ):  # fmt: skip
     """Return x - y, y and the scale of the normalisation; zeros where m_load is false."""
     x = tl.load(p_prediction + i_row * P + i_dim, mask=m_load, other=0.0).to(tl.float32)
     y = tl.load(p_target + i_row * P + i_dim, mask=m_load, other=0.0).to(tl.float32)
     scale = tl.full((), 1.0, tl.float32)
-    if NORMALISE:
+    if NORM_TARGET:
         y = tl.where(m_load, y - tl.sum(y) / P, 0.0)
         scale = 1.0 / tl.sqrt_rn(tl.sum(y * y) / (P - 1.0) + eps)
         y *= scale
@@ -50,14 +50,14 @@ def load_row(  # type: ignore[no-untyped-def]
 @triton.jit
 def forward_kernel(  # type: ignore[no-untyped-def]
     p_prediction, p_target, p_mask, p_loss, eps,
-    P: tl.constexpr, BLOCK: tl.constexpr, NORMALISE: tl.constexpr,
+    P: tl.constexpr, BLOCK: tl.constexpr, NORM_TARGET: tl.constexpr,
 ):  # fmt: skip
     """The loss of one row."""
     i_row, i_dim = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK)
     hidden = tl.load(p_mask + i_row) != 0
     loss = tl.zeros((), tl.float32)
     if hidden:
-        d, _, _ = load_row(p_prediction, p_target, i_row, i_dim, i_dim < P, eps, P, NORMALISE)
+        d, _, _ = load_row(p_prediction, p_target, i_row, i_dim, i_dim < P, eps, P, NORM_TARGET)
         loss = tl.sum(d * d) / P
     tl.store(p_loss + i_row, loss)
 
@@ -65,7 +65,7 @@ def forward_kernel(  # type: ignore[no-untyped-def]
 @triton.jit
 def backward_kernel(  # type: ignore[no-untyped-def]
     p_gradient, p_prediction, p_target, p_mask, p_d_prediction, p_d_target, eps,
-    P: tl.constexpr, BLOCK: tl.constexpr, NORMALISE: tl.constexpr,
+    P: tl.constexpr, BLOCK: tl.constexpr, NORM_TARGET: tl.constexpr,
 ):  # fmt: skip
     """The gradients of one row."""
     i_row, i_dim = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK)
@@ -74,10 +74,10 @@ def backward_kernel(  # type: ignore[no-untyped-def]
     dx = tl.zeros((BLOCK,), tl.float32)
     dt = tl.zeros((BLOCK,), tl.float32)
     if hidden:
-        d, y, scale = load_row(p_prediction, p_target, i_row, i_dim, m_dim, eps, P, NORMALISE)
+        d, y, scale = load_row(p_prediction, p_target, i_row, i_dim, m_dim, eps, P, NORM_TARGET)
         dx = d * (2.0 / P * tl.load(p_gradient + i_row))
         dt = -dx
-        if NORMALISE:
+        if NORM_TARGET:
             along = tl.sum(dx * y) / (P - 1.0)
             dt = -scale * (dx - tl.sum(dx) / P - y * along)
     tl.store(p_d_prediction + i_row * P + i_dim, dx, mask=m_dim)
@@ -85,20 +85,20 @@ def backward_kernel(  # type: ignore[no-untyped-def]
         tl.store(p_d_target + i_row * P + i_dim, dt, mask=m_dim)
 
 
-def _settings(dim: int, normalise: bool) -> tuple[dict[str, Any], dict[str, Any]]:
+def _settings(dim: int, norm_target: bool) -> tuple[dict[str, Any], dict[str, Any]]:
     block = max(triton.next_power_of_2(dim), 16)
-    constants = {"P": dim, "BLOCK": block, "NORMALISE": normalise}
+    constants = {"P": dim, "BLOCK": block, "NORM_TARGET": norm_target}
     return constants, {"num_warps": min(max(block // 256, 1), 16), "enable_fp_fusion": True}
 
 
 def forward(
-    prediction: Tensor, target: Tensor, mask: Tensor, normalise: bool, eps: float
+    prediction: Tensor, target: Tensor, mask: Tensor, norm_target: bool, eps: float
 ) -> Tensor:
     """Losses of the rows; see the package."""
     prediction, target, mask = (t.contiguous() for t in (prediction, target, mask))
     loss = prediction.new_empty(len(prediction), dtype=torch.float32)
     if len(loss):
-        constants, options = _settings(prediction.shape[1], normalise)
+        constants, options = _settings(prediction.shape[1], norm_target)
         with torch.cuda.device_of(prediction):
             forward_kernel[(len(loss),)](
                 prediction, target, mask, loss, eps, **constants, **options
@@ -111,7 +111,7 @@ def backward(
     prediction: Tensor,
     target: Tensor,
     mask: Tensor,
-    normalise: bool,
+    norm_target: bool,
     eps: float,
     target_gradient: bool,
 ) -> tuple[Tensor, Tensor]:
@@ -121,7 +121,7 @@ def backward(
     d_prediction = torch.empty_like(prediction)
     d_target = torch.empty_like(target) if target_gradient else target.new_empty(0)
     if d_prediction.numel():
-        constants, options = _settings(prediction.shape[1], normalise)
+        constants, options = _settings(prediction.shape[1], norm_target)
         with torch.cuda.device_of(prediction):
             backward_kernel[(len(prediction),)](
                 gradient, prediction, target, mask, d_prediction,

@@ -58,10 +58,10 @@ def _extremes(p_lse, p_weight, count, b_low, b_high, b_top, BLOCK: tl.constexpr)
 
 
 @triton.jit
-def _store_factors(p_lse, p_weight, p_factor, i, count, centre, grow):
+def _store_factors(p_lse, p_weight, p_factor, i, count, center, grow):
     b_lse = tl.load(p_lse + i, mask=i < count, other=0) * LOG2E
     b_weight = tl.load(p_weight + i, mask=i < count, other=0) * grow
-    tl.store(p_factor + i, b_weight * tl.exp2(centre - b_lse), mask=i < count)
+    tl.store(p_factor + i, b_weight * tl.exp2(center - b_lse), mask=i < count)
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -81,15 +81,15 @@ def plan_kernel(
     b_low, b_high, b_top = _extremes(p_column_lse, p_column_weight, N, b_low, b_high, b_top, BLOCK)
     low, high, top = tl.min(b_low, 0), tl.max(b_high, 0), tl.max(b_top, 0)
     spread = (high - low) * LOG2E
-    centre = tl.where(low <= high, (0.5 * low + 0.5 * high) * LOG2E, 0.0)
+    center = tl.where(low <= high, (0.5 * low + 0.5 * high) * LOG2E, 0.0)
     grow, shrink = growth(top)  # |g_i| + |h_j| ends below 2^(ROOM + 1)
 
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     if p_row_lse is not None:
-        _store_factors(p_row_lse, p_row_weight, p_row_factor, i, M, centre, grow)
-    _store_factors(p_column_lse, p_column_weight, p_column_factor, i, N, centre, grow)
+        _store_factors(p_row_lse, p_row_weight, p_row_factor, i, M, center, grow)
+    _store_factors(p_column_lse, p_column_weight, p_column_factor, i, N, center, grow)
     if tl.program_id(0) == 0:
-        tl.store(p_plan, centre)
+        tl.store(p_plan, center)
         tl.store(p_plan + 1, tl.where(spread <= SPREAD, 1.0, 0.0))
         tl.store(p_plan + 2, grow)
         tl.store(p_plan + 3, shrink)
@@ -127,7 +127,7 @@ def backward_kernel(
     if PLANNED:
         grow = tl.load(p_plan + 2)
     if FORMS == 2:
-        centre, fits = tl.load(p_plan), tl.load(p_plan + 1)
+        center, fits = tl.load(p_plan), tl.load(p_plan + 1)
         b_row_factor = tl.load(p_row_factor + i, mask=i < M)
     if ROW:
         b_row_lse = tl.load(p_row_lse + i, mask=i < M) * LOG2E
@@ -156,7 +156,7 @@ def backward_kernel(
                     b_t *= scale
                     if FACTORED:
                         b_factor = tl.load(p_column_factor + j, mask=m_column)
-                        b_g = tl.exp2(b_t - centre) * (b_row_factor[:, None] + b_factor[None, :])
+                        b_g = tl.exp2(b_t - center) * (b_row_factor[:, None] + b_factor[None, :])
                     elif not COLUMN:
                         b_g = tl.exp2(b_t - (b_row_lse - ROOM)[:, None])
                     else:

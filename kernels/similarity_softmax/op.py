@@ -31,7 +31,7 @@ def _unit(x: Tensor, normalize: bool) -> tuple[Tensor, Tensor, Tensor]:
     x = x.contiguous()
     if not normalize:
         return x, *_nothing(x)
-    z, norms = registry.pick("unit_rows", unit_rows.problem(x)).normalise(x)
+    z, norms = registry.pick("unit_rows", unit_rows.problem(x)).normalize(x)
     return z, z, norms
 
 

@@ -1,6 +1,6 @@
 """Rows divided by their norms, and their gradient: what surrounds the similarity softmax.
 
-``normalise(x) -> (z [M, D], norms [M])``
+``normalize(x) -> (z [M, D], norms [M])``
     norms_i = max(||x_i||, EPS) in the accumulation dtype, z_i = x_i / norms_i in the dtype of x.
 
 ``gradient(parts, z, norms, scale, positives, share) -> (dx [M, D], inner)``

@@ -47,7 +47,7 @@ def _unit_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     """The unit vectors of 16-bit ones, and their norms [..., 1] in float32."""
     rows = x.reshape(-1, x.shape[-1]).contiguous()
     with torch.autocast(x.device.type, enabled=False):
-        z, norms = registry.pick(OP, kernels.problem(rows)).normalise(rows)
+        z, norms = registry.pick(OP, kernels.problem(rows)).normalize(rows)
     return z.view(x.shape), norms.view(*x.shape[:-1], 1)
 
 

@@ -10,7 +10,7 @@ DEVICE = "any"
 PRIORITY = 0
 
 
-def normalise(x: Tensor) -> tuple[Tensor, Tensor]:
+def normalize(x: Tensor) -> tuple[Tensor, Tensor]:
     """Unit rows and norms; see the package."""
     wide = x.to(accumulation_dtype(x.dtype))
     norms = wide.square().sum(1).sqrt().clamp_min(EPS)

@@ -12,7 +12,7 @@ PRIORITY = 10
 CACHED_ROWS = 512  # rows of a CPU whose products never leave the cache
 
 
-def normalise(x: Tensor) -> tuple[Tensor, Tensor]:
+def normalize(x: Tensor) -> tuple[Tensor, Tensor]:
     """Unit rows and norms; see the package."""
     dtype = accumulation_dtype(x.dtype)
     norms = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=dtype).clamp_min_(EPS)

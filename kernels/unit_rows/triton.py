@@ -1,6 +1,6 @@
 """Rows and their gradients in Triton: one launch each, a few rows a program, kept in registers.
 
-``normalise_kernel`` reads 2 M D bytes of 16-bit rows, and writes as much and 4 M of norms.
+``normalize_kernel`` reads 2 M D bytes of 16-bit rows, and writes as much and 4 M of norms.
 ``gradient_kernel`` reads 4 S M D bytes of partial sums, 2 M D of the rows and 2 M D of those they
 are paired with, and writes 2 M D; V, and float32 copies of rows, are never in memory. Both take a
 few FLOP a number. The inner product comes as one number a program, which torch adds up.
@@ -16,7 +16,7 @@ from torch import Tensor
 from sslfast.kernels.gpu import DEVICE, unavailable
 from sslfast.kernels.unit_rows import EPS, Positives, Problem
 
-__all__ = ["DEVICE", "PRIORITY", "available", "gradient", "normalise"]
+__all__ = ["DEVICE", "PRIORITY", "available", "gradient", "normalize"]
 
 PRIORITY = 20
 MOST = 16384
@@ -38,7 +38,7 @@ def supports(problem: Problem) -> str | None:
 
 
 @triton.jit(do_not_specialize=["M"])
-def normalise_kernel(  # type: ignore[no-untyped-def]
+def normalize_kernel(  # type: ignore[no-untyped-def]
     p_x, p_z, p_norm, M, D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr
 ):
     """Unit rows and norms of BLOCK_M rows."""
@@ -113,14 +113,14 @@ def _settings(dim: int, parts: int = 1) -> tuple[dict[str, Any], dict[str, Any]]
     return constants, {"num_warps": min(max(rows * block // 256, 1), 16), "enable_fp_fusion": True}
 
 
-def normalise(x: Tensor) -> tuple[Tensor, Tensor]:
+def normalize(x: Tensor) -> tuple[Tensor, Tensor]:
     """Unit rows and norms; see the package."""
     m, dim = x.shape
     z, norms = torch.empty_like(x), x.new_empty(m, dtype=torch.float32)
     constants, options = _settings(dim)
     if m:
         with torch.cuda.device_of(x):
-            normalise_kernel[(triton.cdiv(m, constants["BLOCK_M"]),)](
+            normalize_kernel[(triton.cdiv(m, constants["BLOCK_M"]),)](
                 x, z, norms, m, **constants, **options
             )
     return z, norms

@@ -74,18 +74,28 @@ def check_labels(features: Tensor, labels: Tensor) -> None:
         )
 
 
-def scale_of(temperature: float | Tensor, like: Tensor) -> Tensor:
-    """1 / temperature as the 0-d tensor that the op takes; gradients reach a tensor temperature.
+def check_temperature(temperature: float | Tensor) -> None:
+    """Raise ValueError unless it is a number other than 0, or a tensor of one element.
 
-    Raises:
-        ValueError: a temperature of 0 (or not a number), or a tensor of more than one element.
+    Negative numbers are allowed; below 1e-8 in magnitude it is taken for 0, as lightly does. What a
+    tensor holds is not looked at.
     """
     if isinstance(temperature, Tensor):
         if temperature.numel() != 1:
             raise ValueError(f"temperature must be one number, got {list(temperature.shape)}")
-        return as_scale(temperature, like).reciprocal()
-    if not abs(temperature) > 0:
+    elif not abs(temperature) >= 1e-8:
         raise ValueError(f"temperature must be a number other than 0, got {temperature}")
+
+
+def scale_of(temperature: float | Tensor, like: Tensor) -> Tensor:
+    """1 / temperature as the 0-d tensor that the op takes; gradients reach a tensor temperature.
+
+    Raises:
+        ValueError: as ``check_temperature``.
+    """
+    check_temperature(temperature)
+    if isinstance(temperature, Tensor):
+        return as_scale(temperature, like).reciprocal()
     return as_scale(1.0 / temperature, like)
 
 

@@ -11,7 +11,7 @@ from sslfast._arguments import PositiveFloat, checked
 from sslfast.kernels.exchange import check_exchange, gather_rows, name_of, world_size
 from sslfast.kernels.similarity_softmax.ranks import global_ntxent_rows
 from sslfast.kernels.unit_rows.op import unit_rows, wide_unit_rows
-from sslfast.losses._inputs import check_embeddings, scale_of
+from sslfast.losses._inputs import check_embeddings, check_temperature, scale_of
 from sslfast.losses.ntxent import ntxent
 
 
@@ -53,7 +53,7 @@ class DCLLoss(nn.Module):
         Returns the mean in float32 (float64 for float64 inputs).
 
     Raises:
-        ValueError: in forward, a temperature of 0, a single pair, shapes, dtypes or devices that do
+        ValueError: a temperature of 0; in forward, a single pair, shapes, dtypes or devices that do
             not fit.
         TypeError: in forward, embeddings that are no floating-point tensors.
 
@@ -72,6 +72,7 @@ class DCLLoss(nn.Module):
         exchange: str = "gather",
     ) -> None:
         super().__init__()
+        check_temperature(temperature)
         check_exchange(exchange, gather_distributed)
         self.exchange = exchange
         self.temperature = temperature

@@ -15,7 +15,14 @@ from sslfast.kernels.similarity_softmax.op import similarity_softmax
 from sslfast.kernels.similarity_softmax.ranks import global_pair_rows
 from sslfast.kernels.unit_rows.op import unit_rows
 from sslfast.kernels.unit_rows.op import wide_unit_rows as unit
-from sslfast.losses._inputs import check_embeddings, reduce, row_weights, scale_in_halves, scale_of
+from sslfast.losses._inputs import (
+    check_embeddings,
+    check_temperature,
+    reduce,
+    row_weights,
+    scale_in_halves,
+    scale_of,
+)
 from sslfast.losses._variants import Variant
 
 
@@ -187,6 +194,7 @@ class InfoNCE(nn.Module):
         process_group: Any = None,
     ) -> None:
         super().__init__()
+        check_temperature(temperature)
         if process_group is not None and reduction != "mean":
             raise ValueError(f"over several ranks reduction must be 'mean', got {reduction!r}")
         self.process_group = process_group

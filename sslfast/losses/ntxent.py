@@ -12,7 +12,7 @@ from sslfast.kernels.similarity_softmax import Pairing, info_nce_from_logits
 from sslfast.kernels.similarity_softmax.op import similarity_softmax
 from sslfast.kernels.similarity_softmax.ranks import global_ntxent_rows
 from sslfast.kernels.unit_rows.op import unit_rows, wide_unit_rows
-from sslfast.losses._inputs import check_embeddings, reduce, scale_of
+from sslfast.losses._inputs import check_embeddings, check_temperature, reduce, scale_of
 from sslfast.losses._variants import Variant
 from sslfast.losses.infonce import summed_info_nce
 from sslfast.losses.memory_bank import MemoryBank
@@ -116,8 +116,7 @@ class NTXentLoss(nn.Module):
     ) -> None:
         super().__init__()
         check_exchange(exchange, gather_distributed)
-        if not isinstance(temperature, Tensor) and not abs(temperature) >= 1e-8:
-            raise ValueError(f"temperature must be a number other than 0, got {temperature}")
+        check_temperature(temperature)
         self.temperature = temperature
         self.gather_distributed = gather_distributed
         self.process_group = process_group

@@ -14,7 +14,7 @@ from sslfast.kernels.similarity_softmax import Pairing, info_nce_from_logits
 from sslfast.kernels.similarity_softmax.op import similarity_softmax
 from sslfast.kernels.similarity_softmax.ranks import global_similarity_softmax
 from sslfast.kernels.unit_rows.op import wide_unit_rows
-from sslfast.losses._inputs import check_labels, reduce, scale_of
+from sslfast.losses._inputs import check_labels, check_temperature, reduce, scale_of
 
 
 @checked
@@ -149,6 +149,7 @@ class SupConLoss(nn.Module):
     @checked
     def __init__(self, temperature: float | Tensor = 0.1, process_group: Any = None) -> None:
         super().__init__()
+        check_temperature(temperature)
         self.temperature = temperature
         self.process_group = process_group
 

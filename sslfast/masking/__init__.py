@@ -19,7 +19,7 @@ and B may be 0. A seed or step that is no integer raises TypeError. True in a ma
 indices ascend.
 """
 
-from sslfast.masking._common import PatchMask
+from sslfast.masking._common import PatchMask, as_patch_mask
 from sslfast.masking.blocks import block_mask, image_ratio_mask
 from sslfast.masking.multiblock import MultiBlockMask, multiblock_mask
 from sslfast.masking.patches import random_mask, tube_mask
@@ -30,6 +30,7 @@ __all__ = [
     "MultiBlockMask",
     "PatchMask",
     "TokenMask",
+    "as_patch_mask",
     "block_mask",
     "image_ratio_mask",
     "multiblock_mask",

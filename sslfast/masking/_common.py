@@ -7,7 +7,7 @@ from typing import Annotated, NamedTuple
 import torch
 from torch import Tensor
 
-from sslfast._arguments import Range
+from sslfast._arguments import Range, checked
 from sslfast.kernels.patch_mask.op import compact_mask
 from sslfast.kernels.philox.op import random_bits
 
@@ -128,7 +128,25 @@ def interval(start: Tensor, size: Tensor | int, length: int) -> Tensor:
     return (place >= start[..., None]) & (place < (start + size)[..., None])
 
 
-def patch_mask(mask: Tensor, keep: int) -> PatchMask:
-    """Indices of a mask [B, L] whose rows leave ``keep`` patches visible each."""
+@checked
+def as_patch_mask(mask: Tensor, keep: int) -> PatchMask:
+    """A mask of your own as the samplers return theirs.
+
+    Args:
+        mask: bool [B, L], true = hidden; every row leaves ``keep`` patches visible. Values are not
+            looked at: a row that leaves fewer goes on with its first hidden ones, of a row that
+            leaves more the last are not kept.
+        keep: K, visible patches of each sample.
+
+    Raises:
+        TypeError: a mask that is not bool.
+        ValueError: another number of dimensions, a keep outside [0, L].
+    """
+    if mask.dtype != torch.bool:
+        raise TypeError(f"mask must be bool (true = hidden), got {mask.dtype}")
+    if mask.dim() != 2:
+        raise ValueError(f"mask must have shape [B, L], got {list(mask.shape)}")
+    if not 0 <= keep <= mask.shape[1]:
+        raise ValueError(f"cannot keep {keep} of {mask.shape[1]} patches")
     ids_keep, ids_restore = compact_mask(mask, keep)
     return PatchMask(ids_keep, ids_restore, mask)

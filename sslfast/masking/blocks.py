@@ -13,11 +13,11 @@ from sslfast.masking._common import (
     IMAGE_RATIO,
     PatchMask,
     Stream,
+    as_patch_mask,
     below,
     check_grid,
     fixed_point,
     interval,
-    patch_mask,
     source,
 )
 
@@ -132,7 +132,7 @@ def block_mask(
     counts = torch.full_like(words.sample_ids, num_masked)
     drawn = words.words(4 * ROUNDS + length)
     mask = _hide_blocks(drawn, counts, (rows, columns), min_patches, min_aspect)
-    return patch_mask(mask, length - num_masked)
+    return as_patch_mask(mask, length - num_masked)
 
 
 def _image_counts(

@@ -8,8 +8,7 @@ from torch import Tensor, nn
 from sslfast._arguments import Probability
 from sslfast.data.batch import Batch
 from sslfast.functional import gather_patches, linear_cross_entropy
-from sslfast.kernels.patch_mask.op import compact_mask
-from sslfast.masking import PatchMask, block_mask
+from sslfast.masking import PatchMask, as_patch_mask, block_mask
 from sslfast.methods import masked
 from sslfast.methods.base import Context, Method, Reference
 from sslfast.methods.registry import register
@@ -73,7 +72,7 @@ class BEiT(Method):
         """Encoded hidden patches [B, K, D] and their tokens, int64 [B, K]."""
         images, mask = masked.only_view(batch), self.mask(batch, ctx)
         encoded = masked.encode_masked(self.encoder, images, self.mask_token, *mask[:2])
-        hidden, _ = compact_mask(~mask.mask, self.num_masked)
+        hidden = as_patch_mask(~mask.mask, self.num_masked).ids_keep
         return gather_patches(encoded, hidden), self.tokenizer(images).gather(1, hidden)
 
     def loss(self, outputs: tuple[Tensor, Tensor], ctx: Context) -> dict[str, Tensor]:

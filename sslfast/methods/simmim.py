@@ -7,8 +7,7 @@ from torch import Tensor, nn
 
 from sslfast._arguments import PositiveInt, Probability
 from sslfast.data.batch import Batch
-from sslfast.kernels.patch_mask.op import compact_mask
-from sslfast.masking import random_mask
+from sslfast.masking import as_patch_mask, random_mask
 from sslfast.methods import masked
 from sslfast.methods.base import Context, Method, Reference
 from sslfast.methods.registry import register
@@ -68,7 +67,7 @@ class SimMIM(Method):
         """Predictions and true patches [B, L, P], and what was hidden, bool [B, L]."""
         images, encoder = masked.only_view(batch), self.encoder
         mask, keep = self.mask(batch, ctx)
-        seen, ids_restore = compact_mask(mask, keep)
+        seen, ids_restore, _ = as_patch_mask(mask, keep)
         encoded = masked.encode_masked(encoder, images, self.mask_token, seen, ids_restore)
         target = patchify(images, encoder.patch_size)
         return self.head(encoded).to(target.dtype), target, mask

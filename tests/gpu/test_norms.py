@@ -32,7 +32,7 @@ def test_against_float64(dtype: torch.dtype, m: int, d: int, parts: int) -> None
     assert backend.__name__.endswith("triton")
     torch.cuda.set_sync_debug_mode("error")
     try:
-        z, norms = backend.normalise(x)
+        z, norms = backend.normalize(x)
         u, weight = torch.randn(parts, m, d, device="cuda"), torch.randn(m, device="cuda")
         scale, pairs = (
             torch.full((), 3.0, device="cuda"),

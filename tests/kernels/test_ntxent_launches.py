@@ -78,7 +78,7 @@ def test_launches(loss: Callable[..., Tensor], m: int) -> None:
         for _ in "ab"
     ]
     forward, backward = launched(lambda: loss(*out))
-    assert forward.count("normalise_kernel") == forward.count("forward_kernel") == 1
+    assert forward.count("normalize_kernel") == forward.count("forward_kernel") == 1
     assert backward.count("gradient_kernel") == backward.count("backward_kernel") == 1
     # One of them is the 1 that loss.backward() starts from.
     assert len(forward) + len(backward) <= 15

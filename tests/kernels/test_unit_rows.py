@@ -50,7 +50,7 @@ def distance(value: Tensor, truth: Tensor) -> float:
 @pytest.mark.parametrize(("m", "d"), [(7, 3), (50, 123), (33, 128), (2, 3000), (1, 1), (0, 5)])
 def test_unit_rows(backend: Any, dtype: torch.dtype, m: int, d: int) -> None:
     x = (3 * torch.randn(m, d)).to(dtype)
-    z, norms = backend.normalise(x)
+    z, norms = backend.normalize(x)
     assert z.dtype == dtype
     assert norms.dtype == accumulation_dtype(dtype)
     assert distance(norms, x.double().norm(dim=1)) <= 1e-6
@@ -63,7 +63,7 @@ def test_unit_rows(backend: Any, dtype: torch.dtype, m: int, d: int) -> None:
     )
     computing = 30 * torch.finfo(norms.dtype).eps * truth.abs()
     assert ((z.double() - truth).abs() <= steps * step + computing).all()
-    assert torch.equal(z, backend.normalise(x)[0])
+    assert torch.equal(z, backend.normalize(x)[0])
 
 
 @pytest.mark.parametrize(("backend", "dtype"), accepted())
@@ -85,7 +85,7 @@ def test_gradient(
     p, acc = PAIRINGS[pairs], accumulation_dtype(dtype)
     m = p.row_base + 40 if pairs == "back" else 40
     x = (3 * torch.randn(m, d)).to(dtype)
-    z, norms = reference.normalise(x) if unit else (x, None)
+    z, norms = reference.normalize(x) if unit else (x, None)
     u, scale = torch.randn(parts, m, d, dtype=acc), torch.tensor(2.5, dtype=acc)
     other = z if pairs == "ntxent" else torch.randn(90, d).to(dtype)
     own, partner = torch.randn(2, p.length, dtype=torch.float64)
@@ -113,7 +113,7 @@ def test_gradient(
 def test_the_oracle_is_the_gradient_of_normalize() -> None:
     x = torch.randn(20, 6, dtype=torch.float64, requires_grad=True)
     u, scale = torch.randn(1, 20, 6, dtype=torch.float64), torch.tensor(3.0, dtype=torch.float64)
-    z, norms = reference.normalise(x.detach())
+    z, norms = reference.normalize(x.detach())
     p = Pairing(12, 5, 3, 2)
     other, weight = torch.randn(20, 6, dtype=torch.float64), torch.randn(12, dtype=torch.float64)
     unit, a = F.normalize(x, dim=1), torch.arange(12)
@@ -130,7 +130,7 @@ def test_rows_without_a_direction(backend: Any, dtype: torch.dtype) -> None:
     """They are divided by EPS, as by F.normalize; nothing comes back, where it has 1 / EPS."""
     x = torch.randn(6, 9).to(dtype)
     x[2], x[3] = 0, 1e-14 * x[3]  # 0 too, in fp16
-    z, norms = backend.normalise(x)
+    z, norms = backend.normalize(x)
     torch.testing.assert_close(z[2:4], (x[2:4].double() / EPS).to(dtype))
     assert (norms[2:4] == norms.new_tensor(EPS)).all()
     u = torch.randn(1, 6, 9, dtype=norms.dtype)
@@ -142,9 +142,9 @@ def test_rows_without_a_direction(backend: Any, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 def test_non_finite_rows_show(backend: Any, dtype: torch.dtype, value: float) -> None:
     x = torch.randn(6, 9).to(dtype)
-    clean, _ = backend.normalise(x)
+    clean, _ = backend.normalize(x)
     x[2, 4] = value
-    z, norms = backend.normalise(x)
+    z, norms = backend.normalize(x)
     assert z[2, 4].isnan()
     assert not norms[2].isfinite()
     others = torch.arange(6) != 2

@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 import peers
 import sslfast
 from sslfast.functional import ntxent
-from sslfast.losses import NTXentLoss
+from sslfast.losses import DCLLoss, InfoNCE, NTXentLoss, SupConLoss
 
 lightly = peers.load("lightly.loss.ntx_ent_loss")
 
@@ -163,11 +163,13 @@ def test_non_finite_embeddings_give_a_non_finite_loss() -> None:
 
 
 @pytest.mark.parametrize("temperature", [0, 0.0, 1e-9, math.nan])
-def test_temperature_zero(temperature: float) -> None:
+@pytest.mark.parametrize("loss", [NTXentLoss, InfoNCE, SupConLoss, DCLLoss])
+def test_temperature_zero(loss: type[nn.Module], temperature: float) -> None:
+    """One rule for all, when a loss is made."""
     with pytest.raises(
         ValueError, match=r"temperature must be a (finite number|number other than 0)"
     ):
-        NTXentLoss(temperature)
+        loss(temperature)
 
 
 @pytest.mark.parametrize(

@@ -415,3 +415,16 @@ def test_wrong_types() -> None:
         token_mask(torch.zeros(2, 3).long(), 9, 1, special=torch.zeros(2, 3), seed=0)
     with pytest.raises(TypeError, match="lengths must be int64"):
         span_mask(2, 90, lengths=torch.zeros(2), seed=0)
+
+
+def test_a_mask_of_your_own() -> None:
+    """It comes back as that of the sampler; what is no mask is refused by name."""
+    drawn = masking.random_mask(5, 12, 0.5, seed=3)
+    for ours, theirs in zip(masking.as_patch_mask(drawn.mask, 6), drawn, strict=True):
+        assert torch.equal(ours, theirs)
+    with pytest.raises(TypeError, match=r"mask must be bool \(true = hidden\), got torch.int64"):
+        masking.as_patch_mask(drawn.mask.long(), 6)
+    with pytest.raises(ValueError, match=r"shape \[B, L\], got \[12\]"):
+        masking.as_patch_mask(drawn.mask[0], 6)
+    with pytest.raises(ValueError, match="cannot keep 13 of 12 patches"):
+        masking.as_patch_mask(drawn.mask, 13)

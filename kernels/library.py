@@ -18,7 +18,7 @@ NAMESPACE = f"sslfast_{VERSION}"
 
 
 def refuse_double_backward(gradients: Sequence[Tensor | None]) -> None:
-    """Raise RuntimeError if anything comes from above for what a backward pass returned."""
+    """Raise RuntimeError if there is an upstream gradient of what a backward pass returned."""
     if any(gradient is not None for gradient in gradients):
         raise RuntimeError(
             "sslfast: this loss has no second derivative; "
@@ -32,7 +32,7 @@ def no_double_backward(ctx: Any, *gradients: Tensor | None) -> None:
 
 
 def times(gradient: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
-    """A saved gradient times what comes from above, 0-d, in a dtype.
+    """A saved gradient times the upstream gradient, 0-d, in a dtype.
 
     On a CPU the usual factor of 1 copies nothing, unless the graph is retained: what is handed out
     may become a ``.grad``, which people change in place, and is saved for the next backward pass.

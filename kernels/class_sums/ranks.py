@@ -59,7 +59,7 @@ def _(
 
 @torch.library.custom_op(f"{NAMESPACE}::global_class_means_backward", mutates_args=())
 def _global_backward(
-    above: Tensor,
+    upstream: Tensor,
     z: Tensor,
     scale: Tensor,
     others: Tensor,
@@ -68,7 +68,7 @@ def _global_backward(
     classes: Tensor,
     group: str,
 ) -> tuple[Tensor, Tensor]:
-    z, share = z.contiguous(), (above / others.clamp_min(1))[:, None]
+    z, share = z.contiguous(), (upstream / others.clamp_min(1))[:, None]
     # A row is also a member of the class for its other rows, here and elsewhere.
     shares = _class_sums(share * z, class_of, classes, group)
     along = share * (sums - z)
@@ -76,7 +76,7 @@ def _global_backward(
 
 
 @_global_backward.register_fake
-def _(above: Tensor, z: Tensor, scale: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+def _(upstream: Tensor, z: Tensor, scale: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     return z.new_empty(z.shape), torch.empty_like(scale)
 
 
@@ -87,10 +87,10 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
     ctx.set_materialize_grads(False)
 
 
-def _backward(ctx: Any, above: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
-    if above is None:
+def _backward(ctx: Any, upstream: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+    if upstream is None:
         return (None,) * 5
-    dz, d_scale = _global_backward(above.contiguous(), *ctx.saved_tensors, ctx.group)
+    dz, d_scale = _global_backward(upstream.contiguous(), *ctx.saved_tensors, ctx.group)
     return dz, d_scale, None, None, None
 
 

@@ -72,7 +72,7 @@ def _scaled_pairs_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of query, key (empty where not asked for) and scale.
 
-    With u and v the unit vectors, g and p what comes from above for rows and logits, h = g + p v:
+    With u and v the unit vectors, g and p the upstream gradients of rows and logits, h = g + p v:
     d_query = s / |query| (h - u <u, h>), d_key = s p / |key| (u - v <u, v>), d_s = sum <u, h>.
     The gradient of a vector no longer than EPS is 0.
     """

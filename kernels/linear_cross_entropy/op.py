@@ -3,7 +3,7 @@
 Two ops. ``linear_cross_entropy`` is the primitive: a loss for every row, whose backward computes
 the logits again. ``weighted_linear_cross_entropy`` is their sum with weights that are known
 beforehand, as in a mean: it forms the gradients in the forward pass, from the same logits, and its
-backward only multiplies them with what comes from above. The maths is in
+backward only multiplies them with the upstream gradient. The maths is in
 kernels/linear_cross_entropy.
 """
 

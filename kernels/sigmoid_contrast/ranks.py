@@ -67,14 +67,14 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 
 
 def _backward(
-    ctx: Any, above: Tensor | None, *d_gradients: Tensor | None
+    ctx: Any, upstream: Tensor | None, *d_gradients: Tensor | None
 ) -> tuple[Tensor | None, ...]:
     refuse_double_backward(d_gradients)
-    if above is None:
+    if upstream is None:
         return (None,) * 7
     d_image, d_text, d_scale, d_bias = ctx.saved_tensors
-    d_image, d_text = (times(d, above, ctx.dtype) for d in (d_image, d_text))
-    return d_image, d_text, above * d_scale, above * d_bias, None, None, None
+    d_image, d_text = (times(d, upstream, ctx.dtype) for d in (d_image, d_text))
+    return d_image, d_text, upstream * d_scale, upstream * d_bias, None, None, None
 
 
 global_sigmoid_contrast.register_autograd(_backward, setup_context=_setup_context)

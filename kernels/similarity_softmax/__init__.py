@@ -18,7 +18,7 @@ What else a backend has is said by its ``FEATURES``, a ``Features``.
 
 ``columns=None`` is the symmetric form: Y = X, column = row statistics, and mutual positives: shift
 is M / 2, or 0 where a row has no positive but itself.
-rows, columns: any floating dtype, contiguous. Log-sum-exps, positives and what comes from above for
+rows, columns: any floating dtype, contiguous. Log-sum-exps, positives and the upstream gradients of
 them (g, h) have the statistics dtype; all else has the accumulation dtype. Nothing here checks
 values: non-finite in, non-finite out.
 """

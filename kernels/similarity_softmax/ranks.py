@@ -24,7 +24,7 @@ from sslfast.kernels.library import NAMESPACE, no_double_backward
 from sslfast.kernels.similarity_softmax import Pairing
 from sslfast.kernels.similarity_softmax.op import similarity_softmax, similarity_softmax_backward
 
-Side = tuple[Tensor, Tensor]  # log-sum-exps of rows, and what comes from above for them
+Side = tuple[Tensor, Tensor]  # log-sum-exps of rows, and their upstream gradients
 
 
 def _forward(
@@ -191,9 +191,9 @@ def _global_autograd(
     ctx: Any, d_lse: Tensor, d_lse_columns: Tensor, d_positive: Tensor, *_: None
 ) -> tuple[Tensor | None, ...]:
     tensors = ctx.saved_tensors
-    above = d_lse.contiguous(), d_lse_columns.contiguous() if ctx.both else None
+    upstream = d_lse.contiguous(), d_lse_columns.contiguous() if ctx.both else None
     dx, dy, d_scale = _global_backward(
-        *above, d_positive.contiguous(), *tensors, ctx.shift, *ctx.ranks
+        *upstream, d_positive.contiguous(), *tensors, ctx.shift, *ctx.ranks
     )
     return dx, None if tensors[1] is None else dy, d_scale, *[None] * 4
 

@@ -35,7 +35,7 @@ def wide_unit_rows(x: Tensor) -> Tensor:
     """The same in the accumulation dtype, and differentiable as often as asked.
 
     It is F.normalize, but for the gradient of a vector no longer than EPS: 0, and not 1 / EPS times
-    what comes from above, which would be the end of a training run.
+    the upstream gradient, which would be the end of a training run.
     """
     wide = x.to(accumulation_dtype(x.dtype))
     norms = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)

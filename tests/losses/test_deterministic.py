@@ -20,8 +20,8 @@ def _deterministic() -> Iterator[None]:
 
 
 def test_no_loss_is_left_out() -> None:
-    classes = {n for n in losses.__all__ if isinstance(vars(losses)[n], type)}
-    assert all(issubclass(vars(losses)[n], nn.Module) for n in classes)
+    classes = {n for n in losses.__all__ if isinstance(getattr(losses, n), type)}
+    assert all(issubclass(getattr(losses, n), nn.Module) for n in classes)
     assert {name.split()[0] for name in STEPS} == classes
 
 

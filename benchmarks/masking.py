@@ -16,9 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import sslfast
-from benchmarks import common
-from benchmarks.ema import FLOOR
-from benchmarks.record import Record
+from benchmarks.harness import floors
+from benchmarks.harness.arguments import arguments
+from benchmarks.harness.record import Record
+from benchmarks.harness.timing import Replayed, Run
 from sslfast.functional import gather_patches, masked_mse, patchify_visible
 from sslfast.kernels import registry
 from sslfast.masking import multiblock_mask, random_mask
@@ -91,10 +92,10 @@ def names(op: str, device: torch.device) -> list[str]:
     ]
 
 
-def with_backends(op: str, device: torch.device, eager: Work, ours: Work) -> dict[str, common.Run]:
+def with_backends(op: str, device: torch.device, eager: Work, ours: Work) -> dict[str, Run]:
     """The baseline, and the same work by every backend."""
 
-    def forced(name: str) -> common.Run:
+    def forced(name: str) -> Run:
         def run(turn: int) -> None:
             sslfast.use_backend(name)
             ours(turn)
@@ -104,7 +105,7 @@ def with_backends(op: str, device: torch.device, eager: Work, ours: Work) -> dic
     return {"eager": eager, **{f"sslfast {name}": forced(name) for name in names(op, device)}}
 
 
-def mask_and_gather(device: torch.device, batch: int) -> dict[str, common.Run]:
+def mask_and_gather(device: torch.device, batch: int) -> dict[str, Run]:
     """MAE's first step: 75 % hidden, tokens of the rest."""
     tokens = [torch.randn(batch, LENGTH, DIM, device=device) for _ in range(2)]
 
@@ -119,7 +120,7 @@ def mask_and_gather(device: torch.device, batch: int) -> dict[str, common.Run]:
     )
 
 
-def multiblock(device: torch.device, batch: int) -> dict[str, common.Run]:
+def multiblock(device: torch.device, batch: int) -> dict[str, Run]:
     """I-JEPA's masks of a batch; sizes differ from step to step."""
     return with_backends(
         "patch_mask",
@@ -129,7 +130,7 @@ def multiblock(device: torch.device, batch: int) -> dict[str, common.Run]:
     )
 
 
-def embedding(device: torch.device, batch: int, backward: bool) -> dict[str, common.Run]:
+def embedding(device: torch.device, batch: int, backward: bool) -> dict[str, Run]:
     """Patch embedding of ViT-B/16 with positions, 49 of 196 patches visible."""
     # On a GPU as in training: cuDNN's float32 convolutions would be TF32, and ours not.
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
@@ -161,7 +162,7 @@ def embedding(device: torch.device, batch: int, backward: bool) -> dict[str, com
     return with_backends("patchify_visible", device, work(eager), work(ours))
 
 
-def loss(device: torch.device, batch: int) -> dict[str, common.Run]:
+def loss(device: torch.device, batch: int) -> dict[str, Run]:
     """MAE's loss with normalised targets, forward and backward."""
     shape = batch, LENGTH, 3 * PATCH * PATCH
     pairs = [[torch.randn(shape, device=device) for _ in "xt"] for _ in range(2)]
@@ -182,7 +183,7 @@ def loss(device: torch.device, batch: int) -> dict[str, common.Run]:
     return with_backends("masked_mse", device, eager, ours)
 
 
-def launches(run: common.Run) -> int:
+def launches(run: Run) -> int:
     """Kernels that one call starts on the GPU."""
     run(0)
     torch.cuda.synchronize()
@@ -192,28 +193,26 @@ def launches(run: common.Run) -> int:
     return sum(e.device_type == torch.autograd.DeviceType.CUDA for e in profile.events())
 
 
-def with_graphs(runs: dict[str, common.Run], device: torch.device) -> dict[str, common.Run]:
+def with_graphs(runs: dict[str, Run], device: torch.device) -> dict[str, Run]:
     """On a GPU the same once more as CUDA graphs, without what the host does."""
     if device.type == "cpu":
         return runs
-    return runs | {f"{name}, graph": common.Replayed(run) for name, run in runs.items()}
+    return runs | {f"{name}, graph": Replayed(run) for name, run in runs.items()}
 
 
 def measure(record: Record) -> None:
-    """All rows."""
+    """Measure masks, visible patches and the loss."""
     device = record.device
     big, small = (256, 64) if device.type == "cpu" else (4096, 256)
     moved = 4.0 * big * (2 * KEEP * DIM) + 8 * big * (LENGTH + KEEP) + big * LENGTH
     seconds = 2.0 if record.quick else 8.0
 
-    def mask_and_gather_runs() -> dict[str, common.Run]:
-        source = torch.randn(int(moved) // 8, device=device)
-        target = torch.empty_like(source)
+    def mask_and_gather_runs() -> dict[str, Run]:
         runs = with_graphs(mask_and_gather(device, big), device)
-        return runs | {FLOOR: lambda turn: target.copy_(source)}
+        return runs | {floors.COPY: floors.copy_of(moved, device)}
 
     problem = f"random mask and gather, B = {big}"
-    record.measure(problem, mask_and_gather_runs, seconds, moved=moved, floor=FLOOR)
+    record.measure(problem, mask_and_gather_runs, seconds, moved=moved, floor=floors.COPY)
     if device.type == "cuda":
         runs = mask_and_gather(device, big)
         for row in record.rows:
@@ -221,7 +220,7 @@ def measure(record: Record) -> None:
                 with record.attempt(problem, f"launches of {row.provider}"):
                     row.extra["launches"] = launches(runs[row.provider])
         del runs
-    others: list[tuple[str, Callable[[], dict[str, common.Run]]]] = [
+    others: list[tuple[str, Callable[[], dict[str, Run]]]] = [
         (f"visible patches, forward, B = {small}", lambda: embedding(device, small, False)),
         (
             f"visible patches, forward and backward, B = {small}",
@@ -237,7 +236,7 @@ def measure(record: Record) -> None:
 
 def main() -> int:
     """Print the tables and write the results."""
-    record = Record("masking", common.arguments(__doc__).parse_args())
+    record = Record("masking", arguments(__doc__).parse_args())
     measure(record)
     return record.finish()
 

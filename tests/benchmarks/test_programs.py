@@ -13,21 +13,19 @@ from hypothesis import strategies as st
 from benchmarks import (
     cached,
     clip_batch,
-    common,
     ema,
     gpu,
-    gpu_report,
     loss_memory,
-    phases,
-    plots,
-    predictions,
     profiling,
     report,
     sanitize,
     similarity_softmax,
     train_step,
 )
-from benchmarks.record import Record
+from benchmarks.harness import floors, gpu_report, phases, plots, predictions
+from benchmarks.harness.arguments import arguments
+from benchmarks.harness.record import Record
+from benchmarks.harness.rows import Row
 from sslfast import losses
 from sslfast.kernels import registry
 
@@ -35,7 +33,7 @@ CPU = torch.device("cpu")
 
 
 def record(name: str, file: Path, *more: str) -> Record:
-    options = common.arguments("").parse_args(["--out", str(file), "--device", "cpu", *more])
+    options = arguments("").parse_args(["--out", str(file), "--device", "cpu", *more])
     return Record(name, options)
 
 
@@ -248,7 +246,7 @@ ENVIRONMENT = {
 
 
 def a_row(problem: str, provider: str, seconds: float) -> dict[str, Any]:
-    return vars(common.Row("b", problem, provider, seconds, flop=1e12, peak_bytes=1 << 20))
+    return vars(Row("b", problem, provider, seconds, flop=1e12, peak_bytes=1 << 20))
 
 
 def test_a_run_becomes_results_tables_and_plots(
@@ -258,7 +256,11 @@ def test_a_run_becomes_results_tables_and_plots(
     rows = [
         a_row(problem, provider, seconds * (1 + 15 * n))
         for n, problem in enumerate(problems)
-        for provider, seconds in (("eager", 2e-3), ("sslfast triton", 5e-4), (report.FLOOR, 4e-4))
+        for provider, seconds in (
+            ("eager", 2e-3),
+            ("sslfast triton", 5e-4),
+            (floors.PRODUCTS, 4e-4),
+        )
     ]
     failure = {"problem": problems[1], "provider": "lightly", "error": "out of memory"}
     part = {"environment": ENVIRONMENT, "rows": rows, "failures": [failure]}

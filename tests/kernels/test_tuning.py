@@ -18,8 +18,8 @@ pytest.importorskip("triton")
 from triton.runtime.errors import OutOfResources
 
 from benchmarks import tune
-from benchmarks.compiled import Outcome
-from benchmarks.launches import Launch
+from benchmarks.harness.compiling import Outcome
+from benchmarks.harness.launches import Launch
 from sslfast.kernels import _tiles, _tuning
 from sslfast.kernels._tiles import Tile, splits
 

@@ -11,7 +11,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from benchmarks.launches import recording
+from benchmarks.harness.launches import recording
 from sslfast.kernels.linear_cross_entropy import Wants
 from sslfast.ops._gradients import times
 from sslfast.ops.linear_cross_entropy import _as_inputs

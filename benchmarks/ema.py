@@ -71,17 +71,23 @@ def foreach(teacher: list[Tensor], student: list[Tensor]) -> None:
                          1 - MOMENTUM)  # fmt: skip
 
 
-def runs(size: Size, device: torch.device) -> dict[str, Run]:
-    """Every provider that can run here; large tensors are past the cache by themselves."""
-    sets = 1 if size.elements > 3e7 else 4
-    pairs = [
+def teachers_and_students(
+    size: Size, device: torch.device
+) -> list[tuple[list[Tensor], list[Tensor]]]:
+    """Sets of both; large tensors are past the cache by themselves."""
+    return [
         (
             [torch.randn(shape, device=device) for shape in size.shapes],
             [torch.randn(shape, device=device).to(size.dtype) for shape in size.shapes],
         )
-        for _ in range(sets)
+        for _ in range(1 if size.elements > 3e7 else 4)
     ]
-    problem = ema.problem(*pairs[0])
+
+
+def runs(size: Size, device: torch.device) -> dict[str, Run]:
+    """Every provider that can run here."""
+    pairs = teachers_and_students(size, device)
+    sets, problem = len(pairs), ema.problem(*pairs[0])
 
     def forced(name: str) -> Run:
         def run(turn: int) -> None:

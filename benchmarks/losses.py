@@ -1,7 +1,6 @@
 """The other losses, forward + backward: CLIP, SigLIP, MoCo's queue, linear cross-entropy.
 
     python -m benchmarks.losses [--only clip]            the table, and JSON with --out
-    pytest benchmarks/losses.py                          the same runs under pytest-benchmark
 
 Each stands beside what people use for it, and beside its floor: torch.mm alone, for the products
 that the fewest known FLOP need.
@@ -12,9 +11,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING
 
-import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -22,12 +19,10 @@ from torch import Tensor
 import sslfast
 from benchmarks.harness import floors, peers
 from benchmarks.harness.arguments import arguments
+from benchmarks.harness.passes import forward_backward
 from benchmarks.harness.record import OURS, Record
 from benchmarks.harness.timing import Run
 from sslfast import functional, losses
-
-if TYPE_CHECKING:
-    from pytest_benchmark.fixture import BenchmarkFixture
 
 SETS = 2  # of inputs, in turn
 
@@ -184,24 +179,24 @@ def _cce(filter_eps: str | None) -> Callable[..., Tensor]:
     return lambda hidden, weight, targets: function(hidden, weight, targets, filter_eps=filter_eps)
 
 
-def cases(device: torch.device, quick: bool) -> dict[str, Case]:
-    """The problems that the project's targets name."""
+def cases(device: torch.device, quick: bool) -> dict[str, Callable[[], Case]]:
+    """The problems that the project's targets name, each made when it is called."""
     if device.type == "cpu":
         at = device, torch.float32
         small = 4 if quick else 1
         return {
-            "clip": clip_case(8192 // small, 512, *at),
-            "siglip": siglip_case(8192 // small, 512, *at),
-            "moco": moco_case(256, 65536 // small, 128, *at),
-            "linear": linear_case(4096 // small, 512, 30522, *at),
+            "clip": partial(clip_case, 8192 // small, 512, *at),
+            "siglip": partial(siglip_case, 8192 // small, 512, *at),
+            "moco": partial(moco_case, 256, 65536 // small, 128, *at),
+            "linear": partial(linear_case, 4096 // small, 512, 30522, *at),
         }
     at = device, torch.bfloat16
     small = 4 if quick else 1
     return {
-        "clip": clip_case(65536 // small, 512, *at),
-        "siglip": siglip_case(32768 // small, 512, *at),
-        "moco": moco_case(1024, 65536, 128, *at),
-        "linear": linear_case(8192 // small, 2048, 128256, *at),
+        "clip": partial(clip_case, 65536 // small, 512, *at),
+        "siglip": partial(siglip_case, 32768 // small, 512, *at),
+        "moco": partial(moco_case, 1024, 65536, 128, *at),
+        "linear": partial(linear_case, 8192 // small, 2048, 128256, *at),
     }
 
 
@@ -222,22 +217,10 @@ def floor(case: Case, device: torch.device, dtype: torch.dtype) -> Run:
     return run
 
 
-def step(loss: Callable[..., Tensor], inputs: list[tuple[Tensor, ...]]) -> Run:
-    """One training step's worth of loss, on inputs in turn."""
-
-    def run(turn: int) -> None:
-        tensors = inputs[turn % SETS]
-        for x in tensors:
-            x.grad = None
-        loss(*tensors).backward()
-
-    return run
-
-
 def runs(case: Case, device: torch.device) -> dict[str, Run]:
     """Everything that is timed for one problem."""
     inputs = [case.inputs() for _ in range(SETS)]
-    table = {name: step(loss, inputs) for name, loss in case.providers.items()}
+    table = {name: forward_backward(loss, inputs) for name, loss in case.providers.items()}
     table[floors.PRODUCTS] = floor(case, device, inputs[0][0].dtype)
     return table
 
@@ -248,8 +231,9 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", choices=["clip", "siglip", "moco", "linear"])
     options = parser.parse_args()
     record = Record("losses", options)
-    for name, case in cases(record.device, record.quick).items():
+    for name, make in cases(record.device, record.quick).items():
         if name in (options.only or [name]):
+            case = make()
             record.measure(
                 case.name,
                 partial(runs, case, record.device),
@@ -261,16 +245,6 @@ def main() -> int:
             )
     sslfast.use_backend("auto")
     return record.finish()
-
-
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-@pytest.mark.parametrize("name", ["clip", "siglip", "moco", "linear"])
-def test_losses(benchmark: "BenchmarkFixture", name: str) -> None:  # noqa: D103
-    case = cases(DEVICE, quick=True)[name]
-    benchmark.group = case.name
-    benchmark.pedantic(runs(case, DEVICE)[OURS], args=(0,), rounds=3, warmup_rounds=1)
 
 
 if __name__ == "__main__":

@@ -51,14 +51,20 @@ def apart(make: Make, net: nn.Module, teacher: bool, **options: Any) -> Run:
     return run
 
 
-def fused(make: Make, net: nn.Module, backend: str, teacher: bool, **options: Any) -> Run:
-    """One pass of ours."""
+def step_of_ours(make: Make, net: nn.Module, teacher: bool, **options: Any) -> Run:
+    """One pass of ours, by the backend in force."""
     ema = EMATeacher(net, MOMENTUM) if teacher else None
     optimizer = make(net.parameters(), ema=ema, **options)
+    return lambda turn: optimizer.step()
+
+
+def fused(make: Make, net: nn.Module, backend: str, teacher: bool, **options: Any) -> Run:
+    """One pass of ours, by this backend."""
+    step = step_of_ours(make, net, teacher, **options)
 
     def run(turn: int) -> None:
         with sslfast.use_backend(backend):
-            optimizer.step()
+            step(turn)
 
     return run
 

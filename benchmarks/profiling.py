@@ -22,10 +22,11 @@ from benchmarks import losses as loss_benchmark
 from benchmarks import similarity_softmax as ntxent_benchmark
 from benchmarks.ema import Size, vit_shapes
 from benchmarks.harness.arguments import arguments
+from benchmarks.harness.passes import forward_backward
 from benchmarks.harness.record import OURS, Record
 from benchmarks.harness.rows import Row
 from benchmarks.harness.timing import Run, synchronize
-from benchmarks.masking import embedding, mask_and_gather
+from benchmarks.masking import embedding, mask_and_gather, with_backends
 from benchmarks.optim import adamw_runs
 from sslfast.functional import ema_update_
 
@@ -56,7 +57,7 @@ def works(device: torch.device) -> dict[str, Callable[[], Run]]:
         return ntxent_benchmark.runs(size, device)[name]
 
     def case(made: loss_benchmark.Case) -> Run:
-        return loss_benchmark.step(made.providers[OURS], [made.inputs()] * loss_benchmark.SETS)
+        return forward_backward(made.providers[OURS], [made.inputs()])
 
     def ema() -> Run:
         size = Size("ViT", tuple(vit_shapes(width)))
@@ -73,8 +74,11 @@ def works(device: torch.device) -> dict[str, Callable[[], Run]]:
     found["EMA"] = ema
     backend = f"{OURS} {'triton' if cuda else 'cpu'}"
     found["AdamW + EMA"] = lambda: adamw_runs(vit_shapes(width), device, True)[backend]
-    found["mask and gather"] = lambda: mask_and_gather(device, batch)[backend]
-    found["visible patches"] = lambda: embedding(device, min(batch, 256), True)[backend]
+    for name, work in {
+        "mask and gather": partial(mask_and_gather, device, batch),
+        "visible patches": partial(embedding, device, min(batch, 256), True),
+    }.items():
+        found[name] = lambda work=work: with_backends(work(), device)[backend]
     return found
 
 

@@ -1,7 +1,6 @@
 """NT-Xent forward + backward: sslfast's backends, eager PyTorch, lightly, and the matrix floor.
 
     python -m benchmarks.similarity_softmax              the table, and JSON with --out
-    pytest benchmarks/similarity_softmax.py              the same runs under pytest-benchmark
 
 The floor is the time that the device's own matrix product needs for 4 M^2 D FLOP (the triangular
 forward and backward, the fewest known), on a CPU in tiles of 512 x 512.
@@ -11,9 +10,8 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import Any
 
-import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -21,14 +19,12 @@ from torch import Tensor
 import sslfast
 from benchmarks.harness import floors, peers
 from benchmarks.harness.arguments import arguments
+from benchmarks.harness.passes import forward_backward
 from benchmarks.harness.record import OURS, Record
 from benchmarks.harness.timing import Replayed, Run
 from sslfast.functional import ntxent
 from sslfast.kernels import registry
 from sslfast.kernels.similarity_softmax import Pairing, Problem
-
-if TYPE_CHECKING:
-    from pytest_benchmark.fixture import BenchmarkFixture
 
 MOST_EAGER = 65536  # rows whose M x M matrices fit
 MOST_TILED = 32768  # rows for which torch's own operations in tiles take a reasonable time
@@ -112,20 +108,11 @@ def matrix_floor(size: Size, device: torch.device) -> Run:
     return run
 
 
-def forward_backward(loss: Loss, size: Size, device: torch.device, sets: int = 3) -> Run:
-    """One training step's worth of loss, on rotating inputs."""
+def pairs(size: Size, device: torch.device, sets: int = 3) -> list[tuple[Tensor, Tensor]]:
+    """Sets of inputs: both views' embeddings [M / 2, D]."""
     shape = (size.m // 2, size.d)
-    pairs = [
-        [torch.randn(shape, dtype=size.dtype, device=device, requires_grad=True) for _ in "ab"]
-        for _ in range(sets)
-    ]
-
-    def run(turn: int) -> None:
-        a, b = pairs[turn % sets]
-        a.grad = b.grad = None
-        loss(a, b).backward()
-
-    return run
+    at: dict[str, Any] = {"dtype": size.dtype, "device": device, "requires_grad": True}
+    return [(torch.randn(shape, **at), torch.randn(shape, **at)) for _ in range(sets)]
 
 
 def _most(provider: str) -> float:
@@ -138,7 +125,7 @@ def _most(provider: str) -> float:
 def runs(size: Size, device: torch.device) -> dict[str, Run]:
     """Everything that is timed for one size."""
     table: dict[str, Run] = {
-        name: forward_backward(loss, size, device)
+        name: forward_backward(loss, pairs(size, device))
         for name, loss in losses(size, device).items()
         if size.m <= _most(name)
     }
@@ -178,24 +165,6 @@ def main() -> int:
     record = Record("similarity_softmax", arguments(__doc__).parse_args())
     measure(record)
     return record.finish()
-
-
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-@pytest.mark.parametrize("size", sizes(DEVICE, quick=True), ids=str)
-@pytest.mark.parametrize(
-    "provider",
-    ["eager", "lightly", *(f"{OURS} {b}" for b in registry.backend_names()), floors.PRODUCTS],
-)
-def test_similarity_softmax(  # noqa: D103 - a pytest-benchmark entry
-    benchmark: "BenchmarkFixture", size: Size, provider: str
-) -> None:
-    benchmark.group = str(size)
-    table = runs(size, DEVICE)
-    if provider not in table:
-        pytest.skip(f"{provider} does not take {size}")
-    benchmark.pedantic(table[provider], args=(0,), rounds=10, warmup_rounds=2)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 """What the benchmarks of a GPU compute, on toy sizes without one."""
 
+import importlib
 import inspect
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,11 @@ from sslfast import losses
 from sslfast.kernels import registry
 
 CPU = torch.device("cpu")
+PROGRAMS = sorted(
+    file.stem
+    for file in Path(report.__file__).parent.glob("*.py")
+    if "\ndef main(" in file.read_text()
+)
 
 
 def record(name: str, file: Path, *more: str) -> Record:
@@ -54,6 +61,17 @@ def test_a_training_step_and_its_phases(tmp_path: Path, preset: str) -> None:
     assert extra["mfu"] == pytest.approx(extra["flop"] / trainer.seconds / peak)
     table = gpu_report.train_step({"environment": ENVIRONMENT, "rows": [vars(trainer)]})
     assert f"| {extra['images_per_second']:.0f} |" in table
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_every_program_says_what_it_takes(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", [name, "--help"])
+    with pytest.raises(SystemExit) as end:
+        importlib.import_module(f"benchmarks.{name}").main()
+    assert end.value.code == 0
+    assert "--" in capsys.readouterr().out
 
 
 def test_flop_of_a_step_are_those_of_its_products() -> None:

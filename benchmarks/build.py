@@ -18,7 +18,7 @@ import sys
 import sysconfig
 from pathlib import Path
 
-from benchmarks.environment import ROOT
+from benchmarks.harness.environment import ROOT
 
 BESIDE = ("benchmarks", "tests", "pyproject.toml", "examples")
 BUILT = "sslfast"  # the folder of a tree that takes the extension

@@ -13,13 +13,12 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from benchmarks import common
-from benchmarks.record import OURS, Record
+from benchmarks.harness import peers
+from benchmarks.harness.arguments import arguments
+from benchmarks.harness.record import OURS, Record
+from benchmarks.harness.timing import Run
 from sslfast import models
 from sslfast.losses import NTXentLoss, cached
-
-sys.path.insert(0, str(common.ROOT / "tests"))
-import peers
 
 WHOLE = "the batch at once"
 GRAD_CACHE = "GradCache"
@@ -60,14 +59,14 @@ def run(encoder: nn.Module, step: Step, inputs: Tensor, turn: int) -> None:
     encoder.zero_grad(set_to_none=True)
 
 
-def runs(name: str, pairs: int, chunk_size: int, device: torch.device) -> dict[str, common.Run]:
+def runs(name: str, pairs: int, chunk_size: int, device: torch.device) -> dict[str, Run]:
     """Everything that is timed."""
     encoder = models.create(name).to(device)
     shape = SETS, 2, pairs, 3, *encoder.img_size
     inputs = torch.randn(shape, device=device)
     steps: dict[str, Step] = {
         WHOLE: whole,
-        GRAD_CACHE: common.Lazy(partial(grad_cache, chunk_size)),
+        GRAD_CACHE: peers.Lazy(partial(grad_cache, chunk_size)),
         f"{OURS} cached": partial(chunked, chunk_size=chunk_size),
     }
 
@@ -76,7 +75,7 @@ def runs(name: str, pairs: int, chunk_size: int, device: torch.device) -> dict[s
 
 def main() -> int:
     """Print the table and write the results."""
-    record = Record("cached", common.arguments(__doc__).parse_args())
+    record = Record("cached", arguments(__doc__).parse_args())
     large = record.device.type == "cuda" and not record.quick
     name = "vit_small" if large else "vit_micro"
     pairs, chunk_size = (1024, 128) if large else (16, 4) if record.quick else (256, 32)

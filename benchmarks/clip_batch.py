@@ -17,8 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks import common
-from benchmarks.record import OURS, Record
+from benchmarks.harness.arguments import arguments
+from benchmarks.harness.memory import peak_memory
+from benchmarks.harness.record import OURS, Record
+from benchmarks.harness.rows import Row
 from sslfast import models
 from sslfast.losses import ClipLoss, cached
 from sslfast.models.layers import EPS
@@ -176,7 +178,7 @@ def fits_in(
 
     def fits(n: int) -> bool:
         try:
-            peak = common.peak_memory(lambda turn: run(n), device)
+            peak = peak_memory(lambda turn: run(n), device)
         except torch.OutOfMemoryError:  # the answer, not an error
             peak = None
         if device.type == "cuda":
@@ -209,13 +211,13 @@ def measure(record: Record, toy: bool, limit: int | None, chunk: int, most: int)
                 found = largest(fits, min(chunk, 64), most)
                 extra = {"batch": found, "peaks": seen, "chunk": chunk}
                 seconds = 0.0  # of no meaning: most chunks are not encoded
-                record.add([common.Row("clip_batch", problem, provider, seconds, extra=extra)])
+                record.add([Row("clip_batch", problem, provider, seconds, extra=extra)])
                 print(f"{problem}: {provider}: {found}", flush=True)
 
 
 def main() -> int:
     """Print and write."""
-    parser = common.arguments(__doc__)
+    parser = arguments(__doc__)
     parser.add_argument("--memory", type=float, help="MiB beside weights, instead of what there is")
     parser.add_argument("--chunk", type=int, default=256)
     parser.add_argument("--most", type=int, default=1 << 20, help="samples")

@@ -15,16 +15,15 @@ import re
 import sys
 import tarfile
 import time
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection
 from pathlib import Path, PurePosixPath
 
-import torch
 import triton
 from triton import knobs
 
+from benchmarks.harness.compiling import compile_all
+from benchmarks.harness.launches import H100_MULTIPROCESSORS
 from benchmarks.kernel_cases import record
-from benchmarks.launches import H100_MULTIPROCESSORS, Launch, in_parallel
 
 GROUP = "__grp__"  # of a file that lists the files of a kernel, by their full paths
 SUFFIXES = (".cubin", ".json")  # of a kernel's files: what a launch needs
@@ -72,56 +71,6 @@ def take(archive: Path, cache: Path) -> int:
             partial.write_bytes(content)
             partial.replace(folder / path.name)
     return count
-
-
-def compile_one(launch: Launch) -> tuple[str, bool]:
-    """The kernel's hash, and whether it had to be compiled."""
-    hits = []
-
-    def listen(*, cache_hit: bool, **_: object) -> None:
-        hits.append(cache_hit)
-
-    knobs.compilation.listener = listen
-    kernel = launch.compiled()
-    return kernel.metadata.hash, not hits[-1]
-
-
-def load_one(launch: Launch) -> tuple[str, bool]:
-    """The same, and the kernel is put on the GPU, with the code that launches it."""
-    found = compile_one(launch)
-    torch.cuda.init()
-    _ = launch.compiled().run
-    return found
-
-
-@dataclass
-class Outcome:
-    """What became of many kernels.
-
-    Attributes:
-        hashes: of those that there are now.
-        compiled: how many of these were not there before.
-        failed: errors, by names.
-    """
-
-    hashes: set[str]
-    compiled: int
-    failed: dict[str, str]
-
-
-def compile_all(
-    launches: Sequence[Launch], processes: int | None = None, load: bool = False
-) -> Outcome:
-    """Compile kernels, and ``load`` them where there is a GPU."""
-    outcome = Outcome(set(), 0, {})
-    for launch, result in in_parallel(launches, load_one if load else compile_one, processes):
-        if isinstance(result, Exception):
-            outcome.failed[launch.name] = str(result)
-            print(f"FAILED {launch.name}: {result}", flush=True)
-        else:
-            outcome.hashes.add(result[0])
-            outcome.compiled += result[1]
-    return outcome
 
 
 def main() -> int:

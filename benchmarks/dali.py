@@ -18,9 +18,11 @@ from typing import Any
 
 import torch
 
-from benchmarks import common
 from benchmarks.data import photographs
-from benchmarks.record import OURS, Record
+from benchmarks.harness.arguments import arguments
+from benchmarks.harness.record import OURS, Record
+from benchmarks.harness.rows import Row
+from benchmarks.harness.timing import synchronize
 from sslfast.data import Batch, ImageDataset, Recipe, make_loader, recipe
 
 RECIPES = ("simclr", "simclr_small", "mae", "simmim", "ijepa", "eval")
@@ -76,12 +78,12 @@ def rate(found: Iterator[Batch], size: int, seconds: float, device: torch.device
     """Images a second of a loader in full swing."""
     for _ in range(5):
         next(found)
-    common.synchronize(device)
+    synchronize(device)
     begin, count = time.perf_counter(), 0
     while time.perf_counter() - begin < seconds:
         next(found)
         count += size
-    common.synchronize(device)
+    synchronize(device)
     return count / (time.perf_counter() - begin)
 
 
@@ -108,7 +110,7 @@ def one_recipe(record: Record, dataset: ImageDataset, name: str, size: int) -> N
             rates[str(where)] = rate(found, size, 0.5 if record.quick else 1.0, where)
             found.close()
         extra["images a second"] = rates
-        record.add([common.Row("dali", problem, str(device), 1 / rates[str(device)], extra=extra)])
+        record.add([Row("dali", problem, str(device), 1 / rates[str(device)], extra=extra)])
         print(f"{problem}: {extra}", flush=True)
         if extra["mean levels"] * LEVEL > TOLERANCE:
             raise AssertionError(f"views differ by {extra['mean levels']:.2f} levels on average")
@@ -129,7 +131,7 @@ def steady(record: Record, dataset: ImageDataset, size: int, iterations: int) ->
         found.close()
         grew = max(seen) - seen[0]
         extra = {"bytes in use": seen, "growth": grew}
-        record.add([common.Row("dali", problem, str(record.device), 0.0, extra=extra)])
+        record.add([Row("dali", problem, str(record.device), 0.0, extra=extra)])
         print(f"{problem}: grew by {grew / 2**20:.1f} MiB", flush=True)
         if grew > STEADY:
             raise AssertionError(f"memory grew by {grew / 2**20:.0f} MiB")
@@ -137,7 +139,7 @@ def steady(record: Record, dataset: ImageDataset, size: int, iterations: int) ->
 
 def main() -> int:
     """Print and write."""
-    options = common.arguments(__doc__).parse_args()
+    options = arguments(__doc__).parse_args()
     reason = missing()
     record = Record("dali", options, missing=reason)
     if reason:

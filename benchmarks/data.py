@@ -19,7 +19,9 @@ from PIL import Image, ImageEnhance, ImageFilter
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from benchmarks import common
+from benchmarks.harness.arguments import arguments
+from benchmarks.harness.rows import Row, write_rows
+from benchmarks.harness.timing import Run, interleave
 from sslfast.data import ImageDataset, Recipe, View, make_loader, open_dataset, recipe
 from sslfast.data.builtin_sets import PHOTOS, read_photo
 
@@ -103,10 +105,10 @@ def photographs(folder: Path, count: int) -> ImageDataset:
     return ImageDataset("photographs", ten.paths * repeats, sizes=ten.sizes * repeats)
 
 
-def providers(dataset: ImageDataset, recipe: Recipe, batch_size: int) -> dict[str, common.Run]:
+def providers(dataset: ImageDataset, recipe: Recipe, batch_size: int) -> dict[str, Run]:
     """One epoch of each loader; ``turn`` is the seed."""
 
-    def dali(threads: int) -> common.Run:
+    def dali(threads: int) -> Run:
         def run(turn: int) -> None:
             loader = make_loader(dataset, recipe, batch_size=batch_size, seed=turn, threads=threads)
             for batch in loader:
@@ -135,7 +137,7 @@ def providers(dataset: ImageDataset, recipe: Recipe, batch_size: int) -> dict[st
 
 def main() -> None:
     """Run, print and write."""
-    parser = common.arguments(__doc__)
+    parser = arguments(__doc__)
     args = parser.parse_args()
     torch.set_num_threads(args.threads or torch.get_num_threads())
     device = torch.device("cpu")
@@ -156,7 +158,7 @@ def main() -> None:
         }
         for problem, (dataset, steps, batch_size) in problems.items():
             runs = providers(dataset, steps, batch_size)
-            samples = common.interleave(runs, device, seconds, least=3)
+            samples = interleave(runs, device, seconds, least=3)
             images = len(dataset) // batch_size * batch_size
             print(f"\n{problem} ({len(steps.views)} views)")
             print(f"{'provider':20}{'images/s':>10}{'ms/batch':>10}{'against Pillow':>16}")
@@ -166,9 +168,9 @@ def main() -> None:
                 ratio = statistics.median(samples[PEER]) / median
                 print(f"{name:20}{images / median:>10.0f}{batch_ms:>10.1f}{ratio:>15.2f}x")
                 extra = {"images_per_second": images / median, "batch_ms": batch_ms}
-                rows.append(common.Row("data", problem, name, median, samples=times, extra=extra))
+                rows.append(Row("data", problem, name, median, samples=times, extra=extra))
     if args.out:
-        common.write(args.out, rows, device)
+        write_rows(args.out, rows, device)
 
 
 if __name__ == "__main__":

@@ -15,15 +15,16 @@ import torch
 from torch import Tensor, nn
 
 import sslfast
-from benchmarks import common
-from benchmarks.record import Record
+from benchmarks.harness import floors
+from benchmarks.harness.arguments import arguments
+from benchmarks.harness.record import Record
+from benchmarks.harness.timing import Replayed, Run
 from sslfast import EMATeacher
 from sslfast.functional import ema_update_
 from sslfast.kernels import ema, registry
 from sslfast.models import resnet50
 from sslfast.optim import AdamW
 
-FLOOR = "floor: copy"
 STEP, FOLLOW = "forward, backward, optimiser", "teacher's update"
 MOMENTUM = 0.996
 
@@ -70,33 +71,32 @@ def foreach(teacher: list[Tensor], student: list[Tensor]) -> None:
                          1 - MOMENTUM)  # fmt: skip
 
 
-def copy_of(size: Size, device: torch.device) -> common.Run:
-    """Torch's copy of as many bytes, half read and half written."""
-    source = torch.randn(size.bytes // 8, device=device)
-    target = torch.empty_like(source)
-    return lambda turn: target.copy_(source)
-
-
-def runs(size: Size, device: torch.device) -> dict[str, common.Run]:
-    """Every provider that can run here; large tensors are past the cache by themselves."""
-    sets = 1 if size.elements > 3e7 else 4
-    pairs = [
+def teachers_and_students(
+    size: Size, device: torch.device
+) -> list[tuple[list[Tensor], list[Tensor]]]:
+    """Sets of both; large tensors are past the cache by themselves."""
+    return [
         (
             [torch.randn(shape, device=device) for shape in size.shapes],
             [torch.randn(shape, device=device).to(size.dtype) for shape in size.shapes],
         )
-        for _ in range(sets)
+        for _ in range(1 if size.elements > 3e7 else 4)
     ]
-    problem = ema.problem(*pairs[0])
 
-    def forced(name: str) -> common.Run:
+
+def runs(size: Size, device: torch.device) -> dict[str, Run]:
+    """Every provider that can run here."""
+    pairs = teachers_and_students(size, device)
+    sets, problem = len(pairs), ema.problem(*pairs[0])
+
+    def forced(name: str) -> Run:
         def run(turn: int) -> None:
             with sslfast.use_backend(name):
                 ema_update_(*pairs[turn % sets], MOMENTUM)
 
         return run
 
-    table: dict[str, common.Run] = {
+    table: dict[str, Run] = {
         "eager loop": lambda turn: loop(*pairs[turn % sets]),
         "foreach": lambda turn: foreach(*pairs[turn % sets]),
     }
@@ -106,19 +106,19 @@ def runs(size: Size, device: torch.device) -> dict[str, common.Run]:
     if len(size.shapes) > 1000:
         table["EMATeacher"] = followed(pairs)
     if device.type == "cuda" and len(size.shapes) > 1000:
-        table |= {f"{name}, graph": common.Replayed(table[name]) for name in list(table)[1:]}
-    table[FLOOR] = copy_of(size, device)
+        table |= {f"{name}, graph": Replayed(table[name]) for name in list(table)[1:]}
+    table[floors.COPY] = floors.copy_of(size.bytes, device)
     return table
 
 
-def followed(pairs: list[tuple[list[Tensor], list[Tensor]]]) -> common.Run:
+def followed(pairs: list[tuple[list[Tensor], list[Tensor]]]) -> Run:
     """The students as networks, with a teacher each."""
     students = [nn.ParameterList(student) for _, student in pairs]
     teachers = [EMATeacher(student, MOMENTUM) for student in students]
     return lambda turn: teachers[turn % len(pairs)].update(students[turn % len(pairs)])
 
 
-def teacher_runs(device: torch.device) -> dict[str, common.Run]:
+def teacher_runs(device: torch.device) -> dict[str, Run]:
     """A whole ResNet-50 with its buffers, through EMATeacher, and the same by foreach calls."""
     student = resnet50().to(device)
     teacher, other = EMATeacher(student, MOMENTUM), EMATeacher(student, MOMENTUM)
@@ -139,7 +139,7 @@ def teacher_runs(device: torch.device) -> dict[str, common.Run]:
     return {"foreach": by_hand, "EMATeacher": lambda turn: teacher.update(student)}
 
 
-def step_runs(device: torch.device, batch: int) -> dict[str, common.Run]:
+def step_runs(device: torch.device, batch: int) -> dict[str, Run]:
     """A training step of ResNet-50 at 224 pixels, and the teacher that follows it."""
     student = resnet50().to(device, memory_format=torch.channels_last)
     optimizer, teacher = AdamW(student.parameters()), EMATeacher(student, MOMENTUM)
@@ -167,7 +167,7 @@ def sizes(device: torch.device, quick: bool) -> list[Size]:
 
 
 def measure(record: Record) -> None:
-    """All rows."""
+    """Measure updates of every size, and what a teacher adds to a training step."""
     device, seconds = record.device, 1.0 if record.quick else 8.0
     for size in sizes(device, record.quick):
         record.measure(
@@ -175,9 +175,9 @@ def measure(record: Record) -> None:
             partial(runs, size, device),
             seconds,
             moved=size.bytes,
-            without_memory=(FLOOR,),
+            without_memory=(floors.COPY,),
             baseline="foreach",
-            floor=FLOOR,
+            floor=floors.COPY,
         )
     if not record.quick:
         record.measure("ResNet-50 with buffers", lambda: teacher_runs(device), seconds)
@@ -192,7 +192,7 @@ def measure(record: Record) -> None:
 
 def main() -> int:
     """Print the tables and write the results."""
-    record = Record("ema", common.arguments(__doc__).parse_args())
+    record = Record("ema", arguments(__doc__).parse_args())
     measure(record)
     return record.finish()
 

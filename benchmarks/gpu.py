@@ -30,9 +30,9 @@ from pathlib import Path
 import torch
 
 from benchmarks.build import BUILT, bring, link
-from benchmarks.environment import COMMIT, ROOT, environment
 from benchmarks.gpu_screen import failed_tests, screen
-from benchmarks.parts import Part, Run
+from benchmarks.harness.environment import COMMIT, ROOT, environment
+from benchmarks.harness.parts import Part, Run
 
 BUILD_SECONDS = 90.0
 NVML = "PYTORCH_NVML_BASED_CUDA_CHECK"  # of torch
@@ -181,7 +181,7 @@ def tests_part(names: Sequence[str], chosen: Sequence[str], seconds: float) -> P
 
 
 def benchmark_part(name: str, options: argparse.Namespace) -> Part:
-    """One benchmark."""
+    """The part that runs one benchmark: its command, limit and environment."""
     plan = BENCHMARKS[name]
     small = plan.small if options.device == "cpu" else None
     command = python("-m", f"benchmarks.{plan.module}", *(small or plan.arguments))

@@ -118,7 +118,7 @@ def _line(name: str, row: dict[str, Any], peer: float, floor: float) -> str:
 
 
 def screen(journal: dict[str, Any]) -> list[str]:
-    """The lines."""
+    """The lines of the last screen, from what a run has written."""
     facts = journal["environment"]
     versions = f"torch {facts['torch']}, Triton {facts['triton']}, Python {facts['python']}"
     lines = [f"{facts.get('gpu') or 'no GPU: a rehearsal'}, {versions}, {facts['commit'][:10]}"]

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.launches import Launch, distinct, recording
+from benchmarks.harness.launches import Launch, distinct, recording
 from sslfast.kernels import adamw, lars, linear_cross_entropy, registry
 from sslfast.kernels import similarity_softmax as softmax
 from sslfast.kernels.similarity_softmax import Pairing

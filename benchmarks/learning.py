@@ -20,7 +20,9 @@ from typing import Any
 
 import torch
 
-from benchmarks import common
+from benchmarks.harness.arguments import arguments
+from benchmarks.harness.environment import environment
+from benchmarks.harness.rows import write_rows
 from sslfast import data
 from sslfast.eval import linear_probe
 from sslfast.training import TrainConfig, train
@@ -102,12 +104,12 @@ def merged(old: list[dict[str, Any]], new: list[dict[str, Any]]) -> list[dict[st
 def write(path: Path, new: list[dict[str, Any]], device: str) -> None:
     """Merge runs into the results of earlier ones."""
     old = json.loads(path.read_text())["runs"] if path.exists() else []
-    common.write(path, [], torch.device(device), runs=merged(old, new))
+    write_rows(path, [], torch.device(device), runs=merged(old, new))
 
 
 def parse() -> argparse.Namespace:
-    """The flags."""
-    parser = common.arguments(__doc__)
+    """Read the command line; --seeds takes the place of --seed."""
+    parser = arguments(__doc__)
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--seeds", nargs="+", type=int, help="several, instead of --seed")
     args = parser.parse_args()
@@ -121,7 +123,7 @@ def main() -> None:
     threads = args.threads or torch.get_num_threads()
     torch.set_num_threads(threads)
     # Of the code that was loaded, whatever happens to the files meanwhile.
-    made = common.environment(torch.device(args.device))
+    made = environment(torch.device(args.device))
     facts = {name: made[name] for name in ("commit", "changed", "date", "threads")}
     for method in args.methods:
         for seed in args.seeds:

@@ -14,8 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks import common
-from benchmarks.record import OURS, Record
+from benchmarks.harness.arguments import arguments
+from benchmarks.harness.memory import peak_memory
+from benchmarks.harness.record import OURS, Record
+from benchmarks.harness.rows import Row
+from benchmarks.harness.timing import Run, time_once
 from sslfast import losses
 
 DIM = 128
@@ -23,7 +26,7 @@ MOST_GROWTH = 2.5
 NOISE = {"cuda": 2 << 20, "cpu": 32 << 20}  # bytes of a difference that say nothing
 
 
-def cases(device: torch.device, dtype: torch.dtype) -> dict[str, Callable[[int], common.Run]]:
+def cases(device: torch.device, dtype: torch.dtype) -> dict[str, Callable[[int], Run]]:
     """Every loss of the package: a step at M rows."""
     scale = torch.tensor(10.0, device=device, requires_grad=True)
     bias = torch.tensor(-10.0, device=device, requires_grad=True)
@@ -32,18 +35,18 @@ def cases(device: torch.device, dtype: torch.dtype) -> dict[str, Callable[[int],
         x = F.normalize(torch.randn(m, DIM, device=device), dim=1)
         return x.to(dtype).requires_grad_()
 
-    def pairs(loss: Callable[..., Any], *more: Any) -> Callable[[int], common.Run]:
-        def make(m: int) -> common.Run:
+    def pairs(loss: Callable[..., Any], *more: Any) -> Callable[[int], Run]:
+        def make(m: int) -> Run:
             given = embeddings(m), embeddings(m)
             return lambda turn: loss(*given, *more).backward()
 
         return make
 
-    def labelled(m: int) -> common.Run:
+    def labelled(m: int) -> Run:
         x, labels = embeddings(m), torch.arange(m, device=device) % 100
         return lambda turn: losses.SupConLoss()(x, labels).backward()
 
-    def classes(m: int) -> common.Run:
+    def classes(m: int) -> Run:
         # Rows grow, the vocabulary stays: the logits would be M x V.
         x, weight = embeddings(m), embeddings(8192 if device.type == "cuda" else 512)
         targets = torch.arange(m, device=device) % len(weight)
@@ -82,9 +85,9 @@ def measure(record: Record) -> None:
             rows, peaks = [], []
             for m in (first, 2 * first, 4 * first):
                 run = make(m)
-                peaks.append(common.peak_memory(run, device))
-                seconds = common.time_once(run, 0, device)
-                row = common.Row("loss_memory", name, f"M={m}", seconds, peak_bytes=peaks[-1])
+                peaks.append(peak_memory(run, device))
+                seconds = time_once(run, 0, device)
+                row = Row("loss_memory", name, f"M={m}", seconds, peak_bytes=peaks[-1])
                 row.extra["all logits"] = m * m * dtype.itemsize
                 rows.append(row)
             grown = growth(peaks, NOISE[device.type])
@@ -101,7 +104,7 @@ def measure(record: Record) -> None:
 
 def main() -> int:
     """Print and write."""
-    record = Record("loss_memory", common.arguments(__doc__).parse_args())
+    record = Record("loss_memory", arguments(__doc__).parse_args())
     measure(record)
     return record.finish()
 

@@ -1,7 +1,6 @@
 """The other losses, forward + backward: CLIP, SigLIP, MoCo's queue, linear cross-entropy.
 
     python -m benchmarks.losses [--only clip]            the table, and JSON with --out
-    pytest benchmarks/losses.py                          the same runs under pytest-benchmark
 
 Each stands beside what people use for it, and beside its floor: torch.mm alone, for the products
 that the fewest known FLOP need.
@@ -12,25 +11,19 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING
 
-import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 import sslfast
-from benchmarks import common
-from benchmarks.record import OURS, Record
+from benchmarks.harness import floors, peers
+from benchmarks.harness.arguments import arguments
+from benchmarks.harness.passes import forward_backward
+from benchmarks.harness.record import OURS, Record
+from benchmarks.harness.timing import Run
 from sslfast import functional, losses
 
-sys.path.insert(0, str(common.ROOT / "tests"))
-import peers
-
-if TYPE_CHECKING:
-    from pytest_benchmark.fixture import BenchmarkFixture
-
-FLOOR = "floor: torch.mm"
 SETS = 2  # of inputs, in turn
 
 
@@ -43,7 +36,7 @@ class Case:
     providers: dict[str, Callable[..., Tensor]]
     products: list[tuple[int, int, int, int]]  # (times, m, k, n)
     baseline: str
-    without_memory: tuple[str, ...] = field(default=(FLOOR,))
+    without_memory: tuple[str, ...] = field(default=(floors.PRODUCTS,))
 
     @property
     def flop(self) -> float:
@@ -76,12 +69,12 @@ def clip_case(n: int, d: int, device: torch.device, dtype: torch.dtype) -> Case:
         return *_features(n, d, 2, device, dtype), scale
 
     providers: dict[str, Callable[..., Tensor]] = {
-        "open_clip": common.Lazy(lambda: peers.load_file("open_clip/loss.py").ClipLoss()),
+        "open_clip": peers.Lazy(lambda: peers.load_file("open_clip/loss.py").ClipLoss()),
         OURS: _with("auto", losses.ClipLoss()),
     }
     if device.type == "cuda":
         providers[f"{OURS} cuda"] = _with("cuda", losses.ClipLoss())
-        providers |= {"memeff": common.Lazy(_memeff), "Inf-CL": common.Lazy(_inf_cl)}
+        providers |= {"memeff": peers.Lazy(_memeff), "Inf-CL": peers.Lazy(_inf_cl)}
     return Case(f"CLIP N={n} D={d}", inputs, providers, [(4, n, d, n)], "open_clip")
 
 
@@ -107,11 +100,11 @@ def siglip_case(n: int, d: int, device: torch.device, dtype: torch.dtype) -> Cas
         return *_features(n, d, 2, device, dtype), *numbers
 
     providers: dict[str, Callable[..., Tensor]] = {
-        "open_clip": common.Lazy(lambda: peers.load_file("open_clip/loss.py").SigLipLoss()),
+        "open_clip": peers.Lazy(lambda: peers.load_file("open_clip/loss.py").SigLipLoss()),
         OURS: losses.SigLipLoss(),
     }
     if device.type == "cuda":
-        providers["siglip-kernel"] = common.Lazy(_siglip_kernel)
+        providers["siglip-kernel"] = peers.Lazy(_siglip_kernel)
     return Case(f"SigLIP N={n} D={d}", inputs, providers, [(3, n, d, n)], "open_clip")
 
 
@@ -143,7 +136,7 @@ def moco_case(n: int, queue: int, d: int, device: torch.device, dtype: torch.dty
         made = peers.load("lightly.loss.ntx_ent_loss").NTXentLoss(0.07, memory_bank_size=size)
         return made.to(device)
 
-    providers["lightly"] = common.Lazy(lightly)
+    providers["lightly"] = peers.Lazy(lightly)
     providers[OURS] = losses.NTXentLoss(0.07, memory_bank_size=size).to(device)
     name = f"MoCo N={n} queue={queue} D={d}"
     return Case(name, inputs, providers, [(2, n, d, queue)], "eager")
@@ -174,8 +167,8 @@ def linear_case(n: int, d: int, v: int, device: torch.device, dtype: torch.dtype
             )
     providers[OURS] = functional.linear_cross_entropy
     if device.type == "cuda":
-        providers["cut-cross-entropy"] = common.Lazy(lambda: _cce("high"))
-        providers["cut-cross-entropy, exact"] = common.Lazy(lambda: _cce(None))
+        providers["cut-cross-entropy"] = peers.Lazy(lambda: _cce("high"))
+        providers["cut-cross-entropy, exact"] = peers.Lazy(lambda: _cce(None))
     products = [(1, n, d, v), (1, n, v, d), (1, v, n, d)]
     return Case(f"linear cross-entropy N={n} D={d} V={v}", inputs, providers, products, "eager")
 
@@ -186,28 +179,28 @@ def _cce(filter_eps: str | None) -> Callable[..., Tensor]:
     return lambda hidden, weight, targets: function(hidden, weight, targets, filter_eps=filter_eps)
 
 
-def cases(device: torch.device, quick: bool) -> dict[str, Case]:
-    """The problems that the project's targets name."""
+def cases(device: torch.device, quick: bool) -> dict[str, Callable[[], Case]]:
+    """The problems that the project's targets name, each made when it is called."""
     if device.type == "cpu":
         at = device, torch.float32
         small = 4 if quick else 1
         return {
-            "clip": clip_case(8192 // small, 512, *at),
-            "siglip": siglip_case(8192 // small, 512, *at),
-            "moco": moco_case(256, 65536 // small, 128, *at),
-            "linear": linear_case(4096 // small, 512, 30522, *at),
+            "clip": partial(clip_case, 8192 // small, 512, *at),
+            "siglip": partial(siglip_case, 8192 // small, 512, *at),
+            "moco": partial(moco_case, 256, 65536 // small, 128, *at),
+            "linear": partial(linear_case, 4096 // small, 512, 30522, *at),
         }
     at = device, torch.bfloat16
     small = 4 if quick else 1
     return {
-        "clip": clip_case(65536 // small, 512, *at),
-        "siglip": siglip_case(32768 // small, 512, *at),
-        "moco": moco_case(1024, 65536, 128, *at),
-        "linear": linear_case(8192 // small, 2048, 128256, *at),
+        "clip": partial(clip_case, 65536 // small, 512, *at),
+        "siglip": partial(siglip_case, 32768 // small, 512, *at),
+        "moco": partial(moco_case, 1024, 65536, 128, *at),
+        "linear": partial(linear_case, 8192 // small, 2048, 128256, *at),
     }
 
 
-def floor(case: Case, device: torch.device, dtype: torch.dtype) -> common.Run:
+def floor(case: Case, device: torch.device, dtype: torch.dtype) -> Run:
     """torch.mm for all products of the case, in strips of at most 2^25 elements."""
     runs = []
     for times, m, k, n in case.products:
@@ -224,34 +217,23 @@ def floor(case: Case, device: torch.device, dtype: torch.dtype) -> common.Run:
     return run
 
 
-def step(loss: Callable[..., Tensor], inputs: list[tuple[Tensor, ...]]) -> common.Run:
-    """One training step's worth of loss, on inputs in turn."""
-
-    def run(turn: int) -> None:
-        tensors = inputs[turn % SETS]
-        for x in tensors:
-            x.grad = None
-        loss(*tensors).backward()
-
-    return run
-
-
-def runs(case: Case, device: torch.device) -> dict[str, common.Run]:
+def runs(case: Case, device: torch.device) -> dict[str, Run]:
     """Everything that is timed for one problem."""
     inputs = [case.inputs() for _ in range(SETS)]
-    table = {name: step(loss, inputs) for name, loss in case.providers.items()}
-    table[FLOOR] = floor(case, device, inputs[0][0].dtype)
+    table = {name: forward_backward(loss, inputs) for name, loss in case.providers.items()}
+    table[floors.PRODUCTS] = floor(case, device, inputs[0][0].dtype)
     return table
 
 
 def main() -> int:
     """Print the tables and write the results."""
-    parser: argparse.ArgumentParser = common.arguments(__doc__)
+    parser: argparse.ArgumentParser = arguments(__doc__)
     parser.add_argument("--only", nargs="+", choices=["clip", "siglip", "moco", "linear"])
     options = parser.parse_args()
     record = Record("losses", options)
-    for name, case in cases(record.device, record.quick).items():
+    for name, make in cases(record.device, record.quick).items():
         if name in (options.only or [name]):
+            case = make()
             record.measure(
                 case.name,
                 partial(runs, case, record.device),
@@ -259,20 +241,10 @@ def main() -> int:
                 flop=case.flop,
                 without_memory=case.without_memory,
                 baseline=case.baseline,
-                floor=FLOOR,
+                floor=floors.PRODUCTS,
             )
     sslfast.use_backend("auto")
     return record.finish()
-
-
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-@pytest.mark.parametrize("name", ["clip", "siglip", "moco", "linear"])
-def test_losses(benchmark: "BenchmarkFixture", name: str) -> None:  # noqa: D103
-    case = cases(DEVICE, quick=True)[name]
-    benchmark.group = case.name
-    benchmark.pedantic(runs(case, DEVICE)[OURS], args=(0,), rounds=3, warmup_rounds=1)
 
 
 if __name__ == "__main__":

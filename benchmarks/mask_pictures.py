@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from benchmarks.common import ROOT
+from benchmarks.harness.environment import ROOT
 from sslfast.masking import (
     block_mask,
     image_ratio_mask,

@@ -9,6 +9,7 @@ collator (a Python loop over samples), Conv2d over all patches and a gather, MAE
 import math
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,15 +17,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import sslfast
-from benchmarks import common
-from benchmarks.ema import FLOOR
-from benchmarks.record import Record
+from benchmarks.harness import floors
+from benchmarks.harness.arguments import arguments
+from benchmarks.harness.passes import Inputs, forward, gradients
+from benchmarks.harness.record import OURS, Record
+from benchmarks.harness.timing import Replayed, Run
 from sslfast.functional import gather_patches, masked_mse, patchify_visible
 from sslfast.kernels import registry
 from sslfast.masking import multiblock_mask, random_mask
 
 LENGTH, KEEP, DIM, PATCH, SIDE = 196, 49, 768, 16, 14
-Work = Callable[[int], object]  # of the turn, which chooses among inputs and is the step
 
 
 def mae_masking(x: Tensor, keep: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -91,98 +93,111 @@ def names(op: str, device: torch.device) -> list[str]:
     ]
 
 
-def with_backends(op: str, device: torch.device, eager: Work, ours: Work) -> dict[str, common.Run]:
-    """The baseline, and the same work by every backend."""
+@dataclass(frozen=True)
+class Work:
+    """One problem.
 
-    def forced(name: str) -> common.Run:
+    Attributes:
+        op: whose backends are compared.
+        eager: the baseline.
+        ours: the same by the backend in force.
+        inputs: of both, in turn.
+        passes: forward, or forward and backward.
+    """
+
+    op: str
+    eager: Callable[..., Any]
+    ours: Callable[..., Any]
+    inputs: Inputs
+    passes: Callable[[Callable[..., Any], Inputs], Run] = forward
+
+
+def mask_and_gather(device: torch.device, batch: int) -> Work:
+    """MAE's first step: 75 % hidden, tokens of the rest."""
+    ids = torch.arange(batch, device=device)  # a batch brings its own
+
+    def eager(tokens: Tensor, step: int) -> object:
+        return mae_masking(tokens, KEEP)
+
+    def ours(tokens: Tensor, step: int) -> Tensor:
+        kept = random_mask(batch, LENGTH, 0.75, seed=0, step=step, sample_ids=ids)
+        return gather_patches(tokens, kept.ids_keep)
+
+    inputs = [(torch.randn(batch, LENGTH, DIM, device=device), step) for step in range(2)]
+    return Work("patch_mask", eager, ours, inputs)
+
+
+def multiblock(device: torch.device, batch: int) -> Work:
+    """I-JEPA's masks of a batch; sizes differ from step to step."""
+
+    def eager(step: int) -> object:
+        return ijepa_collator(batch, SIDE, step)
+
+    def ours(step: int) -> object:
+        return multiblock_mask(batch, (SIDE, SIDE), seed=0, step=step, device=device)
+
+    return Work("patch_mask", eager, ours, [(step,) for step in range(1000)])
+
+
+def embedding(device: torch.device, batch: int, backward: bool) -> Work:
+    """Patch embedding of ViT-B/16 with positions, 49 of 196 patches visible."""
+    # On a GPU as in training: cuDNN's float32 convolutions would be TF32, and ours not.
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    at: dict[str, Any] = {"device": device, "dtype": dtype}
+    weight = torch.randn(DIM, 3, PATCH, PATCH, **at, requires_grad=backward)
+    bias = torch.randn(DIM, **at, requires_grad=backward)
+    positions = torch.randn(LENGTH, DIM, **at)
+    ids = random_mask(batch, LENGTH, 0.75, seed=0, device=device).ids_keep
+
+    def eager(images: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        every = F.conv2d(images, weight, bias, stride=PATCH).flatten(2).transpose(1, 2)
+        return (every + positions).gather(1, ids[..., None].expand(-1, -1, DIM))
+
+    def ours(images: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return patchify_visible(images, ids, weight, bias, positions)
+
+    shape = batch, 3, SIDE * PATCH, SIDE * PATCH
+    inputs = [(torch.randn(shape, **at), weight, bias) for _ in range(2)]
+    passes = gradients if backward else forward
+    return Work("patchify_visible", eager, ours, inputs, passes)
+
+
+def loss(device: torch.device, batch: int) -> Work:
+    """MAE's loss with normalised targets."""
+    shape = batch, LENGTH, 3 * PATCH * PATCH
+    mask = random_mask(batch, LENGTH, 0.75, seed=0, device=device).mask
+
+    def eager(x: Tensor, target: Tensor) -> Tensor:
+        mean, var = target.mean(-1, keepdim=True), target.var(-1, keepdim=True)
+        rows = (x - (target - mean) / (var + 1e-6) ** 0.5).square().mean(-1)
+        return (rows * mask).sum() / mask.sum()
+
+    def ours(x: Tensor, target: Tensor) -> Tensor:
+        return masked_mse(x, target, mask, norm_target=True)
+
+    at: dict[str, Any] = {"device": device}
+    inputs = [
+        (torch.randn(shape, **at, requires_grad=True), torch.randn(shape, **at)) for _ in range(2)
+    ]
+    return Work("masked_mse", eager, ours, inputs, gradients)
+
+
+def with_backends(work: Work, device: torch.device) -> dict[str, Run]:
+    """The baseline, and the same work by every backend."""
+    ours = work.passes(work.ours, work.inputs)
+
+    def forced(name: str) -> Run:
         def run(turn: int) -> None:
             sslfast.use_backend(name)
             ours(turn)
 
         return run
 
-    return {"eager": eager, **{f"sslfast {name}": forced(name) for name in names(op, device)}}
+    eager = work.passes(work.eager, work.inputs)
+    return {"eager": eager, **{f"{OURS} {name}": forced(name) for name in names(work.op, device)}}
 
 
-def mask_and_gather(device: torch.device, batch: int) -> dict[str, common.Run]:
-    """MAE's first step: 75 % hidden, tokens of the rest."""
-    tokens = [torch.randn(batch, LENGTH, DIM, device=device) for _ in range(2)]
-
-    ids = torch.arange(batch, device=device)  # a batch brings its own
-
-    def ours(turn: int) -> Tensor:
-        kept = random_mask(batch, LENGTH, 0.75, seed=0, step=turn, sample_ids=ids)
-        return gather_patches(tokens[turn % 2], kept.ids_keep)
-
-    return with_backends(
-        "patch_mask", device, lambda turn: mae_masking(tokens[turn % 2], KEEP), ours
-    )
-
-
-def multiblock(device: torch.device, batch: int) -> dict[str, common.Run]:
-    """I-JEPA's masks of a batch; sizes differ from step to step."""
-    return with_backends(
-        "patch_mask",
-        device,
-        lambda turn: ijepa_collator(batch, SIDE, turn),
-        lambda turn: multiblock_mask(batch, (SIDE, SIDE), seed=0, step=turn, device=device),
-    )
-
-
-def embedding(device: torch.device, batch: int, backward: bool) -> dict[str, common.Run]:
-    """Patch embedding of ViT-B/16 with positions, 49 of 196 patches visible."""
-    # On a GPU as in training: cuDNN's float32 convolutions would be TF32, and ours not.
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    at: dict[str, Any] = {"device": device, "dtype": dtype}
-    images = [torch.randn(batch, 3, SIDE * PATCH, SIDE * PATCH, **at) for _ in range(2)]
-    weight = torch.randn(DIM, 3, PATCH, PATCH, **at, requires_grad=backward)
-    bias = torch.randn(DIM, **at, requires_grad=backward)
-    positions = torch.randn(LENGTH, DIM, **at)
-    ids = random_mask(batch, LENGTH, 0.75, seed=0, device=device).ids_keep
-
-    def eager(turn: int) -> Tensor:
-        every = F.conv2d(images[turn % 2], weight, bias, stride=PATCH).flatten(2).transpose(1, 2)
-        return (every + positions).gather(1, ids[..., None].expand(-1, -1, DIM))
-
-    def ours(turn: int) -> Tensor:
-        return patchify_visible(images[turn % 2], ids, weight, bias, positions)
-
-    above = torch.randn(batch, KEEP, DIM, **at)
-
-    def work(forward: Work) -> Work:
-        def run(turn: int) -> None:
-            out = forward(turn)
-            if backward:
-                assert isinstance(out, Tensor)
-                torch.autograd.grad(out, (weight, bias), above)
-
-        return run
-
-    return with_backends("patchify_visible", device, work(eager), work(ours))
-
-
-def loss(device: torch.device, batch: int) -> dict[str, common.Run]:
-    """MAE's loss with normalised targets, forward and backward."""
-    shape = batch, LENGTH, 3 * PATCH * PATCH
-    pairs = [[torch.randn(shape, device=device) for _ in "xt"] for _ in range(2)]
-    mask = random_mask(batch, LENGTH, 0.75, seed=0, device=device).mask
-    for x, _ in pairs:
-        x.requires_grad_()
-
-    def eager(turn: int) -> None:
-        x, target = pairs[turn % 2]
-        mean, var = target.mean(-1, keepdim=True), target.var(-1, keepdim=True)
-        rows = (x - (target - mean) / (var + 1e-6) ** 0.5).square().mean(-1)
-        torch.autograd.grad((rows * mask).sum() / mask.sum(), x)
-
-    def ours(turn: int) -> None:
-        x, target = pairs[turn % 2]
-        torch.autograd.grad(masked_mse(x, target, mask, norm_target=True), x)
-
-    return with_backends("masked_mse", device, eager, ours)
-
-
-def launches(run: common.Run) -> int:
+def launches(run: Run) -> int:
     """Kernels that one call starts on the GPU."""
     run(0)
     torch.cuda.synchronize()
@@ -192,52 +207,49 @@ def launches(run: common.Run) -> int:
     return sum(e.device_type == torch.autograd.DeviceType.CUDA for e in profile.events())
 
 
-def with_graphs(runs: dict[str, common.Run], device: torch.device) -> dict[str, common.Run]:
+def with_graphs(runs: dict[str, Run], device: torch.device) -> dict[str, Run]:
     """On a GPU the same once more as CUDA graphs, without what the host does."""
     if device.type == "cpu":
         return runs
-    return runs | {f"{name}, graph": common.Replayed(run) for name, run in runs.items()}
+    return runs | {f"{name}, graph": Replayed(run) for name, run in runs.items()}
 
 
 def measure(record: Record) -> None:
-    """All rows."""
+    """Measure masks, visible patches and the loss."""
     device = record.device
     big, small = (256, 64) if device.type == "cpu" else (4096, 256)
     moved = 4.0 * big * (2 * KEEP * DIM) + 8 * big * (LENGTH + KEEP) + big * LENGTH
     seconds = 2.0 if record.quick else 8.0
 
-    def mask_and_gather_runs() -> dict[str, common.Run]:
-        source = torch.randn(int(moved) // 8, device=device)
-        target = torch.empty_like(source)
-        runs = with_graphs(mask_and_gather(device, big), device)
-        return runs | {FLOOR: lambda turn: target.copy_(source)}
+    def mask_and_gather_runs() -> dict[str, Run]:
+        runs = with_graphs(with_backends(mask_and_gather(device, big), device), device)
+        return runs | {floors.COPY: floors.copy_of(moved, device)}
 
     problem = f"random mask and gather, B = {big}"
-    record.measure(problem, mask_and_gather_runs, seconds, moved=moved, floor=FLOOR)
+    record.measure(problem, mask_and_gather_runs, seconds, moved=moved, floor=floors.COPY)
     if device.type == "cuda":
-        runs = mask_and_gather(device, big)
+        runs = with_backends(mask_and_gather(device, big), device)
         for row in record.rows:
             if row.problem == problem and row.provider in runs and "launches" not in row.extra:
                 with record.attempt(problem, f"launches of {row.provider}"):
                     row.extra["launches"] = launches(runs[row.provider])
         del runs
-    others: list[tuple[str, Callable[[], dict[str, common.Run]]]] = [
-        (f"visible patches, forward, B = {small}", lambda: embedding(device, small, False)),
-        (
-            f"visible patches, forward and backward, B = {small}",
-            lambda: embedding(device, small, True),
+    others: dict[str, Callable[[], Work]] = {
+        f"visible patches, forward, B = {small}": lambda: embedding(device, small, False),
+        f"visible patches, forward and backward, B = {small}": lambda: embedding(
+            device, small, True
         ),
-        (f"masked MSE, forward and backward, B = {small}", lambda: loss(device, small)),
-        ("multi-block masks, B = 256", lambda: multiblock(device, 256)),
-    ]
-    for problem, make in others:
-        record.measure(problem, make, seconds)
+        f"masked MSE, forward and backward, B = {small}": lambda: loss(device, small),
+        "multi-block masks, B = 256": lambda: multiblock(device, 256),
+    }
+    for problem, make in others.items():
+        record.measure(problem, lambda make=make: with_backends(make(), device), seconds)
     sslfast.use_backend("auto")
 
 
 def main() -> int:
     """Print the tables and write the results."""
-    record = Record("masking", common.arguments(__doc__).parse_args())
+    record = Record("masking", arguments(__doc__).parse_args())
     measure(record)
     return record.finish()
 

@@ -15,17 +15,16 @@ import torch
 from torch import Tensor, nn
 
 import sslfast
-from benchmarks import common
-from benchmarks.ema import FLOOR, MOMENTUM, vit_shapes
-from benchmarks.record import Record
+from benchmarks.ema import MOMENTUM, vit_shapes
+from benchmarks.harness import floors, peers
+from benchmarks.harness.arguments import arguments
+from benchmarks.harness.record import Record
+from benchmarks.harness.timing import Run
 from sslfast import EMATeacher
 from sslfast.kernels import registry
 from sslfast.kernels.adamw import Problem
 from sslfast.models import resnet50
 from sslfast.optim import LARS, AdamW
-
-sys.path.insert(0, str(common.ROOT / "tests"))
-import peers
 
 Make = Callable[..., torch.optim.Optimizer]
 
@@ -38,7 +37,7 @@ def network(shapes: list[tuple[int, ...]], gradients: list[Tensor]) -> nn.Module
     return net
 
 
-def apart(make: Make, net: nn.Module, teacher: bool, **options: Any) -> common.Run:
+def apart(make: Make, net: nn.Module, teacher: bool, **options: Any) -> Run:
     """A step of torch's optimiser, then the teacher by one foreach call."""
     optimizer = make(net.parameters(), **options)
     params = [p.detach() for p in net.parameters()]
@@ -52,14 +51,20 @@ def apart(make: Make, net: nn.Module, teacher: bool, **options: Any) -> common.R
     return run
 
 
-def fused(make: Make, net: nn.Module, backend: str, teacher: bool, **options: Any) -> common.Run:
-    """One pass of ours."""
+def step_of_ours(make: Make, net: nn.Module, teacher: bool, **options: Any) -> Run:
+    """One pass of ours, by the backend in force."""
     ema = EMATeacher(net, MOMENTUM) if teacher else None
     optimizer = make(net.parameters(), ema=ema, **options)
+    return lambda turn: optimizer.step()
+
+
+def fused(make: Make, net: nn.Module, backend: str, teacher: bool, **options: Any) -> Run:
+    """One pass of ours, by this backend."""
+    step = step_of_ours(make, net, teacher, **options)
 
     def run(turn: int) -> None:
         with sslfast.use_backend(backend):
-            optimizer.step()
+            step(turn)
 
     return run
 
@@ -73,7 +78,7 @@ def backends(device: torch.device) -> list[str]:
 
 def adamw_runs(
     shapes: list[tuple[int, ...]], device: torch.device, teacher: bool
-) -> dict[str, common.Run]:
+) -> dict[str, Run]:
     """AdamW with every provider on a network of its own."""
     gradients = [torch.randn(shape, device=device) for shape in shapes]
     with_teacher = " + foreach lerp" if teacher else ""
@@ -86,19 +91,17 @@ def adamw_runs(
     for name in backends(device):
         table[f"sslfast {name}"] = fused(AdamW, network(shapes, gradients), name, teacher)
     count = sum(g.numel() for g in gradients)
-    source = torch.randn(count * (36 if teacher else 28) // 8, device=device)
-    target = torch.empty_like(source)
-    table[FLOOR] = lambda turn: target.copy_(source)
+    table[floors.COPY] = floors.copy_of(count * (36 if teacher else 28), device)
     return table
 
 
-def lars_runs(device: torch.device) -> dict[str, common.Run]:
+def lars_runs(device: torch.device) -> dict[str, Run]:
     """LARS and the teacher of a ResNet-50."""
     shapes = [tuple(p.shape) for p in resnet50().parameters()]
     gradients = [torch.randn(shape, device=device) * 1e-3 for shape in shapes]
     options = {"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-6}
-    table: dict[str, common.Run] = {
-        "lightly + foreach lerp": common.Lazy(
+    table: dict[str, Run] = {
+        "lightly + foreach lerp": peers.Lazy(
             lambda: apart(
                 peers.load("lightly.utils.lars").LARS, network(shapes, gradients), True, **options
             )
@@ -110,7 +113,7 @@ def lars_runs(device: torch.device) -> dict[str, common.Run]:
 
 
 def measure(record: Record) -> None:
-    """All rows."""
+    """Measure AdamW with a teacher and without, and LARS."""
     device, quick = record.device, record.quick
     width = 192 if quick else 768 if device.type == "cpu" else 1440
     shapes = vit_shapes(width)
@@ -123,15 +126,15 @@ def measure(record: Record) -> None:
             partial(adamw_runs, shapes, device, teacher),
             seconds,
             moved=count * (36 if teacher else 28),
-            without_memory=(FLOOR,),
-            floor=FLOOR,
+            without_memory=(floors.COPY,),
+            floor=floors.COPY,
         )
     record.measure("LARS + EMA, ResNet-50", lambda: lars_runs(device), seconds)
 
 
 def main() -> int:
     """Print the tables and write the results."""
-    record = Record("optim", common.arguments(__doc__).parse_args())
+    record = Record("optim", arguments(__doc__).parse_args())
     measure(record)
     return record.finish()
 

@@ -18,13 +18,16 @@ from typing import Any
 import torch
 
 import sslfast
-from benchmarks import common
 from benchmarks import losses as loss_benchmark
 from benchmarks import similarity_softmax as ntxent_benchmark
 from benchmarks.ema import Size, vit_shapes
-from benchmarks.masking import embedding, mask_and_gather
+from benchmarks.harness.arguments import arguments
+from benchmarks.harness.passes import forward_backward
+from benchmarks.harness.record import OURS, Record
+from benchmarks.harness.rows import Row
+from benchmarks.harness.timing import Run, synchronize
+from benchmarks.masking import embedding, mask_and_gather, with_backends
 from benchmarks.optim import adamw_runs
-from benchmarks.record import OURS, Record
 from sslfast.functional import ema_update_
 
 NCU_SECONDS = 70
@@ -42,21 +45,21 @@ METRICS = {
 }
 
 
-def works(device: torch.device) -> dict[str, Callable[[], common.Run]]:
+def works(device: torch.device) -> dict[str, Callable[[], Run]]:
     """What is profiled, by name: makes inputs, returns a run."""
     cuda = device.type == "cuda"
     dtype = torch.bfloat16 if cuda else torch.float32
     m, n, batch, width = (32768, 32768, 4096, 1440) if cuda else (256, 256, 8, 64)
-    found: dict[str, Callable[[], common.Run]] = {}
+    found: dict[str, Callable[[], Run]] = {}
 
-    def ntxent(name: str) -> common.Run:
+    def ntxent(name: str) -> Run:
         size = ntxent_benchmark.Size(m, 128, 0.1, dtype)
         return ntxent_benchmark.runs(size, device)[name]
 
-    def case(made: loss_benchmark.Case) -> common.Run:
-        return loss_benchmark.step(made.providers[OURS], [made.inputs()] * loss_benchmark.SETS)
+    def case(made: loss_benchmark.Case) -> Run:
+        return forward_backward(made.providers[OURS], [made.inputs()])
 
-    def ema() -> common.Run:
+    def ema() -> Run:
         size = Size("ViT", tuple(vit_shapes(width)))
         pairs = [[torch.randn(s, device=device) for s in size.shapes] for _ in range(2)]
         return lambda turn: ema_update_(pairs[0], pairs[1], 0.99)
@@ -71,8 +74,11 @@ def works(device: torch.device) -> dict[str, Callable[[], common.Run]]:
     found["EMA"] = ema
     backend = f"{OURS} {'triton' if cuda else 'cpu'}"
     found["AdamW + EMA"] = lambda: adamw_runs(vit_shapes(width), device, True)[backend]
-    found["mask and gather"] = lambda: mask_and_gather(device, batch)[backend]
-    found["visible patches"] = lambda: embedding(device, min(batch, 256), True)[backend]
+    for name, work in {
+        "mask and gather": partial(mask_and_gather, device, batch),
+        "visible patches": partial(embedding, device, min(batch, 256), True),
+    }.items():
+        found[name] = lambda work=work: with_backends(work(), device)[backend]
     return found
 
 
@@ -88,18 +94,18 @@ def once(name: str, device: torch.device) -> None:
     torch.cuda.profiler.stop()
 
 
-def by_torch(run: common.Run, device: torch.device) -> list[dict[str, Any]]:
+def by_torch(run: Run, device: torch.device) -> list[dict[str, Any]]:
     """Kernels of one call and their times, the longest first."""
     kinds = torch.profiler.ProfilerActivity
     cuda = device.type == "cuda"
     for turn in range(2):
         run(turn)
-    common.synchronize(device)
+    synchronize(device)
     activities = [kinds.CUDA if cuda else kinds.CPU]
     # With acc_events torch 2.11 does not warn that it drops the events of earlier cycles.
     with torch.profiler.profile(activities=activities, acc_events=True) as profile:
         run(0)
-        common.synchronize(device)
+        synchronize(device)
     events = profile.key_averages()
     kernels: list[dict[str, Any]] = [
         {
@@ -160,7 +166,7 @@ def measure(record: Record, tool: str | None, short: bool = False) -> None:
             sslfast.use_backend("auto")
             seconds = sum(kernel["nanoseconds"] or 0 for kernel in kernels) / 1e9
             extra = {"kernels": kernels, "profiler": "ncu" if tool else "torch"}
-            record.add([common.Row("profile", name, OURS, seconds, extra=extra)])
+            record.add([Row("profile", name, OURS, seconds, extra=extra)])
             show(name, kernels)
 
 
@@ -179,7 +185,7 @@ def find_ncu() -> str | None:
 
 def main() -> int:
     """Profile, print and write."""
-    parser: argparse.ArgumentParser = common.arguments(__doc__)
+    parser: argparse.ArgumentParser = arguments(__doc__)
     parser.add_argument("--once", help="what ncu is to look at, and nothing else")
     parser.add_argument("--plain", action="store_true", help="torch's profiler, not ncu")
     parser.add_argument("--short", action="store_true", help=f"only {', '.join(SHORT)}")

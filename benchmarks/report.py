@@ -15,11 +15,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks import gpu_report, predictions
-from benchmarks.environment import ROOT
+from benchmarks.harness import floors, gpu_report, predictions
+from benchmarks.harness.environment import ROOT
 
 RESULTS = ROOT / "benchmarks" / "results"
-FLOOR = "floor: torch.mm"
 MARKED = re.compile(r"(<!-- table (?P<name>[\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -59,7 +58,7 @@ def share(floor: dict[str, Any] | None, row: dict[str, Any]) -> str:
 
 
 def mebibytes(row: dict[str, Any]) -> str:
-    """Peak memory."""
+    """A row's peak memory; a dash where it was not taken."""
     return "-" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 2**20:.1f} MiB"
 
 
@@ -75,11 +74,11 @@ def similarity_softmax(results: dict[str, Any]) -> str:
         rows = {r["provider"]: r for r in results["rows"] if r["problem"] == problem}
         size = re.search(r"M=(\d+)", problem)
         for name, row in rows.items():
-            if name == FLOOR:
+            if name == floors.PRODUCTS:
                 continue
             lines.append(
                 f"| {size[1] if size else problem} | {name} | {milliseconds(row['seconds'])} "
-                f"| {ratio(rows.get('eager'), row)} | {share(rows.get(FLOOR), row)} "
+                f"| {ratio(rows.get('eager'), row)} | {share(rows.get(floors.PRODUCTS), row)} "
                 f"| {mebibytes(row)} |"
             )
     return "\n".join([*lines, "", provenance(results)])
@@ -153,9 +152,9 @@ def losses(results: dict[str, Any]) -> str:
     ]
     for problem in dict.fromkeys(row["problem"] for row in results["rows"]):
         rows = [r for r in results["rows"] if r["problem"] == problem]
-        floor = next((r for r in rows if r["provider"] == FLOOR), None)
+        floor = next((r for r in rows if r["provider"] == floors.PRODUCTS), None)
         for row in rows:
-            if row["provider"] == FLOOR:
+            if row["provider"] == floors.PRODUCTS:
                 continue
             lines.append(
                 f"| {problem} | {row['provider']} | {milliseconds(row['seconds'])} "

@@ -1,7 +1,6 @@
 """NT-Xent forward + backward: sslfast's backends, eager PyTorch, lightly, and the matrix floor.
 
     python -m benchmarks.similarity_softmax              the table, and JSON with --out
-    pytest benchmarks/similarity_softmax.py              the same runs under pytest-benchmark
 
 The floor is the time that the device's own matrix product needs for 4 M^2 D FLOP (the triangular
 forward and backward, the fewest known), on a CPU in tiles of 512 x 512.
@@ -11,27 +10,22 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import Any
 
-import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 import sslfast
-from benchmarks import common
-from benchmarks.record import OURS, Record
+from benchmarks.harness import floors, peers
+from benchmarks.harness.arguments import arguments
+from benchmarks.harness.passes import forward_backward
+from benchmarks.harness.record import OURS, Record
+from benchmarks.harness.timing import Replayed, Run
 from sslfast.functional import ntxent
 from sslfast.kernels import registry
 from sslfast.kernels.similarity_softmax import Pairing, Problem
 
-sys.path.insert(0, str(common.ROOT / "tests"))
-import peers
-
-if TYPE_CHECKING:
-    from pytest_benchmark.fixture import BenchmarkFixture
-
-FLOOR = "floor: torch.mm"
 MOST_EAGER = 65536  # rows whose M x M matrices fit
 MOST_TILED = 32768  # rows for which torch's own operations in tiles take a reasonable time
 MOST_GRAPH = 8192  # rows where launches weigh: also timed as a CUDA graph
@@ -74,7 +68,7 @@ def eager(tau: float) -> Loss:
 def losses(size: Size, device: torch.device) -> dict[str, Loss]:
     """Every provider that can run here."""
     found: dict[str, Loss] = {"eager": eager(size.tau)}
-    found["lightly"] = common.Lazy(
+    found["lightly"] = peers.Lazy(
         lambda: peers.load("lightly.loss.ntx_ent_loss").NTXentLoss(size.tau)
     )
     half = size.m // 2
@@ -97,7 +91,7 @@ def _forced(name: str, tau: float) -> Loss:
     return run
 
 
-def matrix_floor(size: Size, device: torch.device) -> common.Run:
+def matrix_floor(size: Size, device: torch.device) -> Run:
     """torch.mm for 4 M^2 D FLOP: whole strips on a GPU, tiles of at most 512 on a CPU."""
     z = torch.randn(size.m, size.d, dtype=size.dtype, device=device)
     tile = min(512, size.m) if device.type == "cpu" else min(8192, size.m)
@@ -114,20 +108,11 @@ def matrix_floor(size: Size, device: torch.device) -> common.Run:
     return run
 
 
-def forward_backward(loss: Loss, size: Size, device: torch.device, sets: int = 3) -> common.Run:
-    """One training step's worth of loss, on rotating inputs."""
+def pairs(size: Size, device: torch.device, sets: int = 3) -> list[tuple[Tensor, Tensor]]:
+    """Sets of inputs: both views' embeddings [M / 2, D]."""
     shape = (size.m // 2, size.d)
-    pairs = [
-        [torch.randn(shape, dtype=size.dtype, device=device, requires_grad=True) for _ in "ab"]
-        for _ in range(sets)
-    ]
-
-    def run(turn: int) -> None:
-        a, b = pairs[turn % sets]
-        a.grad = b.grad = None
-        loss(a, b).backward()
-
-    return run
+    at: dict[str, Any] = {"dtype": size.dtype, "device": device, "requires_grad": True}
+    return [(torch.randn(shape, **at), torch.randn(shape, **at)) for _ in range(sets)]
 
 
 def _most(provider: str) -> float:
@@ -137,17 +122,17 @@ def _most(provider: str) -> float:
     return float("inf") if provider.startswith(OURS) else MOST_EAGER
 
 
-def runs(size: Size, device: torch.device) -> dict[str, common.Run]:
+def runs(size: Size, device: torch.device) -> dict[str, Run]:
     """Everything that is timed for one size."""
-    table: dict[str, common.Run] = {
-        name: forward_backward(loss, size, device)
+    table: dict[str, Run] = {
+        name: forward_backward(loss, pairs(size, device))
         for name, loss in losses(size, device).items()
         if size.m <= _most(name)
     }
     if device.type == "cuda" and size.m <= MOST_GRAPH:
         ours = [name for name in table if name.startswith(OURS)]
-        table |= {f"{name}, graph": common.Replayed(table[name]) for name in ours}
-    table[FLOOR] = matrix_floor(size, device)
+        table |= {f"{name}, graph": Replayed(table[name]) for name in ours}
+    table[floors.PRODUCTS] = matrix_floor(size, device)
     return table
 
 
@@ -168,35 +153,18 @@ def measure(record: Record) -> None:
             partial(runs, size, record.device),
             seconds,
             flop=size.flop,
-            without_memory=(FLOOR,),
+            without_memory=(floors.PRODUCTS,),
             baseline="eager",
-            floor=FLOOR,
+            floor=floors.PRODUCTS,
         )
     sslfast.use_backend("auto")
 
 
 def main() -> int:
     """Print the tables and write the results."""
-    record = Record("similarity_softmax", common.arguments(__doc__).parse_args())
+    record = Record("similarity_softmax", arguments(__doc__).parse_args())
     measure(record)
     return record.finish()
-
-
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-@pytest.mark.parametrize("size", sizes(DEVICE, quick=True), ids=str)
-@pytest.mark.parametrize(
-    "provider", ["eager", "lightly", *(f"{OURS} {b}" for b in registry.backend_names()), FLOOR]
-)
-def test_similarity_softmax(  # noqa: D103 - a pytest-benchmark entry
-    benchmark: "BenchmarkFixture", size: Size, provider: str
-) -> None:
-    benchmark.group = str(size)
-    table = runs(size, DEVICE)
-    if provider not in table:
-        pytest.skip(f"{provider} does not take {size}")
-    benchmark.pedantic(table[provider], args=(0,), rounds=10, warmup_rounds=2)
 
 
 if __name__ == "__main__":

@@ -22,10 +22,12 @@ from typing import Any
 
 import torch
 
-from benchmarks import common
-from benchmarks.peaks import product_run
-from benchmarks.phases import Clock, flop_of_a_step, parameters, phases, shares
-from benchmarks.record import OURS, Record
+from benchmarks.harness.arguments import arguments
+from benchmarks.harness.floors import product_of
+from benchmarks.harness.phases import Clock, flop_of_a_step, parameters, phases, shares
+from benchmarks.harness.record import OURS, Record
+from benchmarks.harness.rows import Row
+from benchmarks.harness.timing import interleave
 from sslfast.data import Batch
 from sslfast.data.manifest import Manifest
 from sslfast.methods.base import Context, Method
@@ -120,7 +122,7 @@ class Memory:
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Accept nothing."""
+        """Raise: a benchmark is never resumed."""
         raise RuntimeError(f"a benchmark is not resumed (got {state})")
 
     def close(self) -> None:
@@ -185,12 +187,12 @@ class Bench:
         return phases(*given, *steps)
 
 
-def loops(record: Record, bench: Bench, problem: str) -> dict[str, common.Row]:
+def loops(record: Record, bench: Bench, problem: str) -> dict[str, Row]:
     """Both loops in turns, kept as they are measured; fewer rows if one of them fails.
 
     Each is an attempt of its own, since each may have to compile.
     """
-    rows: dict[str, common.Row] = {}
+    rows: dict[str, Row] = {}
     turns = 1 if record.quick else bench.preset.turns
     with tempfile.TemporaryDirectory() as out:
         for turn in range(turns):
@@ -202,7 +204,7 @@ def loops(record: Record, bench: Bench, problem: str) -> dict[str, common.Row]:
                 if not seconds:
                     return rows
                 if name not in rows:
-                    rows[name] = common.Row("train_step", problem, name, 0.0)
+                    rows[name] = Row("train_step", problem, name, 0.0)
                     record.add([rows[name]])
                 rows[name].samples += seconds
                 rows[name].seconds = statistics.median(rows[name].samples)
@@ -235,15 +237,15 @@ def run(record: Record, preset: Preset) -> None:
     with record.attempt(problem, f"{OURS}: FLOP"):
         extra["flop"] = flop_of_a_step(bench.method, bench.loader.batches[0])
         dtype = AMP_DTYPES[preset.precision] or torch.float32
-        product, flop = product_run(device, dtype, 8192 if device.type == "cuda" else 512)
-        times = common.interleave({"product": product}, device, 0.5)["product"]
+        product, flop = product_of(8192 if device.type == "cuda" else 512, dtype, device)
+        times = interleave({"product": product}, device, 0.5)["product"]
         extra["peak_flop_per_second"] = flop / statistics.median(times)
         extra["mfu"] = extra["flop"] / step / extra["peak_flop_per_second"]
     record.save()
     show([bare, ours])
 
 
-def show(rows: list[common.Row]) -> None:
+def show(rows: list[Row]) -> None:
     """Print one preset's results."""
     print(f"\n{rows[0].problem}")
     for row in rows:
@@ -261,7 +263,7 @@ def show(rows: list[common.Row]) -> None:
 
 def main() -> int:
     """Run, print and write."""
-    parser = common.arguments(__doc__)
+    parser = arguments(__doc__)
     parser.add_argument("--preset", nargs="+", choices=list(PRESETS), help="what to train")
     options = parser.parse_args()
     record = Record("train_step", options)

@@ -25,9 +25,9 @@ from triton.compiler import CompiledKernel
 from triton.runtime import driver
 from triton.runtime.errors import OutOfResources
 
-from benchmarks import common
-from benchmarks.compiled import compile_all
-from benchmarks.launches import Launch, distinct, recording
+from benchmarks.harness.compiling import compile_all
+from benchmarks.harness.launches import Launch, distinct, recording
+from benchmarks.harness.timing import Run, interleave
 from sslfast.kernels import tuning
 from sslfast.kernels.gpu import capability, unavailable
 from sslfast.kernels.products import in_blocks
@@ -162,7 +162,7 @@ def tune(
     return tables
 
 
-def runs(kind: str, arithmetic: str, dim: int, device: torch.device) -> common.Run:
+def runs(kind: str, arithmetic: str, dim: int, device: torch.device) -> Run:
     """A launch at ROWS x ROWS."""
     torch.backends.cuda.matmul.allow_tf32 = arithmetic == "tf32"
     torch.manual_seed(0)
@@ -223,7 +223,7 @@ def measure(trial: Trial, seconds: float) -> float | None:
     with tuning.trying(trial.kind, trial.arithmetic, trial.tile):
         try:
             run = runs(trial.kind, trial.arithmetic, trial.dim, device)
-            samples = common.interleave({"tile": run}, device, seconds)["tile"]
+            samples = interleave({"tile": run}, device, seconds)["tile"]
         except OutOfResources as error:
             print(f"{trial}: {error}", flush=True)
             return None

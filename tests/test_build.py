@@ -133,7 +133,7 @@ def test_sanitizing_without_the_tool_says_where_it_comes_from(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from benchmarks import gpu
-    from benchmarks.parts import Run
+    from benchmarks.harness.parts import Run
 
     monkeypatch.setattr(shutil, "which", lambda name: None)
     run = Run(tmp_path / "gpu.json", tmp_path, {}, 60, tmp_path)

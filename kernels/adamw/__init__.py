@@ -31,7 +31,7 @@ class Tensors:
     Attributes:
         params: of any floating dtypes.
         grads, exp_avgs, exp_avg_sqs: of the parameter's shape, dtype and layout
-            (``kernels._tensors.same_layout``).
+            (``kernels.tensors.same_layout``).
         steps: float32 [], this step included.
         teachers: of the parameter's shape and layout and any floating dtype, or None.
         groups: index of the parameter's group.

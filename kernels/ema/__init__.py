@@ -3,7 +3,7 @@
 Every backend has ``update(teacher, student, momentum, table=None)``: two lists of as many tensors,
 those of a pair of one shape, floating-point, of any dtypes, all on one device; momentum a 0-d
 float64 tensor there, which is not read on the host of a GPU; and the table of the pairs
-(``kernels._tensors.plain_rows``) where it is known. The teacher is written in place. Arithmetic is
+(``kernels.tensors.plain_rows``) where it is known. The teacher is written in place. Arithmetic is
 in float32, or float64 where one of the pair is; t + (1 - m)(s - t), or s - m (s - t) for m <= 1/2,
 so that both ends are exact, and m t + (1 - m) s where s - t is not finite, so that infinities that
 both hold stay. Momentum 1 leaves the teacher as it is, whatever the student holds; momentum 0

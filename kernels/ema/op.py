@@ -44,7 +44,7 @@ def ema_update_(
         teacher: floating-point tensors, all on one device.
         student: as many, of the same shapes, of any floating dtypes, on the same device.
         momentum: float64 [] on the same device.
-        table: of these pairs, where the caller has made one (``kernels._tensors.plain_rows``).
+        table: of these pairs, where the caller has made one (``kernels.tensors.plain_rows``).
     """
     if table is None or is_in_torch_dispatch_mode():
         _op(teacher, student, momentum)

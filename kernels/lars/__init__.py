@@ -31,7 +31,7 @@ class Tensors:
 
     Attributes:
         params: of any floating dtypes.
-        grads: of the parameter's shape, dtype and layout (``kernels._tensors.same_layout``).
+        grads: of the parameter's shape, dtype and layout (``kernels.tensors.same_layout``).
         buffers: the same, or None where the momentum is 0.
         teachers: of the parameter's shape and layout and any floating dtype, or None.
         groups: index of the parameter's group.

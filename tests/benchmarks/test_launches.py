@@ -9,7 +9,8 @@ import torch
 
 pytest.importorskip("triton")
 
-from benchmarks import compiled, kernel_cases, launches
+from benchmarks import compiled, kernel_cases
+from benchmarks.harness import compiling, launches
 from sslfast.kernels import registry
 from sslfast.kernels.gpu import INTERPRETED
 from sslfast.kernels.similarity_softmax import Pairing
@@ -98,7 +99,7 @@ def test_an_archive_is_found_by_another_cache(
             call(kernel_cases.backends("philox")[0].module)
         chosen = since("philox")
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "one"))
-    first, second = (compiled.compile_all(chosen, 1) for _ in range(2))
+    first, second = (compiling.compile_all(chosen, 1) for _ in range(2))
     assert (first.compiled, second.compiled) == (1, 0)
     assert first.hashes == second.hashes
     other = compiled.keep(tmp_path / "nothing.tar.xz", tmp_path / "one", {"another"})
@@ -106,7 +107,7 @@ def test_an_archive_is_found_by_another_cache(
     assert other < size < 100_000
     assert compiled.take(tmp_path / "kernels.tar.xz", tmp_path / "two") == 1
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "two"))
-    assert compiled.compile_all(chosen, 1).compiled == 0
+    assert compiling.compile_all(chosen, 1).compiled == 0
     (group,) = (tmp_path / "two").glob("*/__grp__*")
     names = json.loads(group.read_text())["child_paths"]
     assert all(Path(path).parent == group.parent for path in names.values())
@@ -130,6 +131,6 @@ def test_a_kernel_that_does_not_compile_is_named(
     bad = launches.Launch(
         "bad", launch.kernel, launch.source, launch.options | {"num_warps": 5}, 90
     )
-    done = compiled.compile_all([bad], 1)
+    done = compiling.compile_all([bad], 1)
     assert (done.compiled, done.hashes) == (0, set())
     assert "must be a power of 2" in done.failed["bad"]

@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import gpu, parts
-from benchmarks.parts import TIMED_OUT, Outcome, Part, Run
+from benchmarks import gpu
+from benchmarks.harness import parts
+from benchmarks.harness.parts import TIMED_OUT, Outcome, Part, Run
 from sslfast.kernels.extension import extension
 
 ROOT = Path(__file__).resolve().parents[2]

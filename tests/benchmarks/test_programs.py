@@ -1,6 +1,8 @@
 """What the benchmarks of a GPU compute, on toy sizes without one."""
 
+import importlib
 import inspect
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,29 +15,32 @@ from hypothesis import strategies as st
 from benchmarks import (
     cached,
     clip_batch,
-    common,
     ema,
     gpu,
-    gpu_report,
     loss_memory,
-    phases,
-    plots,
-    predictions,
     profiling,
     report,
     sanitize,
     similarity_softmax,
     train_step,
 )
-from benchmarks.record import Record
+from benchmarks.harness import floors, gpu_report, phases, plots, predictions
+from benchmarks.harness.arguments import arguments
+from benchmarks.harness.record import Record
+from benchmarks.harness.rows import Row
 from sslfast import losses
 from sslfast.kernels import registry
 
 CPU = torch.device("cpu")
+PROGRAMS = sorted(
+    file.stem
+    for file in Path(report.__file__).parent.glob("*.py")
+    if "\ndef main(" in file.read_text()
+)
 
 
 def record(name: str, file: Path, *more: str) -> Record:
-    options = common.arguments("").parse_args(["--out", str(file), "--device", "cpu", *more])
+    options = arguments("").parse_args(["--out", str(file), "--device", "cpu", *more])
     return Record(name, options)
 
 
@@ -56,6 +61,17 @@ def test_a_training_step_and_its_phases(tmp_path: Path, preset: str) -> None:
     assert extra["mfu"] == pytest.approx(extra["flop"] / trainer.seconds / peak)
     table = gpu_report.train_step({"environment": ENVIRONMENT, "rows": [vars(trainer)]})
     assert f"| {extra['images_per_second']:.0f} |" in table
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_every_program_says_what_it_takes(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", [name, "--help"])
+    with pytest.raises(SystemExit) as end:
+        importlib.import_module(f"benchmarks.{name}").main()
+    assert end.value.code == 0
+    assert "--" in capsys.readouterr().out
 
 
 def test_flop_of_a_step_are_those_of_its_products() -> None:
@@ -248,7 +264,7 @@ ENVIRONMENT = {
 
 
 def a_row(problem: str, provider: str, seconds: float) -> dict[str, Any]:
-    return vars(common.Row("b", problem, provider, seconds, flop=1e12, peak_bytes=1 << 20))
+    return vars(Row("b", problem, provider, seconds, flop=1e12, peak_bytes=1 << 20))
 
 
 def test_a_run_becomes_results_tables_and_plots(
@@ -258,7 +274,11 @@ def test_a_run_becomes_results_tables_and_plots(
     rows = [
         a_row(problem, provider, seconds * (1 + 15 * n))
         for n, problem in enumerate(problems)
-        for provider, seconds in (("eager", 2e-3), ("sslfast triton", 5e-4), (report.FLOOR, 4e-4))
+        for provider, seconds in (
+            ("eager", 2e-3),
+            ("sslfast triton", 5e-4),
+            (floors.PRODUCTS, 4e-4),
+        )
     ]
     failure = {"problem": problems[1], "provider": "lightly", "error": "out of memory"}
     part = {"environment": ENVIRONMENT, "rows": rows, "failures": [failure]}

@@ -10,13 +10,16 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import common
-from benchmarks.record import Record
+from benchmarks.harness.arguments import arguments
+from benchmarks.harness.environment import ROOT
+from benchmarks.harness.peers import Lazy
+from benchmarks.harness.record import Record
+from benchmarks.harness.timing import Run
 
 
 def record(file: Path, *more: str) -> Record:
     given = ["--out", str(file), "--device", "cpu", "--seconds", "0.01", *more]
-    return Record("test", common.arguments("").parse_args(given))
+    return Record("test", arguments("").parse_args(given))
 
 
 def works(turn: int) -> None:
@@ -45,7 +48,7 @@ def test_one_that_fails_leaves_the_others_their_times(tmp_path: Path) -> None:
 
 
 def test_a_set_up_that_fails_leaves_the_other_problems(tmp_path: Path) -> None:
-    def broken() -> dict[str, common.Run]:
+    def broken() -> dict[str, Run]:
         raise MemoryError("inputs do not fit")
 
     results = record(tmp_path / "out.json")
@@ -75,7 +78,7 @@ def test_going_on_repeats_nothing(tmp_path: Path) -> None:
     first.measure("p", lambda: {"sslfast": works}, 1.0)
     first.measure("q", lambda: {"peer": fails, "sslfast": works}, 1.0)
 
-    def never() -> dict[str, common.Run]:
+    def never() -> dict[str, Run]:
         raise AssertionError("this problem was done")
 
     second = record(file, "--go-on")
@@ -87,9 +90,10 @@ def test_going_on_repeats_nothing(tmp_path: Path) -> None:
 
 HANGS = """
 import sys, time
-from benchmarks import common, record
+from benchmarks.harness import record
+from benchmarks.harness.arguments import arguments
 record.ATTEMPT_SECONDS["cpu"] = 2.0
-results = record.Record("test", common.arguments("").parse_args())
+results = record.Record("test", arguments("").parse_args())
 hang = lambda turn: time.sleep(60)
 results.measure("p", lambda: {"sslfast a": hang, "sslfast b": lambda turn: None}, 0.01)
 sys.exit(results.finish())
@@ -102,7 +106,7 @@ def test_one_that_hangs_is_named_and_passed_over(tmp_path: Path) -> None:
 
     def run(*more: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [*command, *more], capture_output=True, text=True, check=False, cwd=common.ROOT
+            [*command, *more], capture_output=True, text=True, check=False, cwd=ROOT
         )
 
     done = run()
@@ -121,7 +125,7 @@ def test_an_attempt_leaves_time_for_the_rest_of_its_part(tmp_path: Path) -> None
     command = [sys.executable, "-c", text, "--out", str(tmp_path / "out.json"), "--device", "cpu"]
     few = {**os.environ, "SSLFAST_ATTEMPT_SECONDS": "2"}
     done = subprocess.run(
-        command, capture_output=True, text=True, check=False, cwd=common.ROOT, env=few, timeout=50
+        command, capture_output=True, text=True, check=False, cwd=ROOT, env=few, timeout=50
     )
     assert "Timeout" in done.stderr
 
@@ -142,17 +146,17 @@ def test_a_peer_is_imported_when_it_is_called(tmp_path: Path) -> None:
         raise ModuleNotFoundError("No module named 'memeff'")
 
     results = record(tmp_path / "out.json")
-    rows = results.measure("p", lambda: {"memeff": common.Lazy(load), "sslfast": works}, 1.0)
+    rows = results.measure("p", lambda: {"memeff": Lazy(load), "sslfast": works}, 1.0)
     assert [row.provider for row in rows] == ["sslfast"]
     assert "memeff" in results.failures[0].error
-    doubled = common.Lazy(lambda: lambda x: 2 * x)
+    doubled = Lazy(lambda: lambda x: 2 * x)
     assert (doubled(2), doubled(3)) == (4, 6)
 
 
 def test_the_environment_of_a_copy_without_history(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from benchmarks import environment
+    from benchmarks.harness import environment
 
     monkeypatch.setattr(environment, "ROOT", tmp_path)
     monkeypatch.setenv("SSLFAST_COMMIT", "c0ffee")
@@ -167,14 +171,14 @@ def test_memory_is_taken_in_a_process_of_its_own(tmp_path: Path) -> None:
     """As a program: the same problems and providers, with peaks that do not depend on the heap."""
     command = [sys.executable, "-m", "benchmarks.losses", "--quick", "--only", "clip"]
     file = tmp_path / "out.json"
-    arguments = ["--seconds", "0.01", "--device", "cpu", "--out", str(file)]
-    subprocess.run([*command, *arguments], check=True, cwd=common.ROOT, stdout=subprocess.PIPE)
+    command += ["--seconds", "0.01", "--device", "cpu", "--out", str(file)]
+    subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.PIPE)
     rows = {row["provider"]: row for row in content(file)["rows"]}
     assert all(row["seconds"] > 0 for row in rows.values())
     eager, ours = rows["open_clip"]["peak_bytes"], rows["sslfast"]["peak_bytes"]
     assert eager > 3 * 2048 * 2048 * 4
     assert 2**20 < ours < eager
-    given = common.arguments("").parse_args(["--out", str(file), "--device", "cpu", "--no-memory"])
+    given = arguments("").parse_args(["--out", str(file), "--device", "cpu", "--no-memory"])
     without = Record("test", given)
     without.measure("problem", lambda: {"eager": works}, 0.01)
     assert [(row.provider, row.peak_bytes) for row in without.rows] == [("eager", None)]

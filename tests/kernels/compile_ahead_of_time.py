@@ -20,8 +20,8 @@ import triton
 import triton.language as tl
 from triton.backends.nvidia.compiler import get_ptxas
 
+from benchmarks.harness.launches import Launch, in_parallel
 from benchmarks.kernel_cases import record
-from benchmarks.launches import Launch, in_parallel
 
 INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ )?([A-Z0-9_.]+)", re.MULTILINE)
 

@@ -11,7 +11,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from benchmarks.launches import recording
+from benchmarks.harness.launches import recording
 from sslfast.kernels.info_nce.pairs import _scaled_pairs
 from sslfast.kernels.library import times
 from sslfast.kernels.linear_cross_entropy import Wants

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 pytest.importorskip("triton")
 
-from benchmarks.launches import recording
+from benchmarks.harness.launches import recording
 from sslfast.functional import ntxent
 from sslfast.kernels import registry
 from sslfast.kernels.similarity_softmax.op import _similarity_softmax, similarity_softmax_backward

@@ -18,9 +18,10 @@ pytest.importorskip("triton")
 from triton.runtime.errors import OutOfResources
 
 from benchmarks import tune
-from benchmarks.compiled import Outcome
-from benchmarks.launches import Launch
-from sslfast.kernels import tiles, tuning
+from benchmarks.harness.compiling import Outcome
+from benchmarks.harness.launches import Launch
+from sslfast.kernels import tiles
+from sslfast.kernels import tuning as tuning
 from sslfast.kernels.tiles import Tile, splits
 
 GPU = "NVIDIA H200 (test)"

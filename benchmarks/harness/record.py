@@ -19,11 +19,11 @@ from typing import Any
 
 import torch
 
-from benchmarks import common
-from benchmarks.common import Row, Run
-from benchmarks.environment import CLOCKS, environment, nvidia_smi
-from benchmarks.memory import Peaks, measured_apart
-from benchmarks.parts import MOST_SECONDS, RESTART
+from benchmarks.harness.environment import CLOCKS, environment, nvidia_smi
+from benchmarks.harness.memory import Peaks, measured_apart, peak_memory
+from benchmarks.harness.parts import MOST_SECONDS, RESTART
+from benchmarks.harness.rows import Row, print_table
+from benchmarks.harness.timing import Run, interleave, synchronize
 
 # Of one provider's first calls, compilation included; nothing hangs on a CPU.
 ATTEMPT_SECONDS = {"cuda": 100.0, "cpu": 600.0}
@@ -47,7 +47,7 @@ class Failure:
 
 
 class Record:
-    """Takes the options of ``common.arguments``; sets seed and threads, and measures.
+    """Takes the options of ``arguments``; sets seed and threads, and measures.
 
     Attributes:
         device: to run on.
@@ -117,10 +117,10 @@ class Record:
         limit = self._seconds or seconds
         with self.attempt(problem, TIMING, limit):
             chosen = {row.provider: runs[row.provider] for row in found}
-            for name, samples in common.interleave(chosen, self.device, limit).items():
+            for name, samples in interleave(chosen, self.device, limit).items():
                 row = next(row for row in found if row.provider == name)
                 row.samples, row.seconds = samples, statistics.median(samples)
-            common.print_table(found, baseline or found[0].provider, floor)
+            print_table(found, baseline or found[0].provider, floor)
             self.add(found)
         return found
 
@@ -136,11 +136,11 @@ class Record:
             with self.attempt(problem, name):
                 peak: int | None = None
                 if self._memory and self._apart is None:
-                    peak = common.peak_memory(run, self.device)
+                    peak = peak_memory(run, self.device)
                 else:
                     run(0)
                     peak = (self._apart or {}).get((problem, name))
-                common.synchronize(self.device)
+                synchronize(self.device)
                 peaks[name] = None if name in without_memory else peak
         return peaks
 
@@ -179,7 +179,7 @@ class Record:
     def _check_context(self) -> None:
         """End the process if its CUDA context takes no more work."""
         try:
-            common.synchronize(self.device)
+            synchronize(self.device)
         except RuntimeError as error:
             print(f"the CUDA context is lost ({error}): the benchmark starts again", flush=True)
             self._trying = None  # its failure is written down

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 COMMIT = "SSLFAST_COMMIT"  # for a copy of the checkout without its history
 
 # Read-only queries of nvidia-smi.

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.plots import line_plot
+from benchmarks.harness import floors
+from benchmarks.harness.plots import line_plot
 
-FLOOR = "floor: torch.mm"
 # Parts of a run that belong in one table.
 NAMES = {"contrast": "losses"} | dict.fromkeys(
     ("trainer", "train_vit", "train_mae", "train_resnet"), "train_step"
@@ -160,19 +160,19 @@ def time_plot(results: dict[str, Any]) -> str:
         for provider, rows in _by_rows(results).items()
     }
     title = _title(results, "forward + backward")
-    return line_plot(title, "rows M", "milliseconds", series, dashed=[FLOOR])
+    return line_plot(title, "rows M", "milliseconds", series, dashed=[floors.PRODUCTS])
 
 
 def floor_plot(results: dict[str, Any]) -> str:
     """The floor's time in per cent of each provider's, against M."""
     found = _by_rows(results)
-    floor = found.pop(FLOOR)
+    floor = found.pop(floors.PRODUCTS)
     series = {
         provider: [
             (m, 100 * floor[m]["seconds"] / row["seconds"]) for m, row in rows.items() if m in floor
         ]
         for provider, rows in found.items()
     }
-    series[FLOOR] = [(m, 100.0) for m in floor]
+    series[floors.PRODUCTS] = [(m, 100.0) for m in floor]
     title = _title(results, "per cent of the matrix product's rate")
-    return line_plot(title, "rows M", "per cent", series, dashed=[FLOOR], log_y=False)
+    return line_plot(title, "rows M", "per cent", series, dashed=[floors.PRODUCTS], log_y=False)

@@ -26,7 +26,7 @@ class Clock:
         self._marks: list[Any] = []
 
     def mark(self) -> None:
-        """Now."""
+        """Mark that a phase ends now and the next begins."""
         if self._cuda:
             event = torch.cuda.Event(enable_timing=True)
             event.record()

@@ -1,10 +1,10 @@
 // Cross-entropy over the classes of a linear layer, with its gradients, row block by row block.
 //
 // A block of rows meets all classes: their logits, transposed [v, rows] and to base 2, are the only
-// large thing in memory. Once a block's log-sum-exps are known, its logits turn into weights in place
-// and go into the gradients: 6 n v dim FLOP for value and gradients, 2 n v dim for the value alone
-// (which keeps a tile a thread and no block). The weight matrix is read as it lies and packed a tile
-// at a time; nothing of its size is copied.
+// large thing in memory. Once a block's log-sum-exps are known, its logits turn into weights in
+// place and go into the gradients: 6 n v dim FLOP for value and gradients, 2 n v dim for the value
+// alone (which keeps a tile a thread and no block). The weight matrix is read as it lies and packed
+// a tile at a time; nothing of its size is copied.
 #include <sslfast/cpu.h>
 
 #include <algorithm>
@@ -26,8 +26,8 @@ namespace {
 
 constexpr int row_block = 256;
 constexpr int class_block = 256;
-// Parts of the classes with sums of their own for d_hidden, added in order: so many threads have work,
-// and results do not depend on how many there are.
+// Parts of the classes with sums of their own for d_hidden, added in order: so many threads have
+// work, and results do not depend on how many there are.
 constexpr std::int64_t most_spans = 32;
 
 class Work {
@@ -146,8 +146,8 @@ class Work {
         const std::int64_t i = first_ + r;
         lse[i] = static_cast<float>((maximum + std::log2(others)) / log2_e_exact);
         if (g_ == nullptr) return;
-        // p_j = 2^(t_j - greatest) / total, without a log-sum-exp: rounded to a float, those of a cold
-        // softmax have few digits behind the point.
+        // p_j = 2^(t_j - greatest) / total, without a log-sum-exp: rounded to a float, those of a
+        // cold softmax have few digits behind the point.
         const double target = p_.targets == nullptr ? target_logit[i] * log2_e_exact : target_[r];
         const double greatest = std::max<double>(maximum, target);
         others *= std::exp2(maximum - greatest);
@@ -191,11 +191,10 @@ class Work {
                 g_->d_bias[classes.first + j] += sum;
             }
         const float* weight = p_.weight + classes.first * p_.dim;
-        float* d_weight =
-            g_->d_weight == nullptr ? nullptr : g_->d_weight + classes.first * p_.dim;
+        float* d_weight = g_->d_weight == nullptr ? nullptr : g_->d_weight + classes.first * p_.dim;
         if (d_weight != nullptr)
-            kernels_.multiply(classes.size, p_.dim, count_, {tile, height_, 1}, values, nullptr, true,
-                              d_weight, in_panels);
+            kernels_.multiply(classes.size, p_.dim, count_, {tile, height_, 1}, values, nullptr,
+                              true, d_weight, in_panels);
         for_targets(classes, [&](int r, std::int64_t j) {
             if (g_->d_bias != nullptr) g_->d_bias[classes.first + j] += target_weight_[r];
             if (d_weight == nullptr) return;

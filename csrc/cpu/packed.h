@@ -23,7 +23,8 @@ class PackedTransposed {
         const std::int64_t panels = (m + width_ - 1) / width_;
 #pragma omp parallel for num_threads(threads) schedule(static)
         for (std::int64_t panel = 0; panel < panels; ++panel)
-            for (int d0 = 0; d0 < dim_; d0 += 16)  // what is written at a time stays in the L1 cache
+            // What is written at a time stays in the L1 cache.
+            for (int d0 = 0; d0 < dim_; d0 += 16)
                 for (int w = 0; w < width_; ++w) {
                     const std::int64_t row = panel * width_ + w;
                     float* out = data_.get() + panel * width_ * dim_ + w;

@@ -23,8 +23,8 @@ RadixSearch<Key> search(const Key* keys, std::int64_t length, std::int64_t count
         while (below + histogram[digit] < found.count) below += histogram[digit++];
         found.take(digit, below);
         if (histogram[digit] == 1 && !found.done())  // the usual case after the first digit
-            found.settle(*std::find_if(keys, keys + length,
-                                       [&](Key key) { return found.matches(key); }));
+            found.settle(
+                *std::find_if(keys, keys + length, [&](Key key) { return found.matches(key); }));
     }
     return found;
 }

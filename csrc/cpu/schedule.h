@@ -11,8 +11,8 @@
 
 namespace sslfast::cpu {
 
-// Tiles stay in the L2 cache, also where it is small or two threads share it; sizes are whole numbers of
-// panels, and the largest of register blocks of 6 and of 12 rows, too.
+// Tiles stay in the L2 cache, also where it is small or two threads share it; sizes are whole
+// numbers of panels, and the largest of register blocks of 6 and of 12 rows, too.
 constexpr int largest_tile = 192;
 constexpr int finer_tiles[] = {96, 64, 32};
 
@@ -99,8 +99,8 @@ class Rotation {
     Side rows_, columns_;
 };
 
-// The order in which a block is played: whoever takes a tile draws a ticket for both its blocks, and
-// plays when their turns have come.
+// The order in which a block is played: whoever takes a tile draws a ticket for both its blocks,
+// and plays when their turns have come.
 class Turns {
   public:
     explicit Turns(std::int64_t blocks) : next_(blocks, 0), turn_(blocks) {}
@@ -117,8 +117,8 @@ class Turns {
     std::vector<std::atomic<std::int64_t>> turn_;
 };
 
-// Calls play(pair) for every pair. Threads take them in the order of the rounds and wait for nothing
-// but earlier pairs of the same blocks: a slow thread does not hold up the others.
+// Calls play(pair) for every pair. Threads take them in the order of the rounds and wait for
+// nothing but earlier pairs of the same blocks: a slow thread does not hold up the others.
 template <typename Schedule, typename Play>
 void play_all(const Schedule& schedule, int threads, Play play) {
     Turns turns(schedule.blocks());

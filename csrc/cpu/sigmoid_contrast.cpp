@@ -24,7 +24,8 @@ void sigmoid_contrast(const Similarities& problem, float bias, const float* row_
             strip.logits(row, column, tile);
             for (int i = 0; i < row.size; ++i)
                 for (int j = 0; j < column.size; ++j) tile[i * ld + j] += bias * log2_e;
-            // Positives are dealt with one by one: as negatives of logit -infinity they add nothing.
+            // Positives are dealt with one by one: as negatives of logit -infinity they add
+            // nothing.
             float row_loss[largest_tile] = {}, positive[largest_tile];
             for_each_named(strip.p.pairing, row, column, [&](int i, int j, bool) {
                 positive[i] = tile[i * ld + j] * ln_2;

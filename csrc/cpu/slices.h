@@ -20,7 +20,9 @@ void for_each_slice(const Row* rows, std::int64_t n, int threads, Update update)
 #pragma omp parallel for num_threads(static_cast<int>(share)) schedule(static, 1)
     for (std::int64_t part = 0; part < share; ++part) {
         // Whole cache lines, where tensors begin with one.
-        const auto bound = [&](std::int64_t k) { return k == share ? total : total * k / share & ~63; };
+        const auto bound = [&](std::int64_t k) {
+            return k == share ? total : total * k / share & ~63;
+        };
         const std::int64_t first = bound(part), last = bound(part + 1);
         std::int64_t start = 0;  // of the row among all elements
         for (std::int64_t r = 0; r < n && start < last; start += rows[r++].count) {

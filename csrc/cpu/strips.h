@@ -1,5 +1,5 @@
-// What ops over the tiles of X Y^T share: the cut into blocks, the packed operands, the tiles of memory,
-// and the elements that a pairing names.
+// What ops over the tiles of X Y^T share: the cut into blocks, the packed operands, the tiles of
+// memory, and the elements that a pairing names.
 #pragma once
 
 #include <sslfast/cpu.h>
@@ -19,8 +19,8 @@
 
 namespace sslfast::cpu {
 
-// Floats from a row of a tile to the next: an odd number of cache lines, so that a column of it is spread
-// over the whole L1 cache, and stays there.
+// Floats from a row of a tile to the next: an odd number of cache lines, so that a column of it is
+// spread over the whole L1 cache, and stays there.
 constexpr std::ptrdiff_t ld = largest_tile + 16;
 
 // A tile of memory for every thread.
@@ -62,8 +62,8 @@ inline std::int64_t strip_size(std::int64_t n) {
     return std::min(n, std::max<std::int64_t>(10 * largest_tile, quarter));
 }
 
-// All rows and some columns of a rectangular problem, or all of a symmetric one. Blocks of columns are
-// numbered from the strip's own first; logits are to base 2.
+// All rows and some columns of a rectangular problem, or all of a symmetric one. Blocks of columns
+// are numbered from the strip's own first; logits are to base 2.
 class Strip {
   public:
     const Similarities p;
@@ -83,8 +83,8 @@ class Strip {
     }
     // The transposed tile times the rows, added to d_columns likewise.
     void add_to_columns(Block row, Block column, const float* tile, float* d_columns) const {
-        kernels.multiply(column.size, p.dim, row.size, {tile, 1, ld}, row_values_.of(row),
-                         nullptr, true, d_columns + (first_column + column.first) * p.dim, in_panels);
+        kernels.multiply(column.size, p.dim, row.size, {tile, 1, ld}, row_values_.of(row), nullptr,
+                         true, d_columns + (first_column + column.first) * p.dim, in_panels);
     }
     // Calls visit(row block, column block, how many logits at most come before it) for every tile.
     template <typename Visit>

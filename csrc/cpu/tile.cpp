@@ -23,8 +23,8 @@ constexpr int max_rows = 12;  // 32 registers
 #else
 constexpr int max_rows = 6;  // 16 registers
 #endif
-// k in one go. Blocks of 12 rows ask little enough of the panel [depth, width] to read it from the L2
-// cache; smaller ones want it in the L1 cache.
+// k in one go. Blocks of 12 rows ask little enough of the panel [depth, width] to read it from the
+// L2 cache; smaller ones want it in the L1 cache.
 constexpr int depth = max_rows == 12 ? 512 : 256;
 
 SSLFAST_INLINE Vector load(const float* p) { return *reinterpret_cast<const Vector*>(p); }
@@ -37,9 +37,9 @@ struct Ahead {
     int rows, lines;
 };
 
-// c [R, width] (+)= factor a [R, k] b [k, width], all sums in registers. What c needs at the end, and
-// what comes after, is fetched meanwhile: a line or two a step, since a burst of misses would block the
-// loads.
+// c [R, width] (+)= factor a [R, k] b [k, width], all sums in registers. What c needs at the end,
+// and what comes after, is fetched meanwhile: a line or two a step, since a burst of misses would
+// block the loads.
 template <int R>
 SSLFAST_INLINE void block(int k, Strided a, const float* b, const Factor* factor, bool accumulate,
                           float* c, std::ptrdiff_t ldc, Ahead ahead) {
@@ -139,9 +139,9 @@ void multiply(int m, int n, int k, Strided a, Panels b, const Factor* factor, bo
     }
 }
 
-// 2^x to about 1 ulp for x <= 127 (beyond: undefined); exactly 0 below -127, so that masked elements
-// (-infinity) add nothing; NaN for NaN. Cody-Waite split to [-1/2, 1/2], polynomial of degree 6
-// (coefficients: Cephes exp2f).
+// 2^x to about 1 ulp for x <= 127 (beyond: undefined); exactly 0 below -127, so that elements
+// masked with -infinity add nothing; NaN for NaN. Cody-Waite range reduction to [-1/2, 1/2],
+// polynomial of degree 6 (coefficients: Cephes exp2f).
 SSLFAST_INLINE float exp2_fast(float x) {
     const float clamped = x < -127.0f ? -127.0f : x;  // NaN passes
     constexpr float round_magic = 12582912.0f;        // 1.5 * 2^23: adding it rounds to an integer
@@ -177,9 +177,9 @@ SSLFAST_INLINE Range range(const float* x, int n, Range so_far) {
     return {least, greatest};
 }
 
-// Where all maxima or log-sum-exps of a tile lie this close together, one power of two serves the row
-// and the column of an element: 2^t = 2^(t - a) 2^a for a in their midst. What it loses to underflow is
-// below 2^-67 of a sum.
+// Where all maxima or log-sum-exps of a tile lie this close together, one power of two serves the
+// row and the column of an element: 2^t = 2^(t - a) 2^a for a in their midst. What it loses to
+// underflow is below 2^-67 of a sum.
 constexpr float close = 60.0f;
 
 void merge(const float* tile, std::ptrdiff_t ld, int rows, int columns, float* row_maximum,
@@ -258,8 +258,8 @@ void column_sums(const float* tile, std::ptrdiff_t ld, int rows, int columns, fl
     }
 }
 
-// log(1 + u) for 0 <= u <= 1 with a relative error of about 1 ulp, also for tiny u: twice the series of
-// atanh in u / (2 + u) <= 1/3.
+// log(1 + u) for 0 <= u <= 1 with a relative error of about 1 ulp, also for tiny u: twice the
+// series of atanh in u / (2 + u) <= 1/3.
 SSLFAST_INLINE float log1p_fast(float u) {
     const float s = u / (2.0f + u), q = s * s;
     float p = 1.0f / 15.0f;
@@ -301,8 +301,7 @@ void weigh(float* tile, std::ptrdiff_t ld, int rows, int columns, const float* r
            const float* row_g, const float* column_lse, const float* column_g, float* scratch) {
     const bool both = row_lse != nullptr && column_lse != nullptr;
     Range lses{0.0f, 0.0f};
-    if (both)
-        lses = range(column_lse, columns, range(row_lse, rows, {row_lse[0], row_lse[0]}));
+    if (both) lses = range(column_lse, columns, range(row_lse, rows, {row_lse[0], row_lse[0]}));
     const bool share = both && lses.greatest - lses.least < close;
     const float middle = 0.5f * (lses.least + lses.greatest);
 #pragma omp simd

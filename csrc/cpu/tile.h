@@ -23,15 +23,16 @@ struct Strided {
     std::ptrdiff_t row, column;
 };
 
-// A number as the sum of two floats: with one alone all logits would be wrong by the same share. Both
-// have its sign, so that what is infinite stays so. See factor.h.
+// A number as the sum of two floats: with one alone all logits would be wrong by the same share.
+// Both have its sign, so that what is infinite stays so. See factor.h.
 struct Factor {
     float high, low;
 };
 
-// Instead of a row length: c lies in panels as a right operand does, but without padding. The columns
-// from j on, a multiple of `width`, are the w = min(width, n - j) wide rows from c + m j. Sums that
-// stay for long lie so: a register block of them touches one page of memory and not a dozen.
+// Instead of a row length: c lies in panels as a right operand does, but without padding. The
+// columns from j on, a multiple of `width`, are the w = min(width, n - j) wide rows from c + m j.
+// Sums that stay for long lie so: a register block of them touches one page of memory and not a
+// dozen.
 constexpr std::ptrdiff_t in_panels = 0;
 
 struct TileKernels {
@@ -49,8 +50,8 @@ struct TileKernels {
                   float* row_sum, float* column_maximum, float* column_sum, float* scratch);
 
     // Maximum of every column of a tile of base-2 logits, and its sum of 2^(t - maximum).
-    void (*column_sums)(const float* tile, std::ptrdiff_t ld, int rows, int columns,
-                        float* maximum, float* sum);
+    void (*column_sums)(const float* tile, std::ptrdiff_t ld, int rows, int columns, float* maximum,
+                        float* sum);
 
     // The sigmoid loss of negatives with base-2 logits t: row_loss_i += sum_j log2(1 + 2^t_ij).
     // Unless row_weight is null, t_ij <- row_weight_i 2^t_ij / (1 + 2^t_ij).

@@ -19,8 +19,8 @@ __global__ void __launch_bounds__(threads, 2)
         if (threadIdx.x == 0) {
             const double* group = groups + chunk.row.group * cpu::adamw_fields;
             const double step = *reinterpret_cast<const float*>(chunk.row.address[step_address]);
-            numbers = adamw_numbers(control[0], group, 1 - pow(group[1], step),
-                                    1 - pow(group[2], step));
+            numbers =
+                adamw_numbers(control[0], group, 1 - pow(group[1], step), 1 - pow(group[2], step));
         }
         __syncthreads();
         with_types(types_without_teacher(chunk.row.types, control[1] == 1), [&](auto p, auto e) {

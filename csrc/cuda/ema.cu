@@ -33,7 +33,8 @@ __global__ void __launch_bounds__(threads)
     for (std::int64_t c = blockIdx.x; c < n; c += gridDim.x) {
         const Chunk chunk = chunk_of(rows, chunks[c]);
         with_types(chunk.row.types, [&](auto t, auto s) {
-            if constexpr (!is_none<decltype(s)>) ema_chunk<decltype(t), decltype(s)>(chunk, momentum);
+            if constexpr (!is_none<decltype(s)>)
+                ema_chunk<decltype(t), decltype(s)>(chunk, momentum);
         });
     }
 }

@@ -139,14 +139,14 @@ class Machine {
     }
 
 // c += a b for one of the matrix instructions of sm_80.
-#define SSLFAST_MULTIPLY(Element, instruction)                                                     \
-    __device__ __forceinline__ void multiply(Element, const Fragment& a, std::uint32_t b0,         \
-                                             std::uint32_t b1, float(&c)[4]) const {               \
-        asm volatile("mma.sync.aligned." instruction                                               \
-                     " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"            \
-                     : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])                              \
-                     : "r"(a.word[0]), "r"(a.word[1]), "r"(a.word[2]), "r"(a.word[3]), "r"(b0),    \
-                       "r"(b1));                                                                   \
+#define SSLFAST_MULTIPLY(Element, instruction)                                                  \
+    __device__ __forceinline__ void multiply(Element, const Fragment& a, std::uint32_t b0,      \
+                                             std::uint32_t b1, float (&c)[4]) const {           \
+        asm volatile("mma.sync.aligned." instruction                                            \
+                     " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"         \
+                     : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])                           \
+                     : "r"(a.word[0]), "r"(a.word[1]), "r"(a.word[2]), "r"(a.word[3]), "r"(b0), \
+                       "r"(b1));                                                                \
     }
     SSLFAST_MULTIPLY(Bf16, "m16n8k16.row.col.f32.bf16.bf16.f32")
     SSLFAST_MULTIPLY(Fp16, "m16n8k16.row.col.f32.f16.f16.f32")

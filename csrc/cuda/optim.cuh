@@ -1,4 +1,5 @@
-// What optimiser steps over a table of rows share: elements in, updated elements and their teacher out.
+// What optimiser steps over a table of rows share: elements in, updated elements and their teacher
+// out.
 #pragma once
 
 #include <sslfast/update.h>
@@ -15,8 +16,8 @@ __device__ __forceinline__ auto load_teacher(const E* teacher) {
         return load<n>(teacher);
 }
 
-// Every element of a chunk: update(gradient, parameter, first, second). A second moment that there is
-// not is 0, and so is a single moment that a row does not have.
+// Every element of a chunk: update(gradient, parameter, first, second). A second moment that there
+// is not is 0, and so is a single moment that a row does not have.
 template <typename P, typename E, int moments, typename Update>
 __device__ __forceinline__ void step_chunk(const Chunk& chunk, double momentum, Update update) {
     using A = decltype(widen(P{}));

@@ -81,8 +81,8 @@ __device__ RadixSearch<Key> search(const Key* keys, int length, std::int64_t cou
     return found;
 }
 
-// Calls visit(e, whether it is among the smallest) in every thread of the block, also for e >= length
-// (as not chosen), a block's worth of elements at a time.
+// Calls visit(e, whether it is among the smallest) in every thread of the block, also for e >=
+// length (as not chosen), a block's worth of elements at a time.
 template <typename Key, typename Visit>
 __device__ void for_each_choice(const Key* keys, int length, const RadixSearch<Key>& found,
                                 Shared& shared, Visit visit) {
@@ -126,8 +126,8 @@ __global__ void __launch_bounds__(threads)
     __shared__ Shared shared;
     const std::int64_t sample = blockIdx.x;
     for (int first = 4 * threadIdx.x; first < length; first += 4 * threads) {
-        const Words4 words = philox_block(static_cast<std::uint32_t>(first / 4),
-                                          sample_ids[sample], *step, stream_number, seed);
+        const Words4 words = philox_block(static_cast<std::uint32_t>(first / 4), sample_ids[sample],
+                                          *step, stream_number, seed);
 #pragma unroll
         for (int i = 0; i < 4; ++i)
             if (first + i < length) keys[first + i] = words.word[i];
@@ -187,15 +187,15 @@ void check(const char* what, std::int64_t batch, std::int64_t length) {
 
 }  // namespace
 
-void random_patch_mask(const std::int64_t* sample_ids, std::int64_t batch,
-                       const std::int64_t* step, std::uint64_t seed, std::int64_t stream_number,
-                       std::int64_t length, std::int64_t keep, std::int64_t* ids_keep,
-                       std::int64_t* ids_restore, bool* mask, void* stream) {
+void random_patch_mask(const std::int64_t* sample_ids, std::int64_t batch, const std::int64_t* step,
+                       std::uint64_t seed, std::int64_t stream_number, std::int64_t length,
+                       std::int64_t keep, std::int64_t* ids_keep, std::int64_t* ids_restore,
+                       bool* mask, void* stream) {
     if (batch == 0 || length == 0) return;
     random_kernel<<<static_cast<unsigned>(batch), threads, length * sizeof(std::uint32_t),
-                    static_cast<cudaStream_t>(stream)>>>(
-        sample_ids, step, seed, stream_number, static_cast<int>(length), keep, ids_keep,
-        ids_restore, mask);
+                    static_cast<cudaStream_t>(stream)>>>(sample_ids, step, seed, stream_number,
+                                                         static_cast<int>(length), keep, ids_keep,
+                                                         ids_restore, mask);
     check("random_patch_mask", batch, length);
 }
 
@@ -211,9 +211,8 @@ void smallest_keys(const std::int64_t* keys, const std::int64_t* counts, std::in
 void compact_mask(const bool* mask, std::int64_t batch, std::int64_t length, std::int64_t keep,
                   std::int64_t* ids_keep, std::int64_t* ids_restore, void* stream) {
     if (batch == 0 || length == 0) return;
-    compact_kernel<<<static_cast<unsigned>(batch), threads, 0,
-                     static_cast<cudaStream_t>(stream)>>>(mask, static_cast<int>(length), keep,
-                                                          ids_keep, ids_restore);
+    compact_kernel<<<static_cast<unsigned>(batch), threads, 0, static_cast<cudaStream_t>(stream)>>>(
+        mask, static_cast<int>(length), keep, ids_keep, ids_restore);
     check("compact_mask", batch, length);
 }
 

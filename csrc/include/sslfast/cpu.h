@@ -12,8 +12,8 @@ void philox_random_bits(const std::int64_t* sample_ids, std::int64_t batch, std:
                         std::uint64_t seed, std::int64_t stream, std::int64_t count,
                         std::int64_t* out, int threads);
 
-// Logits scale <rows_i, columns_j>; columns null: the symmetric form, rows against themselves, whose
-// positives are mutual (2 shift = length = m).
+// Logits scale <rows_i, columns_j>; columns null: the symmetric form, rows against themselves,
+// whose positives are mutual (2 shift = length = m).
 struct Similarities {
     const float* rows;
     std::int64_t m;
@@ -45,14 +45,14 @@ void similarity_forward(const Similarities& problem, double* lse, double* positi
 // d_rows [m, dim] = sum_j G_ij columns_j and, unless null, d_columns [n, dim] = sum_i G_ij rows_i
 // with G_ij = g_i exp(t_ij - lse_i) + h_j exp(t_ij - column_lse_j) over the negatives; either
 // statistics may be null. At the positive of row i, G is positive[i], or 0 where positive is null.
-// Symmetric: column is row, and d_columns is null. kept: what the forward pass of the same problem left
-// there; untouched. Its first float is 1, or another where there was none.
+// Symmetric: column is row, and d_columns is null. kept: what the forward pass of the same problem
+// left there; untouched. Its first float is 1, or another where there was none.
 void similarity_backward(const Similarities& problem, Statistics row, Statistics column,
                          const float* positive, Kept kept, float* d_rows, float* d_columns);
 
-// Logits <hidden_i, weight_j> + bias_j; bias may be null. targets[i] in [0, v), or null where the targets
-// are no class: then target_logit is given. Unless softcap is 0, logits t stand for
-// softcap tanh(t / softcap).
+// Logits <hidden_i, weight_j> + bias_j; bias may be null. targets[i] in [0, v), or null where the
+// targets are no class: then target_logit is given. Unless softcap is 0, logits t stand for softcap
+// tanh(t / softcap).
 struct LinearClassifier {
     const float* hidden;
     std::int64_t n;
@@ -65,16 +65,17 @@ struct LinearClassifier {
     int threads;
 };
 
-// Of sum_i row_weight_i loss_i with loss_i = log(1 + exp(lse_i - t_i)) + smoothing (t_i - mean_j t_ij),
-// t_i the target's logit; any of d_hidden [n, dim], d_weight [v, dim], d_bias [v] may be null.
+// Of sum_i row_weight_i loss_i with loss_i = log(1 + exp(lse_i - t_i)) + smoothing (t_i - mean_j
+// t_ij), t_i the target's logit; any of d_hidden [n, dim], d_weight [v, dim], d_bias [v] may be
+// null.
 struct LinearGradients {
     const float* row_weight;
     float smoothing;
     float *d_hidden, *d_weight, *d_bias;
 };
 
-// lse [n], over all classes but the target, and target_logit [n] (unless it is given); gradients unless
-// null.
+// lse [n], over all classes but the target, and target_logit [n] (unless it is given); gradients
+// unless null.
 void linear_cross_entropy(const LinearClassifier& problem, float* lse, float* target_logit,
                           const LinearGradients* gradients);
 
@@ -128,7 +129,8 @@ struct PatchGrid {
     std::int64_t channels, frames, height, width, patch_frames, patch_height, patch_width;
 };
 
-// out [batch, keep, channels, patch_frames, patch_height, patch_width]; whether all ids were inside.
+// out [batch, keep, channels, patch_frames, patch_height, patch_width]; whether all ids were
+// inside.
 bool cut_patches(const char* images, const std::int64_t* ids, std::int64_t batch, std::int64_t keep,
                  const PatchGrid& grid, std::int64_t item_bytes, char* out, int threads);
 

@@ -100,7 +100,8 @@ SSLFAST_HOST_DEVICE Float16 narrow<Float16>(double x) {
     return narrow<Float16>(static_cast<float>(x));
 }
 
-// What arithmetic between tensors of these types is done in: double where one is double, else float.
+// What arithmetic between tensors of these types is done in: double where one is double, else
+// float.
 template <typename A, typename B>
 struct Arithmetic {
     using type = decltype(widen(A{}) + widen(B{}));

@@ -44,14 +44,14 @@ struct Ieee32 {  // float32 by fused multiply-adds, without matrix units
     static constexpr int bytes = 4;
 };
 
-// Offset of a 16-byte vector in a block of 128-byte rows. Eight rows' same vector, and eight vectors
-// of the same row, lie in different banks.
+// Offset of a 16-byte vector in a block of 128-byte rows. Eight rows' same vector, and eight
+// vectors of the same row, lie in different banks.
 SSLFAST_HOST_DEVICE unsigned swizzled(int row, int vector) {
     return static_cast<unsigned>(row * chunk_bytes + ((vector ^ (row & 7)) * vector_bytes));
 }
 
-// swizzled(row, a ^ v) from block + swizzled(row, a), as blocks begin at multiples of 128 bytes: one
-// register serves all vectors.
+// swizzled(row, a ^ v) from block + swizzled(row, a), as blocks begin at multiples of 128 bytes:
+// one register serves all vectors.
 SSLFAST_HOST_DEVICE unsigned other_vector(unsigned at, int v) {
     return at ^ static_cast<unsigned>(v * vector_bytes);
 }
@@ -65,7 +65,8 @@ struct MatrixRow {
 // of a transposed operand, where rows are what is summed over: two column tiles of one vector each.
 SSLFAST_HOST_DEVICE MatrixRow matrix_row_a(int lane) { return {lane % 16, lane / 16}; }
 
-// For b of two column tiles [8 columns, 2 vectors] each: both vectors of the first, then the other's.
+// For b of two column tiles [8 columns, 2 vectors] each: both vectors of the first, then the
+// other's.
 SSLFAST_HOST_DEVICE MatrixRow matrix_row_b(int lane) {
     return {lane % 8 + lane / 16 * 8, lane / 8 % 2};
 }

@@ -8,8 +8,8 @@
 #define SSLFAST_UNROLL _Pragma("unroll")
 #define SSLFAST_ROLLED _Pragma("unroll 1")  // spares registers
 #else
-// Never a function of its own: files are compiled for several levels of the instruction set, and the
-// linker would keep one level's copy for all.
+// Never a function of its own: files are compiled for several levels of the instruction set, and
+// the linker would keep one level's copy for all.
 #define SSLFAST_HOST_DEVICE inline __attribute__((always_inline))
 #define SSLFAST_ON_DEVICE SSLFAST_HOST_DEVICE
 #define SSLFAST_KERNEL_CODE inline

@@ -31,9 +31,7 @@ struct Pairing {
 struct Crossing {
     int first, last;
 
-    SSLFAST_HOST_DEVICE bool meets(int begin, int end) const {
-        return first < end && begin < last;
-    }
+    SSLFAST_HOST_DEVICE bool meets(int begin, int end) const { return first < end && begin < last; }
 };
 
 // Where the named elements of a block of rows are: at most three diagonals cross it, so nearly all

@@ -33,8 +33,7 @@ SSLFAST_KERNEL_CODE void take_named(Machine& machine, const Similarity& p, int f
         const int j = first_column + 8 * c + accumulator_column(lane, e);
         const bool is_positive = j == p.pairing.positive_of(i) && i < p.x.rows && j < p.y.rows;
         if (is_positive) positive[i] = value * ln_2;
-        if (is_positive || j == p.pairing.self_of(i) || j >= p.y.rows)
-            value = -machine.infinity();
+        if (is_positive || j == p.pairing.self_of(i) || j >= p.y.rows) value = -machine.infinity();
     });
 }
 

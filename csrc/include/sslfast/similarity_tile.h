@@ -118,9 +118,8 @@ SSLFAST_KERNEL_CODE void load_panel(Machine& machine, const Matrix& a, int first
         SSLFAST_ROLLED
         for (int i = 0; i < copies; ++i)
             each(i, [&](unsigned at, const char* row, int byte, bool inside) {
-                machine.store_vector(
-                    at, gathered<typename T::Element>(row, byte / T::Element::bytes,
-                                                      inside ? a.dim : 0));
+                machine.store_vector(at, gathered<typename T::Element>(
+                                             row, byte / T::Element::bytes, inside ? a.dim : 0));
             });
     }
 }
@@ -132,8 +131,13 @@ class Panels {
   public:
     SSLFAST_KERNEL_CODE Panels(Machine& machine, const Similarity& p, ColumnStatistics statistics,
                                int first_row, int first_tile, int end_tile, int last_panel)
-        : machine_(machine), p_(p), statistics_(statistics), first_row_(first_row), end_(end_tile),
-          last_panel_(last_panel), loading_{first_tile, 0, 0},
+        : machine_(machine),
+          p_(p),
+          statistics_(statistics),
+          first_row_(first_row),
+          end_(end_tile),
+          last_panel_(last_panel),
+          loading_{first_tile, 0, 0},
           current_{first_tile - 1, p.panels - 1, p.stages - 1} {
         if (p.resident) {
             SSLFAST_ROLLED

@@ -11,8 +11,8 @@ SSLFAST_HOST_DEVICE double square_root(double x) { return __builtin_sqrt(x); }
 SSLFAST_HOST_DEVICE bool is_finite(float x) { return __builtin_fabsf(x) <= 3.402823466e38f; }
 SSLFAST_HOST_DEVICE bool is_finite(double x) { return __builtin_fabs(x) <= 1.7976931348623157e308; }
 
-// start + weight (end - start), exact at both ends: as torch.lerp. Infinities are weighed as they are,
-// since equal ones have no difference; of weight 1 it is the end, whatever the start.
+// start + weight (end - start), exact at both ends: as torch.lerp. Infinities are weighed as they
+// are, since equal ones have no difference; of weight 1 it is the end, whatever the start.
 template <typename A>
 SSLFAST_HOST_DEVICE A lerp(A start, A end, A weight) {
     const A difference = end - start, rest = A(1) - weight;
@@ -64,8 +64,14 @@ SSLFAST_HOST_DEVICE AdamwNumbers<A> numbers_as(const AdamwNumbers<double>& n) {
 SSLFAST_HOST_DEVICE AdamwNumbers<double> adamw_numbers(double factor, const double* group,
                                                        double correction1, double correction2) {
     const double lr = group[0], beta1 = group[1], beta2 = group[2];
-    return {factor,    1 - lr * group[4], 1 - beta1, beta2,
-            1 - beta2, lr / correction1,  1 / square_root(correction2), group[3]};
+    return {factor,
+            1 - lr * group[4],
+            1 - beta1,
+            beta2,
+            1 - beta2,
+            lr / correction1,
+            1 / square_root(correction2),
+            group[3]};
 }
 
 // AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101, algorithm 2).

@@ -1,6 +1,6 @@
-// Pages of 2 MiB: fresh memory costs a page fault every 4 KiB when it is first written, more than
-// the copy itself, and a product that walks over hundreds of small pages at once, more than a
-// processor keeps the addresses of, meets few large ones.
+// Huge pages, of 2 MiB: with pages of 4 KiB, the page faults of memory that is first written cost
+// more than the copy itself, and a product that works on hundreds of pages at once, more than the
+// TLB has entries, misses it all the time.
 #pragma once
 
 #include <cstddef>

@@ -1,4 +1,4 @@
-// Optimiser steps over many tensors, and their teacher in the same pass.
+// Multi-tensor optimiser steps, and the EMA teacher in the same pass.
 #include <sslfast/cpu.h>
 
 #include "elements.h"

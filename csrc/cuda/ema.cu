@@ -1,4 +1,4 @@
-// Exponential moving averages of many tensors in one launch: 12 bytes of traffic an element in
+// Multi-tensor exponential moving averages in one launch: 12 bytes of memory traffic an element in
 // float32, 10 with a 16-bit student. The momentum is read on the device.
 #include <sslfast/update.h>
 

@@ -1,5 +1,6 @@
-// Rows of tokens by index (kernels/gather_patches), as bytes: any dtype. One warp a row, in words
-// of 16 bytes where rows allow it: 2 K D numbers of traffic a sample and 8 bytes a row.
+// Rows of tokens by index (kernels/gather_patches), as bytes: any dtype. One warp a row, with
+// vectorised accesses of 16 bytes where alignment allows it: 2 K D elements of memory traffic a
+// sample and 8 bytes a row.
 #include <sslfast/cuda.h>
 
 #include <cuda_runtime.h>

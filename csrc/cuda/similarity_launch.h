@@ -25,7 +25,8 @@ inline Gpu current_gpu(const Similarities& p) {
     int device = 0;
     Gpu gpu{};
     check(cudaGetDevice(&device), what, p);
-    check(cudaDeviceGetAttribute(&gpu.processors, cudaDevAttrMultiProcessorCount, device), what, p);
+    check(cudaDeviceGetAttribute(&gpu.multiprocessors, cudaDevAttrMultiProcessorCount, device),
+          what, p);
     check(
         cudaDeviceGetAttribute(&gpu.shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
         what, p);

@@ -164,7 +164,7 @@ int plan_of(const Problem* p, int backward, int* fields, char* error, int size) 
     });
 }
 
-// Bits of elements, as the emulated matrix units round them.
+// Bits of elements, as the emulated tensor cores round them.
 std::uint16_t bfloat16_bits(float value) { return element_bits(Bf16{}, value); }
 std::uint16_t float16_bits(float value) { return element_bits(Fp16{}, value); }
 float float16_value(std::uint16_t bits) { return element_value(Fp16{}, bits, 0); }

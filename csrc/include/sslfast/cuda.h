@@ -28,7 +28,7 @@ void gather_rows(const char* tokens, const std::int64_t* ids, std::int64_t batch
                  std::int64_t length, std::int64_t keep, std::int64_t row_bytes, char* out,
                  void* stream);
 
-// What rows and columns are, and how they are multiplied.
+// The dtype of rows and columns, and the arithmetic of their products.
 enum class Arithmetic { bfloat16, float16, tf32, ieee };
 
 // Logits *scale <rows_i, columns_j>; rows and columns may be the same.
@@ -43,8 +43,8 @@ struct Similarities {
     Pairing pairing;
 };
 
-// Log-sum-exps (natural) over what the pairing does not leave out, and what comes from above for
-// them; null where that side has none.
+// Log-sum-exps (natural) over what the pairing does not leave out, and their upstream gradients g;
+// null where that side has none.
 struct Statistics {
     const float* lse;
     const float* g;

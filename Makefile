@@ -17,9 +17,11 @@ demo: $(VENV)/.demo
 
 test: lint types suite
 
+CPP_FILES := $(shell find csrc tests/emulation -name '*.h' -o -name '*.c[pu]*')
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/clang-format --dry-run --Werror $(CPP_FILES)
 
 # kernels/ installs as sslfast.kernels: a tree of links shows mypy the installed shape.
 types: $(VENV)/.dev

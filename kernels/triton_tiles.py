@@ -112,7 +112,7 @@ def chunked_products(
 def nth_block(n, row_blocks, column_blocks):
     """Block (row, column) of the n-th program: GROUP rows of blocks, column by column.
 
-    The rows of a group and a few columns are what L2 has to hold at a time.
+    Grouped for reuse in L2, which has to hold the rows of a group and a few columns at a time.
     """
     group = n // (GROUP * column_blocks)
     rows = tl.minimum(row_blocks - group * GROUP, GROUP)

@@ -23,8 +23,8 @@ void gather_patches(py::module_& module) {
         [](Address rows, Address ids, std::int64_t batch, std::int64_t length, std::int64_t keep,
            std::int64_t row_bytes, Address out, int threads) {
             return sslfast::cpu::scatter_rows(pointer<const char>(rows),
-                                              pointer<const std::int64_t>(ids), batch, length,
-                                              keep, row_bytes, pointer<char>(out), threads);
+                                              pointer<const std::int64_t>(ids), batch, length, keep,
+                                              row_bytes, pointer<char>(out), threads);
         },
         Release());
 #ifdef SSLFAST_WITH_CUDA

@@ -11,9 +11,15 @@ void linear_cross_entropy(py::module_& module) {
         [](Address hidden, std::int64_t n, Address weight, std::int64_t v, int dim, Address bias,
            Address targets, int threads, Address lse, Address target_logit, Address row_weight,
            float smoothing, double softcap, Address d_hidden, Address d_weight, Address d_bias) {
-            const cpu::LinearClassifier problem{
-                pointer<const float>(hidden),          n,      pointer<const float>(weight), v, dim,
-                pointer<const float>(bias), pointer<const std::int64_t>(targets), softcap, threads};
+            const cpu::LinearClassifier problem{pointer<const float>(hidden),
+                                                n,
+                                                pointer<const float>(weight),
+                                                v,
+                                                dim,
+                                                pointer<const float>(bias),
+                                                pointer<const std::int64_t>(targets),
+                                                softcap,
+                                                threads};
             const cpu::LinearGradients gradients{pointer<const float>(row_weight), smoothing,
                                                  pointer<float>(d_hidden), pointer<float>(d_weight),
                                                  pointer<float>(d_bias)};

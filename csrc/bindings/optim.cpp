@@ -30,19 +30,19 @@ void optim(py::module_& module) {
         "adamw_step_cuda",
         [](Address rows, Address chunks, std::int64_t n, Address control, Address groups,
            Address stream) {
-            sslfast::cuda::adamw_step(
-                pointer<const Row>(rows), pointer<const std::int64_t>(chunks), n,
-                pointer<const double>(control), pointer<const double>(groups), pointer<void>(stream));
+            sslfast::cuda::adamw_step(pointer<const Row>(rows), pointer<const std::int64_t>(chunks),
+                                      n, pointer<const double>(control),
+                                      pointer<const double>(groups), pointer<void>(stream));
         },
         Release());
     module.def(
         "lars_step_cuda",
         [](Address rows, Address chunks, std::int64_t n, Address control, Address groups,
            Address trust, Address stream) {
-            sslfast::cuda::lars_step(
-                pointer<const Row>(rows), pointer<const std::int64_t>(chunks), n,
-                pointer<const double>(control), pointer<const double>(groups),
-                pointer<const double>(trust), pointer<void>(stream));
+            sslfast::cuda::lars_step(pointer<const Row>(rows), pointer<const std::int64_t>(chunks),
+                                     n, pointer<const double>(control),
+                                     pointer<const double>(groups), pointer<const double>(trust),
+                                     pointer<void>(stream));
         },
         Release());
 #endif

@@ -14,11 +14,10 @@ void patch_mask(py::module_& module) {
         [](Address sample_ids, std::int64_t batch, std::int64_t step, std::uint64_t seed,
            std::int64_t stream, std::int64_t length, std::int64_t keep, Address ids_keep,
            Address ids_restore, Address mask, int threads) {
-            sslfast::cpu::random_patch_mask(pointer<const std::int64_t>(sample_ids), batch, step,
-                                            seed, stream, length, keep,
-                                            pointer<std::int64_t>(ids_keep),
-                                            pointer<std::int64_t>(ids_restore),
-                                            pointer<bool>(mask), threads);
+            sslfast::cpu::random_patch_mask(
+                pointer<const std::int64_t>(sample_ids), batch, step, seed, stream, length, keep,
+                pointer<std::int64_t>(ids_keep), pointer<std::int64_t>(ids_restore),
+                pointer<bool>(mask), threads);
         },
         Release());
     module.def(
@@ -66,8 +65,7 @@ void patch_mask(py::module_& module) {
            Address ids_keep, Address ids_restore, Address stream) {
             sslfast::cuda::compact_mask(pointer<const bool>(mask), batch, length, keep,
                                         pointer<std::int64_t>(ids_keep),
-                                        pointer<std::int64_t>(ids_restore),
-                                        pointer<void>(stream));
+                                        pointer<std::int64_t>(ids_restore), pointer<void>(stream));
         },
         Release());
 #endif

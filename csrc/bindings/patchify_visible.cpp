@@ -18,8 +18,8 @@ void patchify_visible(py::module_& module) {
             const auto [channels, frames, height, width, t, h, w] = grid;
             return sslfast::cpu::cut_patches(pointer<const char>(images),
                                              pointer<const std::int64_t>(ids), batch, keep,
-                                             {channels, frames, height, width, t, h, w},
-                                             item_bytes, pointer<char>(out), threads);
+                                             {channels, frames, height, width, t, h, w}, item_bytes,
+                                             pointer<char>(out), threads);
         },
         Release());
 }

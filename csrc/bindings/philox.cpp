@@ -23,10 +23,9 @@ void philox(py::module_& module) {
         "philox_random_bits_cuda",
         [](Address sample_ids, std::int64_t batch, Address step, std::uint64_t seed,
            std::int64_t stream_number, std::int64_t count, Address out, Address stream) {
-            sslfast::cuda::philox_random_bits(pointer<const std::int64_t>(sample_ids), batch,
-                                              pointer<const std::int64_t>(step), seed,
-                                              stream_number, count, pointer<std::int64_t>(out),
-                                              pointer<void>(stream));
+            sslfast::cuda::philox_random_bits(
+                pointer<const std::int64_t>(sample_ids), batch, pointer<const std::int64_t>(step),
+                seed, stream_number, count, pointer<std::int64_t>(out), pointer<void>(stream));
         },
         Release());
 #endif

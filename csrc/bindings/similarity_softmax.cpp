@@ -14,8 +14,8 @@ sslfast::cpu::Statistics statistics(Address lse, Address g) {
 
 #ifdef SSLFAST_WITH_CUDA
 // (arithmetic, rows, m, columns, n, dim, scale, pairing); see kernels/similarity_softmax/cuda.py.
-using CudaProblem = std::tuple<int, Address, std::int64_t, Address, std::int64_t, int, Address,
-                               PairingFields>;
+using CudaProblem =
+    std::tuple<int, Address, std::int64_t, Address, std::int64_t, int, Address, PairingFields>;
 
 sslfast::cuda::Similarities on_gpu(const CudaProblem& problem) {
     const auto& [arithmetic, rows, m, columns, n, dim, scale, pairing] = problem;
@@ -78,8 +78,8 @@ void similarity_softmax(py::module_& module) {
         "similarity_backward_cpu",
         [](Address rows, std::int64_t m, Address columns, std::int64_t n, int dim, float scale,
            PairingFields pairing, int threads, Address row_lse, Address row_g, Address column_lse,
-           Address column_g, Address positive, Address kept, std::int64_t kept_size,
-           Address d_rows, Address d_columns) {
+           Address column_g, Address positive, Address kept, std::int64_t kept_size, Address d_rows,
+           Address d_columns) {
             sslfast::cpu::similarity_backward(
                 similarities(rows, m, columns, n, dim, scale, pairing, threads),
                 statistics(row_lse, row_g), statistics(column_lse, column_g),

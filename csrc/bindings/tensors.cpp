@@ -89,8 +89,8 @@ bool fill(Row& row, const py::list& columns, py::ssize_t n, int second, const Re
         }
         if (type == none_code || x.device.type != device.type || x.device.index != device.index)
             return false;
-        row.address[c] = reinterpret_cast<std::int64_t>(x.data) +
-                         static_cast<std::int64_t>(x.byte_offset);
+        row.address[c] =
+            reinterpret_cast<std::int64_t>(x.data) + static_cast<std::int64_t>(x.byte_offset);
         if (c == 0 || c == step_address) continue;
         if (c == second)
             types += type - none_code;
@@ -105,8 +105,8 @@ bool fill(Row& row, const py::list& columns, py::ssize_t n, int second, const Re
 }
 
 // Fills rows from up to six lists of as many tensors (or None, but in the first), and returns the
-// set of their types, a bit each; or -1 where anything is unusual: a class, dtype or device, shapes,
-// dtypes or orders of elements that differ within a row.
+// set of their types, a bit each; or -1 where anything is unusual: a class, dtype or device,
+// shapes, dtypes or orders of elements that differ within a row.
 std::int64_t rows_of_tensors(Address address, const py::list& columns, int second,
                              const py::object& groups, const py::object& plain,
                              const py::object& parameter) {

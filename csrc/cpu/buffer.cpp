@@ -17,7 +17,7 @@ constexpr std::size_t most = std::size_t{64} << 20;  // bytes that wait in the p
 #ifdef __linux__
 struct Mapping {
     void* mapped;
-    std::size_t bytes;  // from `mapped` on; a large page of it at most lies before the data
+    std::size_t bytes;  // from `mapped` on; at most a huge page of it lies before the data
     float* data() const {
         const auto first = reinterpret_cast<std::uintptr_t>(mapped);
         return reinterpret_cast<float*>((first + huge_page - 1) / huge_page * huge_page);
@@ -46,7 +46,7 @@ class Pool {
         advise_huge_pages(mapping.data(), wanted - huge_page);
         return mapping;
     }
-    // The newest are kept, in front: their pages are the likeliest to be in a cache.
+    // Most recently used first, and kept longest: their pages are the likeliest to be in a cache.
     void give(const Mapping& mapping) {
         const std::lock_guard<std::mutex> lock(mutex_);
         waiting_.insert(waiting_.begin(), mapping);

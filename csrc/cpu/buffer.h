@@ -1,4 +1,4 @@
-// Memory for operands of products.
+// Aligned memory for packed operands and scratch tiles.
 #pragma once
 
 #include <cstddef>
@@ -6,7 +6,7 @@
 
 namespace sslfast::cpu {
 
-// Where a buffer goes: to the pool or, small, to the heap.
+// Gives a buffer back: to the pool or, a small one, to the heap.
 struct FreeBuffer {
     void* mapped = nullptr;
     std::size_t bytes = 0;
@@ -14,9 +14,10 @@ struct FreeBuffer {
 };
 using Buffer = std::unique_ptr<float[], FreeBuffer>;
 
-// n floats, not set, at a cache line. Large ones lie in large pages of their own: in the heap they would
-// come between the caller's tensors and leave holes. What is freed waits in a pool for the next call, a
-// step of training later, because fresh pages cost more than the passes that fill them.
+// n uninitialised floats, aligned to a cache line. Large buffers have huge pages of their own: in
+// the heap they would come between the caller's tensors and fragment it. Freed ones wait in a pool
+// for the next call, a training step later: first-touch page faults cost more than the passes that
+// fill the memory.
 Buffer make_buffer(std::size_t n);
 
 // Gives the pool's memory back to the system.

@@ -32,8 +32,10 @@ Level choose() {
     };
 #ifdef __x86_64__
     __builtin_cpu_init();
-    if (take("v4") && __builtin_cpu_supports("x86-64-v4")) return {tile_kernels_v4, element_kernels_v4};
-    if (take("v3") && __builtin_cpu_supports("x86-64-v3")) return {tile_kernels_v3, element_kernels_v3};
+    if (take("v4") && __builtin_cpu_supports("x86-64-v4"))
+        return {tile_kernels_v4, element_kernels_v4};
+    if (take("v3") && __builtin_cpu_supports("x86-64-v3"))
+        return {tile_kernels_v3, element_kernels_v3};
 #endif
     if (take("baseline")) return {tile_kernels_baseline, element_kernels_baseline};
     throw std::runtime_error("SSLFAST_CPU_LEVEL=" + std::string(wanted) +

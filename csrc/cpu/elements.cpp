@@ -1,5 +1,5 @@
-// Updates of slices of tensors at one level of the instruction set: compiled several times, with
-// SSLFAST_LEVEL its name. As in tile.cpp, nothing of the standard library here.
+// Elementwise updates of slices of tensors at one level of the instruction set: compiled several
+// times, with SSLFAST_LEVEL its name. As in tile.cpp, nothing of the standard library here.
 #include "elements.h"
 
 #include <sslfast/floats.h>

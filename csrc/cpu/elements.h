@@ -1,4 +1,4 @@
-// Updates of slices of tensors, compiled once for each level of the instruction set.
+// Elementwise updates of slices of tensors, compiled once for each level of the instruction set.
 // csrc/cpu/elements.cpp is the source of all levels.
 #pragma once
 

@@ -1,4 +1,4 @@
-// Exponential moving averages of many tensors: 12 bytes of traffic an element in float32.
+// Multi-tensor exponential moving averages: 12 bytes of memory traffic an element in float32.
 #include <sslfast/cpu.h>
 
 #include "elements.h"

@@ -1,5 +1,5 @@
-// Factors of logits for the tile kernels; apart from tile.h, which is compiled for every instruction set
-// and must not take functions of the standard library along.
+// Makes the double-float factors of tile.h; apart from it, because tile.h is compiled for every
+// level of the instruction set and must not take functions of the standard library along.
 #pragma once
 
 #include <algorithm>

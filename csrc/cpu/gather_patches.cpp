@@ -11,7 +11,7 @@
 namespace sslfast::cpu {
 namespace {
 
-// The processor foresees the lines within a row, not where the next row begins.
+// The hardware prefetcher follows the lines of a row, but cannot know where the next row begins.
 void prefetch(const char* row) {
     for (int line = 0; line < 4; ++line) __builtin_prefetch(row + 64 * line);
 }
@@ -29,7 +29,7 @@ bool gather_rows(const char* tokens, const std::int64_t* ids, std::int64_t batch
             inside = false;
             continue;
         }
-        if (row + 1 < batch * keep)  // an address that is only hinted at may be any
+        if (row + 1 < batch * keep)  // a prefetch may be given any address
             prefetch(tokens + ((row + 1) / keep * length + ids[row + 1]) * row_bytes);
         const std::int64_t from = row / keep * length + ids[row];
         std::memcpy(out + row * row_bytes, tokens + from * row_bytes, row_bytes);

@@ -1,6 +1,6 @@
-// Pages of 2 MiB: fresh memory costs a page fault every 4 KiB when it is first written, more than the
-// copy itself, and a product that walks over hundreds of small pages at once, more than a processor
-// keeps the addresses of, meets few large ones.
+// Huge pages, of 2 MiB: with pages of 4 KiB, the page faults of memory that is first written cost
+// more than the copy itself, and a product that works on hundreds of pages at once, more than the
+// TLB has entries, misses it all the time.
 #pragma once
 
 #include <cstddef>
@@ -26,8 +26,8 @@ inline void advise_huge_pages(void* data, std::size_t bytes) {
 #endif
 }
 
-// The same for a result that is written once: the allocator hands out the memory of small ones again
-// and again, which then has its pages.
+// The same for a result that is written once: the allocator hands out the memory of small ones
+// again and again, which then has its pages.
 inline void advise_huge_result(void* data, std::size_t bytes) {
     if (bytes >= 8 * huge_page) advise_huge_pages(data, bytes);
 }

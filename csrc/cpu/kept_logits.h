@@ -1,6 +1,6 @@
-// Logits that the forward pass leaves to the backward pass of the same problem, tile after tile in
-// the order of the visits, as far as the memory goes: they need not be multiplied out again, and are
-// bit for bit what that would give.
+// Logits that the forward pass saves for the backward pass of the same problem, tile after tile in
+// the order of the visits, as far as the memory goes: the backward pass need not recompute them,
+// and they are bit for bit what it would compute.
 #pragma once
 
 #include <algorithm>
@@ -13,7 +13,7 @@ namespace sslfast::cpu {
 
 class KeptLogits {
   public:
-    // size floats, or null for nothing kept. The first tells a backward pass whether there is anything.
+    // size floats, or null to keep nothing. The first tells a backward pass whether any were kept.
     KeptLogits(float* memory, std::int64_t size)
         : data_(memory == nullptr ? nullptr : memory + header),
           size_(memory == nullptr ? 0 : std::max<std::int64_t>(size - header, 0)) {}
@@ -33,7 +33,8 @@ class KeptLogits {
             std::copy_n(tile + i * ld, column.size, data_ + before + i * column.size);
     }
     // Whether the tile was kept; then it is written.
-    bool recall(std::int64_t before, Block row, Block column, float* tile, std::ptrdiff_t ld) const {
+    bool recall(std::int64_t before, Block row, Block column, float* tile,
+                std::ptrdiff_t ld) const {
         if (!fits(before, row, column)) return false;
         for (int i = 0; i < row.size; ++i)
             std::copy_n(data_ + before + i * column.size, column.size, tile + i * ld);

@@ -1,10 +1,10 @@
 // Cross-entropy over the classes of a linear layer, with its gradients, row block by row block.
 //
 // A block of rows meets all classes: their logits, transposed [v, rows] and to base 2, are the only
-// large thing in memory. Once a block's log-sum-exps are known, its logits turn into weights in place
-// and go into the gradients: 6 n v dim FLOP for value and gradients, 2 n v dim for the value alone
-// (which keeps a tile a thread and no block). The weight matrix is read as it lies and packed a tile
-// at a time; nothing of its size is copied.
+// large thing in memory. Once a block's log-sum-exps are known, its logits are turned into weights
+// in place and multiplied into the gradients: 6 n v dim FLOP for value and gradients, 2 n v dim for
+// the value alone (with one scratch tile a thread and no block). The weight matrix is read as it
+// lies and packed a tile at a time; nothing of its size is copied.
 #include <sslfast/cpu.h>
 
 #include <algorithm>
@@ -26,8 +26,8 @@ namespace {
 
 constexpr int row_block = 256;
 constexpr int class_block = 256;
-// Parts of the classes with sums of their own for d_hidden, added in order: so many threads have work,
-// and results do not depend on how many there are.
+// Split-K for d_hidden: spans of the classes with partial sums of their own, reduced in a
+// deterministic order. So many threads have work, and results do not depend on how many there are.
 constexpr std::int64_t most_spans = 32;
 
 class Work {
@@ -102,7 +102,7 @@ class Work {
     std::size_t panels_size() const {
         return packed_values_size(class_block, p_.dim, kernels_.width);
     }
-    // Room for a block's tile that is this thread's own.
+    // This thread's scratch tile, for one block.
     float* own_tile() {
         return tiles_.get() +
                static_cast<std::size_t>(class_block) * height_ * omp_get_thread_num();
@@ -146,8 +146,8 @@ class Work {
         const std::int64_t i = first_ + r;
         lse[i] = static_cast<float>((maximum + std::log2(others)) / log2_e_exact);
         if (g_ == nullptr) return;
-        // p_j = 2^(t_j - greatest) / total, without a log-sum-exp: rounded to a float, those of a cold
-        // softmax have few digits behind the point.
+        // p_j = 2^(t_j - greatest) / total, without a log-sum-exp: rounded to a float, the large
+        // ones of a low temperature have few digits behind the point.
         const double target = p_.targets == nullptr ? target_logit[i] * log2_e_exact : target_[r];
         const double greatest = std::max<double>(maximum, target);
         others *= std::exp2(maximum - greatest);
@@ -155,7 +155,7 @@ class Work {
         const double weight = g_->row_weight[i];
         maximum_[r] = static_cast<float>(greatest);
         weight_[r] = static_cast<float>(weight / total * std::exp2(maximum_[r] - greatest));
-        // 1 - p of the target, not as a difference: p may be close to 1.
+        // 1 - p of the target without cancellation: p may be close to 1.
         double slope = 1;
         if (p_.softcap != 0) {
             const double share = target / (p_.softcap * log2_e_exact);
@@ -165,8 +165,8 @@ class Work {
             static_cast<float>(weight * (g_->smoothing - uniform_ - others / total) * slope);
     }
 
-    // The targets come in last, and not within the products: beside them the other classes' small
-    // shares would lose digits.
+    // The targets are added last, outside the products: beside them the small terms of the other
+    // classes would lose digits.
     void backward(Block classes, std::int64_t span, bool first_of_span, Panels values) {
         float* tile = logits_.get() + classes.first * height_;
         // Of the softcap, 1 - tanh^2, from the logits before the weights take their place.
@@ -191,11 +191,10 @@ class Work {
                 g_->d_bias[classes.first + j] += sum;
             }
         const float* weight = p_.weight + classes.first * p_.dim;
-        float* d_weight =
-            g_->d_weight == nullptr ? nullptr : g_->d_weight + classes.first * p_.dim;
+        float* d_weight = g_->d_weight == nullptr ? nullptr : g_->d_weight + classes.first * p_.dim;
         if (d_weight != nullptr)
-            kernels_.multiply(classes.size, p_.dim, count_, {tile, height_, 1}, values, nullptr, true,
-                              d_weight, in_panels);
+            kernels_.multiply(classes.size, p_.dim, count_, {tile, height_, 1}, values, nullptr,
+                              true, d_weight, in_panels);
         for_targets(classes, [&](int r, std::int64_t j) {
             if (g_->d_bias != nullptr) g_->d_bias[classes.first + j] += target_weight_[r];
             if (d_weight == nullptr) return;
@@ -246,7 +245,7 @@ class Work {
     PackedTransposed transposed_;
     PackedValues values_;
     Buffer logits_, maxima_, sums_, tiles_, partial_, panels_;
-    // Of the rows at hand: the targets' logits and the greatest, to base 2, and the weights of
+    // Of the current rows: the targets' logits and the greatest, to base 2, and the weights of
     // 2^(t - greatest) and of the target.
     std::vector<float> target_, maximum_, weight_, target_weight_;
     float uniform_ = g_ == nullptr ? 0.0f : g_->smoothing / static_cast<float>(p_.v);

@@ -12,7 +12,7 @@ struct Moments {
     float mean, scale;  // scale = 1 / sqrt(variance + eps)
 };
 
-// The unbiased variance, in two sweeps: no cancellation.
+// The unbiased variance, in two passes: no cancellation.
 Moments moments(const float* target, std::int64_t dim, float eps) {
     float sum = 0, squares = 0;
 #pragma omp simd reduction(+ : sum)

@@ -1,4 +1,4 @@
-// Optimiser steps over many tensors, and their teacher in the same pass.
+// Multi-tensor optimiser steps, and the EMA teacher in the same pass.
 #include <sslfast/cpu.h>
 
 #include "elements.h"
@@ -17,7 +17,7 @@ void adamw_step(const Row* rows, std::int64_t n, const double* control, const do
         const double step = *reinterpret_cast<const float*>(row.address[4]);
         kernels.adamw(row, begin, end,
                       adamw_numbers(control[0], group, 1 - std::pow(group[1], step),
-                                            1 - std::pow(group[2], step)),
+                                    1 - std::pow(group[2], step)),
                       control[1]);
     });
 }

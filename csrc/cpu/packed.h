@@ -1,4 +1,4 @@
-// The right operands of all products, in the panels that the tile kernels read.
+// Packing of right operands into the panels that the tile kernels read.
 #pragma once
 
 #include <algorithm>
@@ -23,7 +23,8 @@ class PackedTransposed {
         const std::int64_t panels = (m + width_ - 1) / width_;
 #pragma omp parallel for num_threads(threads) schedule(static)
         for (std::int64_t panel = 0; panel < panels; ++panel)
-            for (int d0 = 0; d0 < dim_; d0 += 16)  // what is written at a time stays in the L1 cache
+            // Blocked, so that what is being written stays in the L1 cache.
+            for (int d0 = 0; d0 < dim_; d0 += 16)
                 for (int w = 0; w < width_; ++w) {
                     const std::int64_t row = panel * width_ + w;
                     float* out = data_.get() + panel * width_ * dim_ + w;
@@ -44,7 +45,7 @@ class PackedTransposed {
 // Writes rows of X [m, dim] as panels of `width` columns, each [m, width] and zero beyond dim.
 inline void pack_values(const float* x, std::int64_t m, int dim, int width, std::int64_t first,
                         std::int64_t last, float* panels) {
-    constexpr int few = 16;  // rows at a time stay in the L1 cache, and a panel is written in runs
+    constexpr int few = 16;  // rows at a time stay in the L1 cache, and writes are contiguous
     for (std::int64_t row0 = first; row0 < last; row0 += few)
         for (int d = 0; d < dim; d += width) {
             const int count = dim - d < width ? dim - d : width;

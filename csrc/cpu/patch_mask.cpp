@@ -1,4 +1,4 @@
-// Selection of patches (kernels/patch_mask): keys are made, searched and turned into indices one
+// Selection of patches (kernels/patch_mask): random keys, a radix select and the indices, one
 // sample at a time, in a few hundred bytes of the L1 cache.
 #include <sslfast/cpu.h>
 #include <sslfast/select.h>
@@ -11,9 +11,10 @@ namespace sslfast::cpu {
 namespace {
 
 template <typename Key>
-RadixSearch<Key> search(const Key* keys, std::int64_t length, std::int64_t count, int key_bits) {
-    RadixSearch<Key> found(count, key_bits);
-    std::int32_t histogram[RadixSearch<Key>::bins];
+RadixSelect<Key> radix_select(const Key* keys, std::int64_t length, std::int64_t count,
+                              int key_bits) {
+    RadixSelect<Key> found(count, key_bits);
+    std::int32_t histogram[RadixSelect<Key>::bins];
     while (!found.done()) {
         std::memset(histogram, 0, sizeof histogram);
         for (std::int64_t e = 0; e < length; ++e)
@@ -23,15 +24,15 @@ RadixSearch<Key> search(const Key* keys, std::int64_t length, std::int64_t count
         while (below + histogram[digit] < found.count) below += histogram[digit++];
         found.take(digit, below);
         if (histogram[digit] == 1 && !found.done())  // the usual case after the first digit
-            found.settle(*std::find_if(keys, keys + length,
-                                       [&](Key key) { return found.matches(key); }));
+            found.settle(
+                *std::find_if(keys, keys + length, [&](Key key) { return found.matches(key); }));
     }
     return found;
 }
 
 // Calls visit(e, whether it is among the smallest) for every element in order.
 template <typename Key, typename Visit>
-void for_each_choice(const Key* keys, std::int64_t length, const RadixSearch<Key>& found,
+void for_each_choice(const Key* keys, std::int64_t length, const RadixSelect<Key>& found,
                      Visit visit) {
     std::int64_t equal = 0;
     for (std::int64_t e = 0; e < length; ++e) {
@@ -40,7 +41,7 @@ void for_each_choice(const Key* keys, std::int64_t length, const RadixSearch<Key
     }
 }
 
-// Kept elements first, then hidden ones, both in order.
+// A stable partition: kept elements first, then hidden ones.
 struct Partition {
     std::int64_t* ids_keep;
     std::int64_t* ids_restore;
@@ -73,7 +74,7 @@ void random_patch_mask(const std::int64_t* sample_ids, std::int64_t batch, std::
                                                   sample_ids[sample], step, stream, seed);
                 std::copy(words.word, words.word + 4, keys.begin() + first);
             }
-            const auto found = search(keys.data(), length, keep, 32);
+            const auto found = radix_select(keys.data(), length, keep, 32);
             Partition out(ids_keep + sample * keep, ids_restore + sample * length, keep, keep);
             bool* hidden = mask + sample * length;
             for_each_choice(keys.data(), length, found, [&](std::int64_t e, bool chosen) {
@@ -90,7 +91,7 @@ void smallest_keys(const std::int64_t* keys, const std::int64_t* counts, std::in
     for (std::int64_t sample = 0; sample < batch; ++sample) {
         const auto* row = reinterpret_cast<const std::uint64_t*>(keys) + sample * length;
         const std::int64_t count = std::clamp<std::int64_t>(counts[sample], 0, length);
-        const auto found = search(row, length, count, key_bits);
+        const auto found = radix_select(row, length, count, key_bits);
         bool* out = chosen + sample * length;
         for_each_choice(row, length, found, [out](std::int64_t e, bool c) { out[e] = c; });
     }

@@ -31,8 +31,7 @@ bool cut_patches(const char* images, const std::int64_t* ids, std::int64_t batch
         char* to = out + row * patch_bytes;
         for (std::int64_t c = 0; c < grid.channels; ++c)
             for (std::int64_t t = 0; t < grid.patch_frames; ++t) {
-                const std::int64_t plane =
-                    (sample * grid.channels + c) * grid.frames + frame + t;
+                const std::int64_t plane = (sample * grid.channels + c) * grid.frames + frame + t;
                 const std::int64_t first = (plane * grid.height + top) * grid.width + left;
                 for (std::int64_t y = 0; y < grid.patch_height; ++y, to += line_bytes)
                     std::memcpy(to, images + (first + y * grid.width) * item_bytes, line_bytes);

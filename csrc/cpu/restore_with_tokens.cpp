@@ -1,5 +1,5 @@
-// Decoder input of a masked autoencoder (kernels/restore_with_tokens): encoded rows at their places,
-// the mask token elsewhere, positions added, in one pass over the result.
+// Decoder input of a masked autoencoder (kernels/restore_with_tokens): encoded rows at their
+// places, the mask token elsewhere, positions added, in one pass over the result.
 #include <sslfast/cpu.h>
 
 #include <algorithm>
@@ -30,7 +30,8 @@ bool restore_with_tokens(const float* visible, const float* token, const std::in
             inside = false;
             continue;
         }
-        const float* from = is_visible(place, keep) ? visible + (sample * keep + place) * dim : token;
+        const float* from =
+            is_visible(place, keep) ? visible + (sample * keep + place) * dim : token;
         float* to = out + row * dim;
         if (positions == nullptr) {
             std::copy(from, from + dim, to);
@@ -45,8 +46,7 @@ bool restore_with_tokens(const float* visible, const float* token, const std::in
 
 void restore_with_tokens_backward(const float* gradient, const std::int64_t* ids_restore,
                                   std::int64_t batch, std::int64_t length, std::int64_t keep,
-                                  std::int64_t dim, float* d_visible, float* d_token,
-                                  int threads) {
+                                  std::int64_t dim, float* d_visible, float* d_token, int threads) {
 #pragma omp parallel num_threads(threads)
     {
         std::vector<char> shown(keep);  // whether a place has been found that shows the row

@@ -1,5 +1,5 @@
-// Which tiles there are and in which order they are played, without two threads ever writing to the
-// same rows or columns.
+// Which tiles there are, and their deterministic order: no two threads write to the same rows or
+// columns at a time, and a block's sums are added in the same order for any number of threads.
 #pragma once
 
 #include <algorithm>
@@ -11,8 +11,8 @@
 
 namespace sslfast::cpu {
 
-// Tiles stay in the L2 cache, also where it is small or two threads share it; sizes are whole numbers of
-// panels, and the largest of register blocks of 6 and of 12 rows, too.
+// Tiles stay in the L2 cache, also where it is small or shared by two threads; sizes are multiples
+// of the panel width, and the largest also of the 6 or 12 rows of a register tile.
 constexpr int largest_tile = 192;
 constexpr int finer_tiles[] = {96, 64, 32};
 
@@ -39,20 +39,20 @@ struct Side {
             if (n < 8 * tile) tile = finer;
         blocks = (n + tile - 1) / tile;
     }
-    std::int64_t whole() const { return blocks * tile; }  // length, the last block filled up
+    std::int64_t whole() const { return blocks * tile; }  // length rounded up to whole blocks
     Block block(std::int64_t b) const {
         const std::int64_t first = b * tile;
         return {first, static_cast<int>(std::min<std::int64_t>(tile, length - first))};
     }
 };
 
-// All pairs of different blocks of one side: a round-robin tournament. Within a round no block
-// appears twice, so the order of a block's partners depends on the schedule alone: results are
-// bit-identical for any number of threads. Blocks meet themselves in a round before the others.
+// All pairs of different blocks of one side: a round-robin tournament (circle method). Within a
+// round no block appears twice, so the order of a block's partners depends on the schedule alone:
+// results are bit-identical for any number of threads. Blocks meet themselves in the first round.
 class Tournament {
   public:
     explicit Tournament(const Side& side)
-        : side_(side), players_(side.blocks + side.blocks % 2) {}  // an odd one out rests
+        : side_(side), players_(side.blocks + side.blocks % 2) {}  // an odd one out has a bye
     std::int64_t rounds() const { return players_; }
     std::int64_t pairs() const { return side_.blocks; }
     std::int64_t blocks() const { return side_.blocks; }
@@ -68,7 +68,7 @@ class Tournament {
         std::int64_t b = (round - k + n) % n;
         if (a > b) std::swap(a, b);
         if (b >= side_.blocks) return false;
-        // Of an odd number, the pair 0 of every round is a rest.
+        // Of an odd number, the pair 0 of every round is a bye.
         const std::int64_t before = side_.blocks + (round - 1) * (side_.blocks / 2);
         *pair = {side_.block(a), side_.block(b), a, b, before + k - side_.blocks % 2};
         return true;
@@ -79,7 +79,8 @@ class Tournament {
     std::int64_t players_;
 };
 
-// All pairs of a block of rows and one of columns: rounds of a rotation.
+// All pairs of a block of rows and one of columns: the shorter side meets the longer one rotated by
+// one block a round.
 class Rotation {
   public:
     Rotation(const Side& rows, const Side& columns) : rows_(rows), columns_(columns) {}
@@ -99,29 +100,30 @@ class Rotation {
     Side rows_, columns_;
 };
 
-// The order in which a block is played: whoever takes a tile draws a ticket for both its blocks, and
-// plays when their turns have come.
-class Turns {
+// A ticket lock for every block: a thread that takes a tile draws a ticket for both its blocks, and
+// enters once both are served. Tickets are drawn in the order of the schedule, so the locks also
+// make the order of a block's tiles deterministic.
+class TicketLocks {
   public:
-    explicit Turns(std::int64_t blocks) : next_(blocks, 0), turn_(blocks) {}
-    std::int64_t draw(std::int64_t block) { return next_[block]++; }  // one thread at a time
-    void await(std::int64_t block, std::int64_t ticket) const {
-        while (turn_[block].load(std::memory_order_acquire) != ticket) std::this_thread::yield();
+    explicit TicketLocks(std::int64_t blocks) : next_(blocks, 0), serving_(blocks) {}
+    std::int64_t draw(std::int64_t block) { return next_[block]++; }  // by one thread at a time
+    void acquire(std::int64_t block, std::int64_t ticket) const {
+        while (serving_[block].load(std::memory_order_acquire) != ticket) std::this_thread::yield();
     }
-    void end(std::int64_t block, std::int64_t ticket) {
-        turn_[block].store(ticket + 1, std::memory_order_release);
+    void release(std::int64_t block, std::int64_t ticket) {
+        serving_[block].store(ticket + 1, std::memory_order_release);
     }
 
   private:
     std::vector<std::int64_t> next_;
-    std::vector<std::atomic<std::int64_t>> turn_;
+    std::vector<std::atomic<std::int64_t>> serving_;
 };
 
-// Calls play(pair) for every pair. Threads take them in the order of the rounds and wait for nothing
-// but earlier pairs of the same blocks: a slow thread does not hold up the others.
-template <typename Schedule, typename Play>
-void play_all(const Schedule& schedule, int threads, Play play) {
-    Turns turns(schedule.blocks());
+// Calls visit(pair) for every pair. Threads take them in the order of the rounds and wait only for
+// earlier pairs of the same blocks: there is no barrier between rounds.
+template <typename Schedule, typename Visit>
+void for_each_pair(const Schedule& schedule, int threads, Visit visit) {
+    TicketLocks locks(schedule.blocks());
     std::int64_t next = 0;
     const std::int64_t all = schedule.rounds() * schedule.pairs();
 #pragma omp parallel num_threads(threads)
@@ -129,20 +131,20 @@ void play_all(const Schedule& schedule, int threads, Play play) {
         Pair pair;
         std::int64_t row_ticket = 0, column_ticket = 0;
         bool taken = false;
-#pragma omp critical(sslfast_play_all)
+#pragma omp critical(sslfast_for_each_pair)
         while (!taken && next < all) {
             taken = schedule.pair(next / schedule.pairs(), next % schedule.pairs(), &pair);
             ++next;
             if (!taken) continue;
-            row_ticket = turns.draw(pair.row_number);
-            if (!pair.one_block()) column_ticket = turns.draw(pair.column_number);
+            row_ticket = locks.draw(pair.row_number);
+            if (!pair.one_block()) column_ticket = locks.draw(pair.column_number);
         }
         if (!taken) break;
-        turns.await(pair.row_number, row_ticket);
-        if (!pair.one_block()) turns.await(pair.column_number, column_ticket);
-        play(pair);
-        turns.end(pair.row_number, row_ticket);
-        if (!pair.one_block()) turns.end(pair.column_number, column_ticket);
+        locks.acquire(pair.row_number, row_ticket);
+        if (!pair.one_block()) locks.acquire(pair.column_number, column_ticket);
+        visit(pair);
+        locks.release(pair.row_number, row_ticket);
+        if (!pair.one_block()) locks.release(pair.column_number, column_ticket);
     }
 }
 

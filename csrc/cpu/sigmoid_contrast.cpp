@@ -1,7 +1,7 @@
 // The pairwise sigmoid loss on the CPU: value and both gradients from one pass over the tiles.
 //
-// Nothing has to be known of a row before its elements can be weighed, so a tile is multiplied out,
-// turned into its weights and multiplied into both gradients: 6 m n dim FLOP, no array of m n.
+// An element's weight needs no statistics of its row, so a tile of logits is computed, turned into
+// weights and multiplied into both gradients: 6 m n dim FLOP, no array of m n.
 #include <sslfast/cpu.h>
 
 #include <cmath>
@@ -24,7 +24,7 @@ void sigmoid_contrast(const Similarities& problem, float bias, const float* row_
             strip.logits(row, column, tile);
             for (int i = 0; i < row.size; ++i)
                 for (int j = 0; j < column.size; ++j) tile[i * ld + j] += bias * log2_e;
-            // Positives are dealt with one by one: as negatives of logit -infinity they add nothing.
+            // Positives are masked, as negatives with a logit of -infinity, and added one by one.
             float row_loss[largest_tile] = {}, positive[largest_tile];
             for_each_named(strip.p.pairing, row, column, [&](int i, int j, bool) {
                 positive[i] = tile[i * ld + j] * ln_2;

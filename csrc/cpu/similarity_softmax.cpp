@@ -1,12 +1,12 @@
 // Similarity softmax on the CPU, without ever holding the M x N matrix.
 //
-// A tile of logits is multiplied out (tile.cpp; in base 2), then one pass goes over it while it is in
-// the L2 cache. In the symmetric form tiles below the diagonal are never computed, for a tile serves
-// both its rows and its columns: M^2 D FLOP forward, 3 M^2 D backward. Otherwise 2 M N D forward, and
-// 6 M N D for both gradients.
+// A tile of base-2 logits is computed (tile.cpp), then one fused pass goes over it while it is in
+// the L2 cache: online softmax forward, weights backward. In the symmetric form tiles below the
+// diagonal are never computed, for a tile serves both its rows and its columns: M^2 D FLOP forward,
+// 3 M^2 D backward. Otherwise 2 M N D forward, and 6 M N D for both gradients.
 //
-// Log-sum-exps and positives are doubles: as floats those of hundreds (a cold softmax) have few digits
-// behind the point.
+// Log-sum-exps and positives are doubles: the large ones of a low temperature, in the hundreds,
+// have few digits behind the point as floats.
 #include <sslfast/cpu.h>
 
 #include <cmath>
@@ -32,8 +32,8 @@ struct RunningSums {
     }
 };
 
-// Log-sum-exps to base 2 as floats, and factors that make up for what rounding took from them:
-// g 2^(t - lse) = (g 2^(rounded - lse)) 2^(t - rounded).
+// Log-sum-exps to base 2 rounded to floats, and upstream gradients that compensate for the
+// rounding: g 2^(t - lse) = (g 2^(rounded - lse)) 2^(t - rounded).
 struct Factors {
     std::vector<float> lse, g;
     Factors(Statistics given, std::int64_t n) {
@@ -77,8 +77,8 @@ void similarity_forward(const Similarities& problem, double* lse, double* positi
                            [&](int i, int j, bool) { tile[i * ld + j] = left_out; });
             const bool both = other != nullptr && !(symmetric && row.first == column.first);
             strip.kernels.merge(tile, ld, row.size, column.size, &rows.maximum[row.first],
-                               &rows.sum[row.first], both ? other_maximum + column.first : nullptr,
-                               both ? other_sum + column.first : nullptr, scratch);
+                                &rows.sum[row.first], both ? other_maximum + column.first : nullptr,
+                                both ? other_sum + column.first : nullptr, scratch);
         });
     });
     rows.write(lse);
@@ -106,7 +106,7 @@ void similarity_backward(const Similarities& problem, Statistics row_side, Stati
             float scratch[largest_tile];
             if (!logits.recall(before, row, column, tile, ld)) strip.logits(row, column, tile);
             strip.kernels.weigh(tile, ld, row.size, column.size, at(row_lse, row), at(row_g, row),
-                               at(column_lse, column), at(column_g, column), scratch);
+                                at(column_lse, column), at(column_g, column), scratch);
             for_each_named(strip.p.pairing, row, column, [&](int i, int j, bool is_positive) {
                 const bool given = is_positive && positive != nullptr;
                 tile[i * ld + j] = given ? positive[row.first + i] : 0.0f;

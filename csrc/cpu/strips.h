@@ -1,5 +1,5 @@
-// What ops over the tiles of X Y^T share: the cut into blocks, the packed operands, the tiles of memory,
-// and the elements that a pairing names.
+// What ops over the tiles of X Y^T share: the blocking, the packed operands, the scratch tiles, and
+// the elements that a pairing names.
 #pragma once
 
 #include <sslfast/cpu.h>
@@ -19,11 +19,11 @@
 
 namespace sslfast::cpu {
 
-// Floats from a row of a tile to the next: an odd number of cache lines, so that a column of it is spread
-// over the whole L1 cache, and stays there.
+// Leading dimension of a tile, in floats: an odd number of cache lines, so that a column is spread
+// over all sets of the L1 cache, without conflict misses.
 constexpr std::ptrdiff_t ld = largest_tile + 16;
 
-// A tile of memory for every thread.
+// A scratch tile for every thread.
 class Tiles {
   public:
     explicit Tiles(int threads) : memory_(make_buffer(size * threads)) {}
@@ -55,15 +55,15 @@ inline const float* at(const float* data, Block block) {
     return data == nullptr ? nullptr : data + block.first;
 }
 
-// Columns of a strip: a quarter, so that packing takes little memory and leaves many tiles for the
-// threads. It must not depend on their number, on which no result may.
+// Columns of a strip: a quarter, so that packed columns take little memory and there are many tiles
+// for the threads. Independent of the number of threads, as all results must be.
 inline std::int64_t strip_size(std::int64_t n) {
     const std::int64_t quarter = (n / 4 + largest_tile - 1) / largest_tile * largest_tile;
     return std::min(n, std::max<std::int64_t>(10 * largest_tile, quarter));
 }
 
-// All rows and some columns of a rectangular problem, or all of a symmetric one. Blocks of columns are
-// numbered from the strip's own first; logits are to base 2.
+// All rows and some columns of a rectangular problem, or all of a symmetric one. Blocks of columns
+// are numbered from the strip's own first; logits are to base 2.
 class Strip {
   public:
     const Similarities p;
@@ -83,8 +83,8 @@ class Strip {
     }
     // The transposed tile times the rows, added to d_columns likewise.
     void add_to_columns(Block row, Block column, const float* tile, float* d_columns) const {
-        kernels.multiply(column.size, p.dim, row.size, {tile, 1, ld}, row_values_.of(row),
-                         nullptr, true, d_columns + (first_column + column.first) * p.dim, in_panels);
+        kernels.multiply(column.size, p.dim, row.size, {tile, 1, ld}, row_values_.of(row), nullptr,
+                         true, d_columns + (first_column + column.first) * p.dim, in_panels);
     }
     // Calls visit(row block, column block, how many logits at most come before it) for every tile.
     template <typename Visit>
@@ -94,9 +94,9 @@ class Strip {
             visit(pair.row, pair.column, first_logit + pair.index * rows.tile * columns.tile);
         };
         if (p.columns == nullptr)
-            play_all(Tournament(rows), p.threads, at_index);
+            for_each_pair(Tournament(rows), p.threads, at_index);
         else
-            play_all(Rotation(rows, columns), p.threads, at_index);
+            for_each_pair(Rotation(rows, columns), p.threads, at_index);
     }
 
   private:

@@ -1,6 +1,6 @@
 // The tile kernels of one level of the instruction set: compiled several times, with SSLFAST_LEVEL
 // its name and SSLFAST_VECTOR_BYTES its vector. No templates or inline functions of the standard
-// library here: the linker could give another level's copy of them to a processor without it.
+// library here: the linker keeps one copy of them for all levels, perhaps one of a higher level.
 #include "tile.h"
 
 #define SSLFAST_JOIN_(a, b) a##b
@@ -17,32 +17,31 @@ typedef float Vector __attribute__((vector_size(SSLFAST_VECTOR_BYTES), aligned(4
 
 constexpr int lanes = SSLFAST_VECTOR_BYTES / 4;
 constexpr int width = 2 * lanes;
-// Sums of a register block: max_rows x 2 vectors, beside two of B and one of A.
+// Accumulators of a register tile: max_rows x 2 vectors, beside two of B and one of A.
 #if SSLFAST_VECTOR_BYTES == 64 || defined(__aarch64__)
 constexpr int max_rows = 12;  // 32 registers
 #else
 constexpr int max_rows = 6;  // 16 registers
 #endif
-// k in one go. Blocks of 12 rows ask little enough of the panel [depth, width] to read it from the L2
-// cache; smaller ones want it in the L1 cache.
+// Blocking of k. Register tiles of 12 rows read the panel [depth, width] seldom enough for it to be
+// in the L2 cache; smaller ones want it in the L1 cache.
 constexpr int depth = max_rows == 12 ? 512 : 256;
 
 SSLFAST_INLINE Vector load(const float* p) { return *reinterpret_cast<const Vector*>(p); }
 SSLFAST_INLINE void store(float* p, Vector v) { *reinterpret_cast<Vector*>(p) = v; }
 
-// Memory that will be wanted soon: lines of 64 bytes, so many in a row.
-struct Ahead {
+// What to prefetch: `lines` cache lines of 64 bytes in each row.
+struct Prefetch {
     const float* data;
     std::ptrdiff_t row;  // floats from a row to the next
     int rows, lines;
 };
 
-// c [R, width] (+)= factor a [R, k] b [k, width], all sums in registers. What c needs at the end, and
-// what comes after, is fetched meanwhile: a line or two a step, since a burst of misses would block the
-// loads.
+// The micro-kernel: c [R, width] (+)= factor a [R, k] b [k, width], a register tile. It prefetches
+// c, then what the next ones read, a line or two a step: a burst of misses would stall the loads.
 template <int R>
 SSLFAST_INLINE void block(int k, Strided a, const float* b, const Factor* factor, bool accumulate,
-                          float* c, std::ptrdiff_t ldc, Ahead ahead) {
+                          float* c, std::ptrdiff_t ldc, Prefetch ahead) {
     Vector sum[R][2] = {};
     const float* x = a.data;
     int step = 0;
@@ -92,11 +91,11 @@ SSLFAST_INLINE void block(int k, Strided a, const float* b, const Factor* factor
 template <int R>
 SSLFAST_INLINE void block_rows(int rows, int k, Strided a, const float* b, const Factor* factor,
                                bool accumulate, float* c, std::ptrdiff_t ldc) {
-    if (rows == R) return block<R>(k, a, b, factor, accumulate, c, ldc, Ahead{nullptr, 0, 0, 0});
+    if (rows == R) return block<R>(k, a, b, factor, accumulate, c, ldc, Prefetch{nullptr, 0, 0, 0});
     if constexpr (R > 1) block_rows<R - 1>(rows, k, a, b, factor, accumulate, c, ldc);
 }
 
-// A block of which only `columns` < width columns exist in c.
+// A register tile at the edge: only `columns` < width columns exist in c.
 void partial_block(int rows, int columns, int k, Strided a, const float* b, const Factor* factor,
                    bool accumulate, float* c, std::ptrdiff_t ldc) {
     float whole[max_rows * width] = {};
@@ -116,8 +115,8 @@ void multiply(int m, int n, int k, Strided a, Panels b, const Factor* factor, bo
         for (int j = 0; j < n; j += width) {
             const float* panel = b.data + j / width * b.stride + k0 * width;
             const std::ptrdiff_t row = ldc != in_panels ? ldc : n - j < width ? n - j : width;
-            // To the L2 cache come meanwhile the next rows of a, while the first panel is at hand,
-            // and then the next panel, an equal share with every block.
+            // Prefetched into the L2 cache: beside the first panel the next rows of a, then the
+            // next panel, an equal share with every register tile.
             const float* next = j + width < n ? panel + b.stride : nullptr;
             const int share = next == nullptr ? 0 : (ks * width / 16 * max_rows + m - 1) / m;
             const bool rows_first = j == 0 && a.column == 1;
@@ -128,10 +127,11 @@ void multiply(int m, int n, int k, Strided a, Panels b, const Factor* factor, bo
                 if (n - j < width)
                     partial_block(rows, n - j, ks, x, panel, factor, add, out, row);
                 else if (rows == max_rows)
-                    block<max_rows>(ks, x, panel, factor, add, out, row,
-                                    rows_first && i + 2 * max_rows <= m
-                                        ? Ahead{x.data + max_rows * a.row, a.row, max_rows, ks / 16}
-                                        : Ahead{next + i / max_rows * share * 16, 0, 1, share});
+                    block<max_rows>(
+                        ks, x, panel, factor, add, out, row,
+                        rows_first && i + 2 * max_rows <= m
+                            ? Prefetch{x.data + max_rows * a.row, a.row, max_rows, ks / 16}
+                            : Prefetch{next + i / max_rows * share * 16, 0, 1, share});
                 else
                     block_rows<max_rows>(rows, ks, x, panel, factor, add, out, row);
             }
@@ -139,9 +139,9 @@ void multiply(int m, int n, int k, Strided a, Panels b, const Factor* factor, bo
     }
 }
 
-// 2^x to about 1 ulp for x <= 127 (beyond: undefined); exactly 0 below -127, so that masked elements
-// (-infinity) add nothing; NaN for NaN. Cody-Waite split to [-1/2, 1/2], polynomial of degree 6
-// (coefficients: Cephes exp2f).
+// 2^x to about 1 ulp for x <= 127 (beyond: undefined); exactly 0 below -127, so that elements
+// masked with -infinity add nothing; NaN for NaN. Cody-Waite range reduction to [-1/2, 1/2],
+// polynomial of degree 6 (coefficients: Cephes exp2f).
 SSLFAST_INLINE float exp2_fast(float x) {
     const float clamped = x < -127.0f ? -127.0f : x;  // NaN passes
     constexpr float round_magic = 12582912.0f;        // 1.5 * 2^23: adding it rounds to an integer
@@ -162,7 +162,7 @@ SSLFAST_INLINE float exp2_fast(float x) {
     return p * power;
 }
 
-// The least and the greatest of many numbers, as if those that are NaN did not exist.
+// The minimum and maximum of many numbers; NaNs are ignored.
 struct Range {
     float least, greatest;
 };
@@ -177,9 +177,9 @@ SSLFAST_INLINE Range range(const float* x, int n, Range so_far) {
     return {least, greatest};
 }
 
-// Where all maxima or log-sum-exps of a tile lie this close together, one power of two serves the row
-// and the column of an element: 2^t = 2^(t - a) 2^a for a in their midst. What it loses to underflow is
-// below 2^-67 of a sum.
+// Where all maxima or log-sum-exps of a tile lie this close together, an element's row and column
+// share one exponential: 2^t = 2^(t - a) 2^a for a in their midst. What underflow loses is below
+// 2^-67 of a sum.
 constexpr float close = 60.0f;
 
 void merge(const float* tile, std::ptrdiff_t ld, int rows, int columns, float* row_maximum,
@@ -258,8 +258,8 @@ void column_sums(const float* tile, std::ptrdiff_t ld, int rows, int columns, fl
     }
 }
 
-// log(1 + u) for 0 <= u <= 1 with a relative error of about 1 ulp, also for tiny u: twice the series of
-// atanh in u / (2 + u) <= 1/3.
+// log(1 + u) for 0 <= u <= 1 with a relative error of about 1 ulp, also for tiny u: twice the
+// series of atanh in u / (2 + u) <= 1/3.
 SSLFAST_INLINE float log1p_fast(float u) {
     const float s = u / (2.0f + u), q = s * s;
     float p = 1.0f / 15.0f;
@@ -301,8 +301,7 @@ void weigh(float* tile, std::ptrdiff_t ld, int rows, int columns, const float* r
            const float* row_g, const float* column_lse, const float* column_g, float* scratch) {
     const bool both = row_lse != nullptr && column_lse != nullptr;
     Range lses{0.0f, 0.0f};
-    if (both)
-        lses = range(column_lse, columns, range(row_lse, rows, {row_lse[0], row_lse[0]}));
+    if (both) lses = range(column_lse, columns, range(row_lse, rows, {row_lse[0], row_lse[0]}));
     const bool share = both && lses.greatest - lses.least < close;
     const float middle = 0.5f * (lses.least + lses.greatest);
 #pragma omp simd
@@ -330,7 +329,7 @@ void weigh(float* tile, std::ptrdiff_t ld, int rows, int columns, const float* r
     }
 }
 
-// tanh to about 2 ulp: a Pade approximant where 1 - u would have few digits.
+// tanh to about 2 ulp: a Pade approximant where 1 - u would cancel.
 SSLFAST_INLINE float tanh_fast(float x) {
     const float size = x < 0.0f ? -x : x, q = x * x;
     const float u = exp2_fast(-2.0f * log2_e * size);

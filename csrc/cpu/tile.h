@@ -23,34 +23,35 @@ struct Strided {
     std::ptrdiff_t row, column;
 };
 
-// A number as the sum of two floats: with one alone all logits would be wrong by the same share. Both
-// have its sign, so that what is infinite stays so. See factor.h.
+// A double-float: the unevaluated sum of two floats. With one alone all logits would have the same
+// relative error. Both have the number's sign, so that what is infinite stays so. See factor.h.
 struct Factor {
     float high, low;
 };
 
-// Instead of a row length: c lies in panels as a right operand does, but without padding. The columns
-// from j on, a multiple of `width`, are the w = min(width, n - j) wide rows from c + m j. Sums that
-// stay for long lie so: a register block of them touches one page of memory and not a dozen.
+// Instead of a leading dimension: c lies in panels as a right operand does, but without padding.
+// The columns from j on, a multiple of `width`, are the rows from c + m j, min(width, n - j) wide.
+// Long-lived sums lie so: a register tile of them touches one page of memory and not a dozen.
 constexpr std::ptrdiff_t in_panels = 0;
 
 struct TileKernels {
     const char* level;
     int width;  // of a panel
 
-    // c [m, n] = factor a b (null: a b), or += with accumulate; rows of c are ldc floats apart, or
-    // in_panels. An element is the same for a, b and for their transposes in turn, bit for bit.
+    // c [m, n] = factor a b (null: a b), or += with accumulate; ldc is the leading dimension of c,
+    // or in_panels. b^T a^T gives the same elements as a b, bit for bit.
     void (*multiply)(int m, int n, int k, Strided a, Panels b, const Factor* factor,
                      bool accumulate, float* c, std::ptrdiff_t ldc);
 
-    // Merges a tile of base-2 logits [rows, columns] into the running (maximum, sum of 2^(t -
-    // maximum)) of its rows and, unless null, of its columns; scratch: `columns` floats.
+    // Online softmax: merges a tile of base-2 logits [rows, columns] into the running
+    // (maximum, sum of 2^(t - maximum)) of its rows and, unless null, of its columns;
+    // scratch: `columns` floats.
     void (*merge)(const float* tile, std::ptrdiff_t ld, int rows, int columns, float* row_maximum,
                   float* row_sum, float* column_maximum, float* column_sum, float* scratch);
 
     // Maximum of every column of a tile of base-2 logits, and its sum of 2^(t - maximum).
-    void (*column_sums)(const float* tile, std::ptrdiff_t ld, int rows, int columns,
-                        float* maximum, float* sum);
+    void (*column_sums)(const float* tile, std::ptrdiff_t ld, int rows, int columns, float* maximum,
+                        float* sum);
 
     // The sigmoid loss of negatives with base-2 logits t: row_loss_i += sum_j log2(1 + 2^t_ij).
     // Unless row_weight is null, t_ij <- row_weight_i 2^t_ij / (1 + 2^t_ij).

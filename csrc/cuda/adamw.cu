@@ -1,5 +1,6 @@
-// AdamW over many tensors in one launch, and their teacher in the same pass: 28 bytes of traffic an
-// element in float32, 36 with a teacher. Steps and numbers are read on the device.
+// Multi-tensor AdamW in one launch, and the EMA teacher in the same pass: 28 bytes of memory
+// traffic per element in float32, 36 with a teacher. Steps and hyperparameters are read on the
+// device.
 #include <sslfast/cpu.h>
 
 #include "optim.cuh"
@@ -15,12 +16,12 @@ __global__ void __launch_bounds__(threads, 2)
     if (control[0] < 0) return;
     for (std::int64_t c = blockIdx.x; c < n; c += gridDim.x) {
         const Chunk chunk = chunk_of(rows, chunks[c]);
-        __syncthreads();  // the chunk before is done with its numbers
+        __syncthreads();  // the previous chunk is done with its numbers
         if (threadIdx.x == 0) {
             const double* group = groups + chunk.row.group * cpu::adamw_fields;
             const double step = *reinterpret_cast<const float*>(chunk.row.address[step_address]);
-            numbers = adamw_numbers(control[0], group, 1 - pow(group[1], step),
-                                    1 - pow(group[2], step));
+            numbers =
+                adamw_numbers(control[0], group, 1 - pow(group[1], step), 1 - pow(group[2], step));
         }
         __syncthreads();
         with_types(types_without_teacher(chunk.row.types, control[1] == 1), [&](auto p, auto e) {

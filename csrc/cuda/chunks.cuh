@@ -1,6 +1,6 @@
-// What kernels over a table of rows share: a block of threads takes a chunk of a row at a time, and
-// moves 16 bytes at a time where addresses allow it. With SSLFAST_CUDA_DEBUG, chunks and alignments
-// are checked.
+// What multi-tensor kernels over a table of rows share: a thread block takes a chunk of a row at a
+// time, with vectorised accesses of 16 bytes where alignment allows it. With SSLFAST_CUDA_DEBUG,
+// chunks and alignments are checked.
 #pragma once
 
 #ifdef SSLFAST_CUDA_DEBUG
@@ -29,6 +29,7 @@ __device__ __forceinline__ void check([[maybe_unused]] bool right) {
 #endif
 }
 
+// An aligned vector of elements, for one load or store.
 template <typename T, int n>
 struct alignas(sizeof(T) * n < 16 ? sizeof(T) * n : 16) Pack {
     T value[n];
@@ -71,7 +72,8 @@ struct Width {
 };
 
 // Calls f(i, Width<n>) so that all elements [i, i + n) of a chunk are covered once: n is `width`
-// where all addresses of the row are aligned, else 1. Chunks begin at multiples of 16 bytes.
+// where all addresses of the row are aligned, and 1 otherwise and in the tail. Chunks begin at
+// multiples of 16 bytes.
 template <int width, typename F>
 __device__ __forceinline__ void for_elements(const Chunk& chunk, F f) {
     bool aligned = true;
@@ -84,7 +86,7 @@ __device__ __forceinline__ void for_elements(const Chunk& chunk, F f) {
     for (int i = packed + threadIdx.x; i < chunk.size; i += threads) f(i, Width<1>{});
 }
 
-// Launches kernel(arguments...) with blocks for n chunks; a persistent grid.
+// Launches kernel(arguments...), a grid-stride loop over n chunks.
 template <typename Kernel, typename... Arguments>
 void launch(const char* name, Kernel kernel, std::int64_t n, void* stream, Arguments... arguments) {
     if (n == 0) return;

@@ -1,4 +1,4 @@
-// Exponential moving averages of many tensors in one launch: 12 bytes of traffic an element in
+// Multi-tensor exponential moving averages in one launch: 12 bytes of memory traffic an element in
 // float32, 10 with a 16-bit student. The momentum is read on the device.
 #include <sslfast/update.h>
 
@@ -33,7 +33,8 @@ __global__ void __launch_bounds__(threads)
     for (std::int64_t c = blockIdx.x; c < n; c += gridDim.x) {
         const Chunk chunk = chunk_of(rows, chunks[c]);
         with_types(chunk.row.types, [&](auto t, auto s) {
-            if constexpr (!is_none<decltype(s)>) ema_chunk<decltype(t), decltype(s)>(chunk, momentum);
+            if constexpr (!is_none<decltype(s)>)
+                ema_chunk<decltype(t), decltype(s)>(chunk, momentum);
         });
     }
 }

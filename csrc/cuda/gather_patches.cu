@@ -1,5 +1,6 @@
-// Rows of tokens by index (kernels/gather_patches), as bytes: any dtype. One warp a row, in words of
-// 16 bytes where rows allow it: 2 K D numbers of traffic a sample and 8 bytes a row.
+// Rows of tokens by index (kernels/gather_patches), as bytes: any dtype. One warp a row, with
+// vectorised accesses of 16 bytes where alignment allows it: 2 K D elements of memory traffic a
+// sample and 8 bytes a row.
 #include <sslfast/cuda.h>
 
 #include <cuda_runtime.h>
@@ -12,10 +13,9 @@ namespace sslfast::cuda {
 namespace {
 
 template <typename Word>
-__global__ void gather_kernel(const Word* __restrict__ tokens,
-                              const std::int64_t* __restrict__ ids, std::int64_t rows,
-                              std::int64_t length, std::int64_t keep, std::int64_t row_words,
-                              Word* __restrict__ out) {
+__global__ void gather_kernel(const Word* __restrict__ tokens, const std::int64_t* __restrict__ ids,
+                              std::int64_t rows, std::int64_t length, std::int64_t keep,
+                              std::int64_t row_words, Word* __restrict__ out) {
     const std::int64_t stride = static_cast<std::int64_t>(gridDim.x) * blockDim.y;
     for (std::int64_t row = static_cast<std::int64_t>(blockIdx.x) * blockDim.y + threadIdx.y;
          row < rows; row += stride) {

@@ -1,6 +1,6 @@
-// LARS and SGD over many tensors in one launch, and their teacher in the same pass: 20 bytes of
-// traffic an element in float32 (12 without momentum), 28 with a teacher. Numbers and trust ratios
-// are read on the device.
+// Multi-tensor LARS and SGD in one launch, and the EMA teacher in the same pass: 20 bytes of memory
+// traffic an element in float32 (12 without momentum), 28 with a teacher. Hyperparameters and trust
+// ratios are read on the device.
 #include <sslfast/cpu.h>
 
 #include "optim.cuh"

@@ -41,7 +41,7 @@ class Machine {
     __device__ __forceinline__ float multiply_add(float a, float b, float c) const {
         return fmaf(a, b, c);
     }
-    // 2 units in the last place; below 2^-126 zero.
+    // To 2 ulp; results below 2^-126 are flushed to zero.
     __device__ __forceinline__ float exp2(float a) const {
         float power;
         asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(a));
@@ -92,7 +92,7 @@ class Machine {
     __device__ __forceinline__ void commit_copies() const {
         asm volatile("cp.async.commit_group;" ::: "memory");
     }
-    // Until all but the last `pending` groups are there.
+    // Until all but the last `pending` groups have arrived.
     __device__ __forceinline__ void wait_copies(int pending) const {
         if (pending == 0)
             asm volatile("cp.async.wait_group 0;" ::: "memory");
@@ -115,7 +115,7 @@ class Machine {
         return m;
     }
 
-    // Words as the matrix units take them: float32 is rounded to TF32, which they would truncate.
+    // Words as tensor cores take them: float32 is rounded to TF32, where they would truncate.
     template <class E>
     __device__ __forceinline__ Fragment operand(E, Fragment words) const {
         if constexpr (std::is_same_v<E, Tf32>) {
@@ -138,15 +138,15 @@ class Machine {
         return word;
     }
 
-// c += a b for one of the matrix instructions of sm_80.
-#define SSLFAST_MULTIPLY(Element, instruction)                                                     \
-    __device__ __forceinline__ void multiply(Element, const Fragment& a, std::uint32_t b0,         \
-                                             std::uint32_t b1, float(&c)[4]) const {               \
-        asm volatile("mma.sync.aligned." instruction                                               \
-                     " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"            \
-                     : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])                              \
-                     : "r"(a.word[0]), "r"(a.word[1]), "r"(a.word[2]), "r"(a.word[3]), "r"(b0),    \
-                       "r"(b1));                                                                   \
+// c += a b by one of the mma instructions of sm_80.
+#define SSLFAST_MULTIPLY(Element, instruction)                                                  \
+    __device__ __forceinline__ void multiply(Element, const Fragment& a, std::uint32_t b0,      \
+                                             std::uint32_t b1, float (&c)[4]) const {           \
+        asm volatile("mma.sync.aligned." instruction                                            \
+                     " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"         \
+                     : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])                           \
+                     : "r"(a.word[0]), "r"(a.word[1]), "r"(a.word[2]), "r"(a.word[3]), "r"(b0), \
+                       "r"(b1));                                                                \
     }
     SSLFAST_MULTIPLY(Bf16, "m16n8k16.row.col.f32.bf16.bf16.f32")
     SSLFAST_MULTIPLY(Fp16, "m16n8k16.row.col.f32.f16.f16.f32")

@@ -1,4 +1,4 @@
-// What optimiser steps over a table of rows share: elements in, updated elements and their teacher out.
+// What multi-tensor optimiser steps share: loads, the update, and stores, also of the EMA teacher.
 #pragma once
 
 #include <sslfast/update.h>
@@ -15,8 +15,8 @@ __device__ __forceinline__ auto load_teacher(const E* teacher) {
         return load<n>(teacher);
 }
 
-// Every element of a chunk: update(gradient, parameter, first, second). A second moment that there is
-// not is 0, and so is a single moment that a row does not have.
+// Calls update(gradient, parameter, first, second) for every element of a chunk, with its moments.
+// A moment that does not exist is 0: the second of one, or the only one of a row without it.
 template <typename P, typename E, int moments, typename Update>
 __device__ __forceinline__ void step_chunk(const Chunk& chunk, double momentum, Update update) {
     using A = decltype(widen(P{}));

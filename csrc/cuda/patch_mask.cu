@@ -1,6 +1,6 @@
-// Selection of patches (kernels/patch_mask): one block a sample. Keys lie in shared memory, a radix
-// search over their digits (sslfast/select.h, as on the CPU) finds the cut, ballots number what is
-// chosen. random_patch_mask reads 8 bytes a sample and writes 9 an element and 8 a kept one.
+// Selection of patches (kernels/patch_mask): one block a sample. Keys lie in shared memory; a radix
+// select (sslfast/select.h, as on the CPU) finds the threshold, prefix sums over the block give the
+// indices. random_patch_mask reads 8 bytes a sample and writes 9 an element and 8 a kept one.
 #include <sslfast/cuda.h>
 #include <sslfast/select.h>
 
@@ -16,12 +16,13 @@ namespace {
 constexpr int threads = 256, warps = threads / 32;
 constexpr unsigned all = 0xffffffffu;
 
-// How many threads of the block before this one, and how many in all, say yes. Every thread calls.
-struct BlockRank {
+// The exclusive prefix sum and the total of a predicate over the threads of a block, by ballots.
+// Every thread calls.
+struct BlockScan {
     int before, total;
 
-    __device__ BlockRank(bool yes, int* warp_counts) {
-        const unsigned votes = __ballot_sync(all, yes);
+    __device__ BlockScan(bool predicate, int* warp_counts) {
+        const unsigned votes = __ballot_sync(all, predicate);
         const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
         if (lane == 0) warp_counts[warp] = __popc(votes);
         __syncthreads();
@@ -36,18 +37,19 @@ struct BlockRank {
 };
 
 struct Shared {
-    int histogram[RadixSearch<std::uint64_t>::bins];
+    int histogram[RadixSelect<std::uint64_t>::bins];
     int warp_counts[warps];
     int digit, below;
 };
 
-// The search of the CPU: integer counts in shared memory, then one warp looks for the digit.
+// As on the CPU: a histogram in shared memory (integer atomics), then one warp looks for the digit
+// by a prefix sum of the bins.
 template <typename Key>
-__device__ RadixSearch<Key> search(const Key* keys, int length, std::int64_t count, int key_bits,
-                                   Shared& shared) {
-    using Search = RadixSearch<Key>;
-    static_assert(Search::bins == threads, "a thread a bin");
-    Search found(count, key_bits);
+__device__ RadixSelect<Key> radix_select(const Key* keys, int length, std::int64_t count,
+                                         int key_bits, Shared& shared) {
+    using Select = RadixSelect<Key>;
+    static_assert(Select::bins == threads, "a thread a bin");
+    Select found(count, key_bits);
     while (!found.done()) {
         shared.histogram[threadIdx.x] = 0;
         __syncthreads();
@@ -55,19 +57,19 @@ __device__ RadixSearch<Key> search(const Key* keys, int length, std::int64_t cou
             if (found.matches(keys[e])) atomicAdd(&shared.histogram[found.digit(keys[e])], 1);
         __syncthreads();
         if (threadIdx.x < 32) {
-            constexpr int share = Search::bins / 32;
+            constexpr int share = Select::bins / 32;
             const int first = threadIdx.x * share;
             int mine = 0;
 #pragma unroll
             for (int i = 0; i < share; ++i) mine += shared.histogram[first + i];
-            int through = mine;  // bins up to and with this lane's
+            int inclusive = mine;  // prefix sum: bins up to and including this lane's
 #pragma unroll
             for (int step = 1; step < 32; step *= 2) {
-                const int other = __shfl_up_sync(all, through, step);
-                if (static_cast<int>(threadIdx.x) >= step) through += other;
+                const int other = __shfl_up_sync(all, inclusive, step);
+                if (static_cast<int>(threadIdx.x) >= step) inclusive += other;
             }
-            int below = through - mine;
-            if (below < found.count && found.count <= through) {
+            int below = inclusive - mine;  // exclusive
+            if (below < found.count && found.count <= inclusive) {
                 int digit = first;
                 while (below + shared.histogram[digit] < found.count)
                     below += shared.histogram[digit++];
@@ -81,22 +83,22 @@ __device__ RadixSearch<Key> search(const Key* keys, int length, std::int64_t cou
     return found;
 }
 
-// Calls visit(e, whether it is among the smallest) in every thread of the block, also for e >= length
-// (as not chosen), a block's worth of elements at a time.
+// Calls visit(e, whether it is among the smallest) in every thread of the block, one element a
+// thread at a time, also for e >= length (as not chosen).
 template <typename Key, typename Visit>
-__device__ void for_each_choice(const Key* keys, int length, const RadixSearch<Key>& found,
+__device__ void for_each_choice(const Key* keys, int length, const RadixSelect<Key>& found,
                                 Shared& shared, Visit visit) {
     int equal_so_far = 0;
     for (int first = 0; first < length; first += threads) {
         const int e = first + threadIdx.x;
         const bool equal = e < length && keys[e] == found.prefix;
-        const BlockRank rank(equal, shared.warp_counts);
-        visit(e, e < length && found.chosen(keys[e], equal_so_far + rank.before));
-        equal_so_far += rank.total;
+        const BlockScan scan(equal, shared.warp_counts);
+        visit(e, e < length && found.chosen(keys[e], equal_so_far + scan.before));
+        equal_so_far += scan.total;
     }
 }
 
-// Kept elements first, then hidden ones, both in order; the same for all threads of a block.
+// A stable partition: kept elements first, then hidden ones; the same for all threads of a block.
 struct Partition {
     std::int64_t* ids_keep;
     std::int64_t* ids_restore;
@@ -105,9 +107,9 @@ struct Partition {
     int kept = 0;
 
     __device__ void add(int e, bool chosen, int* warp_counts) {
-        const BlockRank rank(chosen, warp_counts);
-        const std::int64_t before = kept + rank.before;
-        kept += rank.total;
+        const BlockScan scan(chosen, warp_counts);
+        const std::int64_t before = kept + scan.before;
+        kept += scan.total;
         if (e >= length) return;
         const std::int64_t place = chosen ? before : visible + (e - before);
         if (place < keep) ids_keep[place] = e;
@@ -126,14 +128,14 @@ __global__ void __launch_bounds__(threads)
     __shared__ Shared shared;
     const std::int64_t sample = blockIdx.x;
     for (int first = 4 * threadIdx.x; first < length; first += 4 * threads) {
-        const Words4 words = philox_block(static_cast<std::uint32_t>(first / 4),
-                                          sample_ids[sample], *step, stream_number, seed);
+        const Words4 words = philox_block(static_cast<std::uint32_t>(first / 4), sample_ids[sample],
+                                          *step, stream_number, seed);
 #pragma unroll
         for (int i = 0; i < 4; ++i)
             if (first + i < length) keys[first + i] = words.word[i];
     }
     __syncthreads();
-    const auto found = search(keys, length, keep, 32, shared);
+    const auto found = radix_select(keys, length, keep, 32, shared);
     Partition out{ids_keep + sample * keep, ids_restore + sample * length, length, keep, keep};
     for_each_choice(keys, length, found, shared, [&](int e, bool chosen) {
         out.add(e, chosen, shared.warp_counts);
@@ -153,7 +155,7 @@ __global__ void __launch_bounds__(threads)
     __syncthreads();
     std::int64_t count = counts[sample];
     count = count < 0 ? 0 : count > length ? length : count;
-    const auto found = search(row, length, count, key_bits, shared);
+    const auto found = radix_select(row, length, count, key_bits, shared);
     for_each_choice(row, length, found, shared, [&](int e, bool c) {
         if (e < length) chosen[sample * length + e] = c;
     });
@@ -168,7 +170,7 @@ __global__ void __launch_bounds__(threads)
     int visible = 0;
     for (int first = 0; first < length; first += threads) {
         const int e = first + threadIdx.x;
-        visible += BlockRank(e < length && !hidden[e], warp_counts).total;
+        visible += BlockScan(e < length && !hidden[e], warp_counts).total;
     }
     Partition out{ids_keep + sample * keep, ids_restore + sample * length, length, keep, visible};
     for (int first = 0; first < length; first += threads) {
@@ -187,15 +189,15 @@ void check(const char* what, std::int64_t batch, std::int64_t length) {
 
 }  // namespace
 
-void random_patch_mask(const std::int64_t* sample_ids, std::int64_t batch,
-                       const std::int64_t* step, std::uint64_t seed, std::int64_t stream_number,
-                       std::int64_t length, std::int64_t keep, std::int64_t* ids_keep,
-                       std::int64_t* ids_restore, bool* mask, void* stream) {
+void random_patch_mask(const std::int64_t* sample_ids, std::int64_t batch, const std::int64_t* step,
+                       std::uint64_t seed, std::int64_t stream_number, std::int64_t length,
+                       std::int64_t keep, std::int64_t* ids_keep, std::int64_t* ids_restore,
+                       bool* mask, void* stream) {
     if (batch == 0 || length == 0) return;
     random_kernel<<<static_cast<unsigned>(batch), threads, length * sizeof(std::uint32_t),
-                    static_cast<cudaStream_t>(stream)>>>(
-        sample_ids, step, seed, stream_number, static_cast<int>(length), keep, ids_keep,
-        ids_restore, mask);
+                    static_cast<cudaStream_t>(stream)>>>(sample_ids, step, seed, stream_number,
+                                                         static_cast<int>(length), keep, ids_keep,
+                                                         ids_restore, mask);
     check("random_patch_mask", batch, length);
 }
 
@@ -211,9 +213,8 @@ void smallest_keys(const std::int64_t* keys, const std::int64_t* counts, std::in
 void compact_mask(const bool* mask, std::int64_t batch, std::int64_t length, std::int64_t keep,
                   std::int64_t* ids_keep, std::int64_t* ids_restore, void* stream) {
     if (batch == 0 || length == 0) return;
-    compact_kernel<<<static_cast<unsigned>(batch), threads, 0,
-                     static_cast<cudaStream_t>(stream)>>>(mask, static_cast<int>(length), keep,
-                                                          ids_keep, ids_restore);
+    compact_kernel<<<static_cast<unsigned>(batch), threads, 0, static_cast<cudaStream_t>(stream)>>>(
+        mask, static_cast<int>(length), keep, ids_keep, ids_restore);
     check("compact_mask", batch, length);
 }
 

@@ -20,8 +20,8 @@ __global__ void random_bits_kernel(const std::int64_t* __restrict__ sample_ids, 
     for (std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
          i < batch * blocks; i += stride) {
         const std::int64_t sample = i / blocks, first = i % blocks * 4;
-        const Words4 words = philox_block(static_cast<std::uint32_t>(first / 4),
-                                          sample_ids[sample], *step, stream_number, seed);
+        const Words4 words = philox_block(static_cast<std::uint32_t>(first / 4), sample_ids[sample],
+                                          *step, stream_number, seed);
 #pragma unroll
         for (int e = 0; e < 4; ++e)
             if (first + e < count) out[sample * count + first + e] = words.word[e];

@@ -1,4 +1,4 @@
-// Row gradients: the float16 scale, the kernel, and the sum over the parts of the columns.
+// Row gradients: the float16 scale, the kernel, and the reduction of partial results.
 #include <algorithm>
 #include <type_traits>
 
@@ -24,7 +24,7 @@ __global__ void merge_kernel(std::int64_t elements, const BackwardResults out) {
 
 }  // namespace
 
-// The growth and its inverse come first.
+// The scale of the weights and its inverse come first.
 std::int64_t similarity_backward_workspace(const Similarities& p) {
     return 2 + with_element(p.arithmetic, [&](auto e) {
                return current_plan<decltype(e)>(p, true).workspace(p.m, p.dim);

@@ -30,9 +30,9 @@ void launch_backward(const Similarities& p, const Plan& plan, RowStatistics row,
 
 // In similarity_backward_16bit.cu and similarity_backward_32bit.cu.
 extern template void launch_backward<Bf16>(const Similarities&, const Plan&, RowStatistics,
-                                               ColumnStatistics, const BackwardResults&, void*);
+                                           ColumnStatistics, const BackwardResults&, void*);
 extern template void launch_backward<Fp16>(const Similarities&, const Plan&, RowStatistics,
-                                              ColumnStatistics, const BackwardResults&, void*);
+                                           ColumnStatistics, const BackwardResults&, void*);
 extern template void launch_backward<Tf32>(const Similarities&, const Plan&, RowStatistics,
                                            ColumnStatistics, const BackwardResults&, void*);
 extern template void launch_backward<Ieee32>(const Similarities&, const Plan&, RowStatistics,

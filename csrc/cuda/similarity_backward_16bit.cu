@@ -4,8 +4,8 @@
 namespace sslfast::cuda {
 
 template void launch_backward<Bf16>(const Similarities&, const Plan&, RowStatistics,
-                                       ColumnStatistics, const BackwardResults&, void*);
+                                    ColumnStatistics, const BackwardResults&, void*);
 template void launch_backward<Fp16>(const Similarities&, const Plan&, RowStatistics,
-                                      ColumnStatistics, const BackwardResults&, void*);
+                                    ColumnStatistics, const BackwardResults&, void*);
 
 }  // namespace sslfast::cuda

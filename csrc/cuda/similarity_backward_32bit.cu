@@ -4,8 +4,8 @@
 namespace sslfast::cuda {
 
 template void launch_backward<Tf32>(const Similarities&, const Plan&, RowStatistics,
-                                   ColumnStatistics, const BackwardResults&, void*);
+                                    ColumnStatistics, const BackwardResults&, void*);
 template void launch_backward<Ieee32>(const Similarities&, const Plan&, RowStatistics,
-                                     ColumnStatistics, const BackwardResults&, void*);
+                                      ColumnStatistics, const BackwardResults&, void*);
 
 }  // namespace sslfast::cuda

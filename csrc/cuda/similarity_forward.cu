@@ -9,7 +9,8 @@ namespace {
 
 template <class T>
 __global__ void __launch_bounds__(T::threads)
-    forward_kernel(const __grid_constant__ Similarity p, const __grid_constant__ ForwardResults out) {
+    forward_kernel(const __grid_constant__ Similarity p,
+                   const __grid_constant__ ForwardResults out) {
     Machine machine;
     forward_block<T>(machine, p, out);
 }

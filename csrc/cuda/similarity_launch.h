@@ -25,10 +25,11 @@ inline Gpu current_gpu(const Similarities& p) {
     int device = 0;
     Gpu gpu{};
     check(cudaGetDevice(&device), what, p);
-    check(cudaDeviceGetAttribute(&gpu.processors, cudaDevAttrMultiProcessorCount, device), what, p);
-    check(cudaDeviceGetAttribute(&gpu.shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin,
-                                 device),
+    check(cudaDeviceGetAttribute(&gpu.multiprocessors, cudaDevAttrMultiProcessorCount, device),
           what, p);
+    check(
+        cudaDeviceGetAttribute(&gpu.shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
+        what, p);
     return gpu;
 }
 
@@ -44,8 +45,8 @@ Similarity similarity(const Similarities& p, const Plan& plan) {
                              std::int64_t{p.dim} * E::bytes % vector_bytes == 0;
         return Matrix{static_cast<const char*>(data), static_cast<int>(rows), p.dim, aligned};
     };
-    return {matrix(p.rows, p.m), matrix(p.columns, p.n), p.scale, p.pairing,
-            plan.panels,         plan.stages,            plan.resident};
+    const Matrix x = matrix(p.rows, p.m), y = matrix(p.columns, p.n);
+    return {x, y, p.scale, p.pairing, plan.panels, plan.stages, plan.resident};
 }
 
 // Launches kernel<<<...>>>(arguments...) with the plan's grid and shared memory.

@@ -1,7 +1,7 @@
-"""AdamW in Triton: one launch over the table of kernels/tensors.py, the teacher in the same pass.
+"""Multi-tensor AdamW in Triton: one launch over the table of kernels/tensors.py, with the teacher.
 
 A program takes one chunk of a tensor: 28 bytes of traffic an element in float32, 36 with a teacher.
-Steps and numbers are read on the device.
+Steps and hyperparameters are read on the device.
 """
 
 import torch

@@ -1,9 +1,10 @@
-"""Torch only, any device: rows sorted by class, added up in a tree. No atomics, no index_add.
+"""Torch only, any device: a segmented prefix sum of rows sorted by class. No atomics, no index_add.
 
-A running sum within each class, whose last row then has the whole. Within tiles of WIDTH rows it is
-made by doubling: a row adds that 1, 2, 4 ... before it, where that is of its class. The tiles' last
-rows go the same way in turn, and each tile adds what has come before it to the rows of that class.
-About 30 M D numbers are read or written for WIDTH = 16, and sums of M rows have log2(M) roundings.
+The prefix sum of a class's last row is the class's sum. Within tiles of WIDTH rows prefix sums are
+made by doubling (Hillis and Steele 1986): a row adds the one 1, 2, 4 ... before it, where that is
+of its class. The tiles' last rows are scanned recursively, and each tile adds the prefix before it
+to its rows of that class. About 30 M D elements are read or written for WIDTH = 16, and sums of M
+rows have log2(M) roundings.
 """
 
 import torch
@@ -16,9 +17,9 @@ WIDTH = 16
 
 
 def _running(x: Tensor, classes: Tensor) -> Tensor:
-    """Sums of the rows so far of the same class, for rows [M, D] sorted by class; spoils x."""
+    """Inclusive prefix sums within each class, for rows [M, D] sorted by class; overwrites x."""
     m = len(x)
-    if gap := -m % WIDTH:  # fill up the last tile
+    if gap := -m % WIDTH:  # pad the last tile
         x = torch.cat((x, x[-1:].expand(gap, -1)))
         classes = torch.cat((classes, classes[-1:].expand(gap)))
     tiles, of = x.view(-1, WIDTH, x.shape[1]), classes.view(-1, WIDTH)

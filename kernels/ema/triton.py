@@ -1,4 +1,4 @@
-"""Exponential moving averages in Triton: one launch over the table of kernels/tensors.py.
+"""Multi-tensor moving averages in Triton: one launch over the table of kernels/tensors.py.
 
 A program takes one chunk of a tensor: 12 bytes of traffic an element in float32, 10 with a 16-bit
 student. The momentum is read on the device.

@@ -1,4 +1,4 @@
-"""CUDA C++ (csrc/cuda/gather_patches.cu): rows as words of 16 bytes; torch for the way back."""
+"""CUDA C++ (csrc/cuda/gather_patches.cu): vectorised copies of rows; torch for the gradient."""
 
 import torch
 from torch import Tensor

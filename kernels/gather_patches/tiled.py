@@ -1,4 +1,4 @@
-"""Torch only, any device: whole rows by one index each; repeated indices in a fixed order."""
+"""Torch only, any device: whole rows by one index; repeated indices in a deterministic order."""
 
 import torch
 from torch import Tensor

@@ -1,8 +1,8 @@
 """Rows of tokens by index in Triton: one program a row of the result, both ways in one launch.
 
-gather moves 2 D numbers a program. scatter finds the rows that belong to a token by comparing all
-of its sample's indices (8 K bytes from the L2 cache, beside D numbers written), and adds them in
-order: no inverse index in memory, no atomics.
+gather moves 2 D elements a program. scatter finds the rows that belong to a token by comparing all
+of its sample's indices (8 K bytes from the L2 cache, beside D elements written), and adds them in
+a deterministic order: no inverse index in memory, no atomics.
 """
 
 import torch

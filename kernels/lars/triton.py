@@ -1,7 +1,7 @@
-"""LARS and SGD in Triton: one launch over the table of kernels/tensors.py, with the teacher.
+"""Multi-tensor LARS and SGD in Triton: one launch over kernels/tensors.py, with the teacher.
 
 A program takes one chunk of a tensor: 20 bytes of traffic an element in float32, 28 with a teacher.
-Numbers and trust ratios are read on the device.
+Hyperparameters and trust ratios are read on the device.
 """
 
 import torch

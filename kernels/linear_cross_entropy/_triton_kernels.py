@@ -5,7 +5,7 @@
 row. Gradients need every logit twice, so there a block of logits lies in memory: ``logits_kernel``
 reads it once (4 bytes a logit), ``weigh_kernel`` turns it into the weights G of the two products
 (reads 4, writes 2 or 4). All exponents are to base 2; so is ``softcap``, None for none. Of each, S
-programs share the classes of a row where rows are few; partial log-sum-exps are joined by
+programs share the classes of a row where rows are few; partial log-sum-exps are reduced by
 ``merge_kernel``.
 """
 
@@ -27,7 +27,7 @@ from sslfast.kernels.triton_tiles import (
 
 @triton.jit
 def softcapped(b_t, cap):
-    """Cap tanh(b_t / cap); near 0 by a Pade approximant, where 1 - u would have few digits."""
+    """Cap tanh(b_t / cap); near 0 by a Pade approximant, where 1 - u would cancel."""
     b_x = b_t / cap
     b_size, b_q = tl.abs(b_x), b_x * b_x
     b_u = tl.exp2(b_size * (-2 * LOG2E))
@@ -150,7 +150,7 @@ def weigh_kernel(
         weight *= tl.load(p_growth)
     high = tl.maximum(lse, target, propagate_nan=tl.PropagateNan.ALL)
     whole = high + tl.log2(1 + tl.exp2(tl.minimum(lse, target) - high))
-    other = 1 / (1 + tl.exp2(target - lse))  # 1 - p, not as a difference: p may be close to 1
+    other = 1 / (1 + tl.exp2(target - lse))  # 1 - p without cancellation: p may be close to 1
 
     j = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     offset = tl.cast(i, tl.int64) * row_step(N)

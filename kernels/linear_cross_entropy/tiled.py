@@ -88,7 +88,7 @@ def _run(
         x, y = hidden[rows], targets[rows]
         g, target, slopes = _block(x, weight, bias, y, softcap)
         target_logit[rows] = target
-        # Without a log-sum-exp: rounded, those of a cold softmax have few digits behind the point.
+        # Without a log-sum-exp: rounded, large ones have few digits behind the point.
         maximum = g.amax(1).clamp_min_(torch.finfo(dtype).min)  # where there is no other class
         others = g.sub_(maximum[:, None]).exp_().sum(1)
         lse[rows] = maximum + others.log()
@@ -99,7 +99,7 @@ def _run(
         total = others * factor + (target - greatest).exp()
         uniform = smoothing / len(weight)
         g.mul_((factor / total)[:, None]).sub_(uniform)
-        if not y.is_floating_point():  # 1 - p, not as a difference: p may be close to 1
+        if not y.is_floating_point():  # 1 - p without cancellation: p may be close to 1
             others *= factor / total
             g.scatter_(1, y[:, None], (smoothing - uniform - others)[:, None])
         g.mul_(row_weight[rows, None])

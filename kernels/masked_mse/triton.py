@@ -1,6 +1,6 @@
 """Masked mean squared error in Triton: one program a row, which stays in registers.
 
-Forward reads 2 P numbers of a hidden row and writes 4 bytes; backward reads 2 P and writes P (2 P
+Forward reads 2 P elements of a hidden row and writes 4 bytes; backward reads 2 P and writes P (2 P
 with the target's gradient). Rows that are not hidden are not read.
 """
 

@@ -1,4 +1,4 @@
-"""C++ on the CPU (csrc/cpu/patch_mask.cpp): a radix search in the L1 cache."""
+"""C++ on the CPU (csrc/cpu/patch_mask.cpp): a radix select in the L1 cache."""
 
 import torch
 from torch import Tensor

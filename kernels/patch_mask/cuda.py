@@ -1,4 +1,4 @@
-"""CUDA C++ (csrc/cuda/patch_mask.cu): a block a sample, the radix search of the CPU in parallel."""
+"""CUDA C++ (csrc/cuda/patch_mask.cu): a block a sample, the CPU's radix select in parallel."""
 
 import torch
 from torch import Tensor

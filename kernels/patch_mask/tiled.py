@@ -1,4 +1,4 @@
-"""Torch only, any device: one selection or sort of unique keys, running sums for the indices."""
+"""Torch only, any device: one selection or sort of unique keys, prefix sums for the indices."""
 
 import torch
 from torch import Tensor

@@ -1,8 +1,9 @@
 """Selection of patches in Triton: one program a sample, everything in registers.
 
-The cut, a v with K keys below it, is found from its highest bit down: one sum over the row for each
-bit, all in 32 bits, until a subset of K is told from the rest. ``random`` reads 8 bytes a sample
-and writes 9 an element and 8 a kept one; nothing is read back, no key is stored.
+The threshold ("cut"), a v with K keys below it, comes from a binary radix select: from the most
+significant bit down, one count over the row for each bit, all in 32 bits, until K keys are told
+from the rest; prefix sums give the indices. ``random`` reads 8 bytes a sample and writes 9 an
+element and 8 a kept one; nothing is read back, no key is stored.
 """
 
 from typing import Any
@@ -64,7 +65,7 @@ def choose(keys, m_row, count):  # type: ignore[no-untyped-def]
 def store_indices(  # type: ignore[no-untyped-def]
     p_ids_keep, p_ids_restore, i_element, m_row, m_visible, length, keep
 ):
-    """ids_keep and ids_restore of one row: visible elements in order, then hidden ones."""
+    """ids_keep and ids_restore of one row, a stable partition: visible elements come first."""
     visible = tl.where(m_visible, 1, 0)
     visible_before = tl.cumsum(visible) - visible
     hidden_before = i_element - visible_before

@@ -1,7 +1,7 @@
-"""Visible patches of images in Triton: cut on the fly as an operand of the matrix product.
+"""Visible patches of images in Triton: an implicit matrix product, as of a convolution.
 
 forward reads the pixels of K of L patches (once for each BLOCK_N features), the weight, and writes
-K D numbers a sample: cut patches never reach memory. 2 B K D C t h w FLOP.
+K D elements a sample: cut patches never reach memory. 2 B K D C t h w FLOP.
 """
 
 from typing import Any

@@ -1,8 +1,8 @@
 """Decoder input of a masked autoencoder in Triton: one program a row forward, a sample backward.
 
-Forward reads K D + L D (positions, from the L2 cache) numbers a sample and writes L D. Backward
-reads L D and writes K D, and D sums a sample that torch adds over the batch: a fixed order, no
-atomics.
+Forward reads K D + L D (positions, from the L2 cache) elements a sample and writes L D. Backward
+reads L D and writes K D, and D sums a sample that torch adds over the batch: a deterministic order,
+no atomics.
 """
 
 from typing import Any

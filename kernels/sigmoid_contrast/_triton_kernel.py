@@ -8,11 +8,11 @@ overflow and keeps the relative precision of tiny probabilities:
 
 with log2(1 + e) = e P(e), P a polynomial. Nothing depends on a normaliser, so rows give their
 losses, gradients and the bias's in one pass: 4 M N D FLOP while D fits one accumulator (else t is
-computed once for each BLOCK_U features), M N exponentials and M N reciprocal roots; columns may
+recomputed for each BLOCK_U features), M N exponentials and M N reciprocal roots; columns may
 share a logarithm. The gradient of the columns is the transposed problem, where the weights belong
 to the columns: 4 M N D more. No atomics; reads X once and Y once a row block (from L2), writes U
-once. Where row blocks are few, S programs share the columns of each and write S partial results,
-to be added in order.
+once. Where row blocks are few, S programs share the columns of each (split-K) and write S partial
+results, to be reduced in a deterministic order.
 """
 
 # mypy: disable-error-code="no-untyped-def, index"
@@ -63,7 +63,7 @@ def added_losses(c, e, SHARED: tl.constexpr):
     """Sum of max(c, 0) + log2(1 + e) over the columns of a tile, for 0 <= e <= 1.
 
     A sum of logarithms is the logarithm of a product: with SHARED, up to 64 columns have one. They
-    are those that a thread of a Hopper GPU's matrix units holds: no element moves.
+    are those that a thread holds in the accumulators of Hopper's tensor cores: no element moves.
     """
     if not SHARED:
         return tl.sum(tl.maximum(c, 0) + log2_of_one_plus(e), 1)

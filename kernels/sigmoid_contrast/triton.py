@@ -118,13 +118,13 @@ def _width(tile: Tile, gradient: bool) -> int:
 
 
 def _shared(tile: Tile, arithmetic: str, architecture: int) -> bool:
-    """Whether columns share logarithms: where Hopper's matrix units give a thread many of a row."""
+    """Whether columns share logarithms: where Hopper's tensor cores give a thread many of a row."""
     hopper = architecture // 10 == 9 and arithmetic != "ieee"
     return hopper and tile.rows >= 16 * tile.warps  # else warps share a row
 
 
 def _added(parts: Tensor | None, like: Tensor) -> Tensor:
-    """The sum of partial results, in order; free for a single one."""
+    """The sum of partial results, in a deterministic order; free for a single one."""
     if parts is None:
         return like.new_empty(0)
     return parts[0] if len(parts) == 1 else parts.sum(0)

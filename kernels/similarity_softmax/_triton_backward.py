@@ -1,10 +1,10 @@
 """U = G Y with G_ij = g_i 2^(t_ij - a_i) + h_j 2^(t_ij - b_j), without t or G in memory.
 
 Exponents are to base 2: t, a and b are logits and log-sum-exps times log2(e). Both products, for t
-and for U, come from one tile: 4 M N D FLOP while D fits one accumulator (else t is computed once
-for each BLOCK_U features of U), M N or 2 M N exponentials, no atomics; reads X once and Y once a
-row block (from L2), writes U once. Where row blocks are few, S programs share the column tiles of
-each and write S parts of U, to be added in order.
+and for U, come from one tile: 4 M N D FLOP while D fits one accumulator (else t is recomputed for
+each BLOCK_U features of U), M N or 2 M N exponentials, no atomics; reads X once and Y once a row
+block (from L2), writes U once. Where row blocks are few, S programs share the column tiles of each
+(split-K) and write S partial results of U, to be reduced in a deterministic order.
 
 Two exponentials an element are right for any data, since both powers are at most 1, but take as
 long as the products at D = 128. One is enough in the form
@@ -19,7 +19,7 @@ device. Unit rows always fit at temperatures from about 0.02 up, and ordinary on
 Weights enter the second product in the operands' dtype. ``plan_kernel`` scales g and h by the power
 of two that brings the largest to the top of the range of fp16, and the sum is scaled back: G_ij
 down to 2^-27 of the largest keep full precision there, and smaller ones err by 2^-38 of it. Where
-only the rows have statistics, g_i joins after the sum and the probabilities are scaled alone.
+only the rows have statistics, g_i is applied after the sum, to scaled probabilities.
 """
 
 # mypy: disable-error-code="no-untyped-def, index"

@@ -1,9 +1,10 @@
 """Log-sum-exps of the rows and positive logits, without the logits in memory.
 
-Online over column tiles: the running maximum starts at the lowest float32, exponents are to base 2
-with log2(e) folded into the scale, products accumulate in float32. 2 M N D FLOP and M N
+Online softmax over column tiles: the running maximum starts at the lowest float32, exponents are to
+base 2 with log2(e) folded into the scale, products accumulate in float32. 2 M N D FLOP and M N
 exponentials; reads X once and Y once a row block (from L2), writes 8 bytes a row. Where row blocks
-are few, S programs share the column tiles of each, and ``merge_kernel`` joins their S results.
+are few, S programs share the column tiles of each, and ``merge_kernel`` reduces their S partial
+results.
 """
 
 # mypy: disable-error-code=no-untyped-def

@@ -1,7 +1,7 @@
-"""CUDA C++ (csrc/cuda/similarity_*.cu): the matrix units of sm_80 and later, row-stationary tiles.
+"""CUDA C++ (csrc/cuda/similarity_*.cu): the tensor cores of sm_80 and later, row-stationary tiles.
 
 The column-wise log-sum-exps and gradients come from the transposed problem. Results are the same
-from run to run on one kind of GPU; how the columns are split depends on its number of processors.
+from run to run on one kind of GPU; how the columns are split depends on its multiprocessors.
 """
 
 from dataclasses import astuple, replace

@@ -3,7 +3,7 @@
 ``normalize_kernel`` reads 2 M D bytes of 16-bit rows, and writes as much and 4 M of norms.
 ``gradient_kernel`` reads 4 S M D bytes of partial sums, 2 M D of the rows and 2 M D of those they
 are paired with, and writes 2 M D; V, and float32 copies of rows, are never in memory. Both take a
-few FLOP a number. The inner product comes as one number a program, which torch adds up.
+few FLOP an element. The inner product comes as one partial sum a program, which torch adds up.
 """
 
 from typing import Any
@@ -23,7 +23,7 @@ MOST = 16384
 
 available = unavailable
 
-_BLOCK = 1024  # numbers of a program
+_BLOCK = 1024  # elements of a program
 _FEW = 4  # partial sums; beyond, rows are so few that each gets a program
 _EPS = tl.constexpr(EPS)
 
@@ -106,7 +106,7 @@ def gradient_kernel(  # type: ignore[no-untyped-def]
 
 
 def _settings(dim: int, parts: int = 1) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Constants, and compiler options: 8 numbers a thread."""
+    """Constants, and compiler options: 8 elements a thread."""
     block = max(triton.next_power_of_2(dim), 16)
     rows = max(_BLOCK // block, 1) if parts <= _FEW else 1
     constants = {"D": dim, "BLOCK_M": rows, "BLOCK_D": block}

@@ -1,4 +1,4 @@
-// Elements of the matrix units in software: bits to numbers, and rounding to the nearest.
+// Elements of the tensor cores in software: bits to numbers, and rounding to nearest.
 #pragma once
 
 #include <cmath>

@@ -1,10 +1,10 @@
 // A CUDA block in plain C++: the Machine of csrc/include/sslfast/fragments.h for tests.
 //
-// Every thread is a coroutine that runs until it needs its warp (matrix units, shuffles) or its block
-// (barriers). Warps take turns in a random order, each as far as it can get, so that a missing barrier
-// shows; asynchronous copies land when they are issued or when they are waited for, whichever the
-// test chose, so that both a missing wait and a stage overwritten too early show. Shared memory
-// begins as NaN; offsets, alignments and the sources of copies are checked.
+// Every thread is a coroutine that runs until it needs its warp (tensor cores, shuffles) or its
+// block (barriers). Warps are scheduled in a random order, each as far as it can get, so that a
+// missing barrier shows; asynchronous copies arrive when they are issued or when they are waited
+// for, whichever the test chose, so that both a missing wait and a stage overwritten too early
+// show. Shared memory begins as NaN; offsets, alignments and sources of copies are checked.
 #pragma once
 
 #include <setjmp.h>
@@ -56,8 +56,12 @@ class Machine;
 class Block {
   public:
     Block(int threads, int shared_bytes, const Options& options)
-        : shared(shared_bytes, static_cast<char>(0xff)), options(options), threads_(threads),
-          fibers_(threads), warps_(threads / warp_size), generator_(options.seed) {
+        : shared(shared_bytes, static_cast<char>(0xff)),
+          options(options),
+          threads_(threads),
+          fibers_(threads),
+          warps_(threads / warp_size),
+          generator_(options.seed) {
         for (Fiber& fiber : fibers_) fiber.stack.reset(new char[stack_bytes]);
     }
 
@@ -259,7 +263,7 @@ class Machine {
         fiber().state = Block::Fiber::ready;
     }
 
-    // Meets the other lanes of the warp; the last to come runs `operation` for all.
+    // Synchronises the lanes of the warp; the last to arrive runs `operation` for all.
     template <class F>
     void together(const void* key, F operation) {
         Block::Warp& warp = warp_state();

@@ -37,9 +37,9 @@ Similarity similarity(const Problem& p, const Plan& plan) {
         return Matrix{data, static_cast<int>(rows), static_cast<int>(p.dim),
                       aligned(data, p.dim * E::bytes)};
     };
-    return {matrix(p.x, p.m), matrix(p.y, p.n), p.scale,
-            {p.length, p.shift, p.row_base, p.column_base, p.leave_out_self != 0},
-            plan.panels, plan.stages, plan.resident};
+    const Matrix x = matrix(p.x, p.m), y = matrix(p.y, p.n);
+    const Pairing pairing{p.length, p.shift, p.row_base, p.column_base, p.leave_out_self != 0};
+    return {x, y, p.scale, pairing, plan.panels, plan.stages, plan.resident};
 }
 
 template <class E>
@@ -57,8 +57,11 @@ Options options(const Problem& p, const Statistics& s) {
     const auto bytes = [&](std::int64_t rows) {
         return static_cast<std::size_t>(rows * p.dim * E::bytes);
     };
-    return {static_cast<std::uint32_t>(p.seed), p.eager_copies != 0,
-            {{p.x, bytes(p.m)}, {p.y, bytes(p.n)}, floats(s.column_lse, p.n),
+    return {static_cast<std::uint32_t>(p.seed),
+            p.eager_copies != 0,
+            {{p.x, bytes(p.m)},
+             {p.y, bytes(p.n)},
+             floats(s.column_lse, p.n),
              floats(s.column_weight, p.n)}};
 }
 
@@ -67,8 +70,7 @@ std::vector<float> workspace(std::int64_t floats) {
 }
 
 template <class T>
-void run_grid(const Plan& plan, const Options& options,
-              const std::function<void(Machine&)>& body) {
+void run_grid(const Plan& plan, const Options& options, const std::function<void(Machine&)>& body) {
     Block block(T::threads, plan.shared_bytes, options);
     for (int x = plan.row_blocks - 1; x >= 0; --x)
         for (int y = 0; y < plan.gradient_panels; ++y)
@@ -162,7 +164,7 @@ int plan_of(const Problem* p, int backward, int* fields, char* error, int size) 
     });
 }
 
-// Bits of elements, as the emulated matrix units round them.
+// Bits of elements, as the emulated tensor cores round them.
 std::uint16_t bfloat16_bits(float value) { return element_bits(Bf16{}, value); }
 std::uint16_t float16_bits(float value) { return element_bits(Fp16{}, value); }
 float float16_value(std::uint16_t bits) { return element_value(Fp16{}, bits, 0); }

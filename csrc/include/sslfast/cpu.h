@@ -12,8 +12,8 @@ void philox_random_bits(const std::int64_t* sample_ids, std::int64_t batch, std:
                         std::uint64_t seed, std::int64_t stream, std::int64_t count,
                         std::int64_t* out, int threads);
 
-// Logits scale <rows_i, columns_j>; columns null: the symmetric form, rows against themselves, whose
-// positives are mutual (2 shift = length = m).
+// Logits scale <rows_i, columns_j>; columns null: the symmetric form, rows against themselves,
+// whose positives are mutual (2 shift = length = m).
 struct Similarities {
     const float* rows;
     std::int64_t m;
@@ -25,14 +25,14 @@ struct Similarities {
     int threads;
 };
 
-// Log-sum-exps (natural) over the columns or rows that the pairing does not leave out, and what
-// comes from above for them.
+// Log-sum-exps (natural) over the columns or rows that the pairing does not leave out, and their
+// upstream gradients g.
 struct Statistics {
     const double* lse;
     const double* g;
 };
 
-// Memory of `size` floats for logits that a backward pass would compute again; null for none.
+// Memory of `size` floats for logits that a backward pass would recompute; null for none.
 struct Kept {
     float* data;
     std::int64_t size;
@@ -45,14 +45,14 @@ void similarity_forward(const Similarities& problem, double* lse, double* positi
 // d_rows [m, dim] = sum_j G_ij columns_j and, unless null, d_columns [n, dim] = sum_i G_ij rows_i
 // with G_ij = g_i exp(t_ij - lse_i) + h_j exp(t_ij - column_lse_j) over the negatives; either
 // statistics may be null. At the positive of row i, G is positive[i], or 0 where positive is null.
-// Symmetric: column is row, and d_columns is null. kept: what the forward pass of the same problem left
-// there; untouched. Its first float is 1, or another where there was none.
+// Symmetric: column is row, and d_columns is null. kept: what the forward pass of the same problem
+// saved there; only read. Its first float is 1, or another where nothing was saved.
 void similarity_backward(const Similarities& problem, Statistics row, Statistics column,
                          const float* positive, Kept kept, float* d_rows, float* d_columns);
 
-// Logits <hidden_i, weight_j> + bias_j; bias may be null. targets[i] in [0, v), or null where the targets
-// are no class: then target_logit is given. Unless softcap is 0, logits t stand for
-// softcap tanh(t / softcap).
+// Logits <hidden_i, weight_j> + bias_j; bias may be null. targets[i] in [0, v), or null where the
+// targets are no class: then target_logit is given. Unless softcap is 0, logits t stand for softcap
+// tanh(t / softcap).
 struct LinearClassifier {
     const float* hidden;
     std::int64_t n;
@@ -65,23 +65,25 @@ struct LinearClassifier {
     int threads;
 };
 
-// Of sum_i row_weight_i loss_i with loss_i = log(1 + exp(lse_i - t_i)) + smoothing (t_i - mean_j t_ij),
-// t_i the target's logit; any of d_hidden [n, dim], d_weight [v, dim], d_bias [v] may be null.
+// Of sum_i row_weight_i loss_i, t_i the target's logit and row_weight the upstream gradient, with
+//     loss_i = log(1 + exp(lse_i - t_i)) + smoothing (t_i - mean_j t_ij);
+// any of d_hidden [n, dim], d_weight [v, dim], d_bias [v] may be null.
 struct LinearGradients {
     const float* row_weight;
     float smoothing;
     float *d_hidden, *d_weight, *d_bias;
 };
 
-// lse [n], over all classes but the target, and target_logit [n] (unless it is given); gradients unless
-// null.
+// lse [n], over all classes but the target, target_logit [n] unless it is given, and gradients
+// unless null.
 void linear_cross_entropy(const LinearClassifier& problem, float* lse, float* target_logit,
                           const LinearGradients* gradients);
 
 // With t_ij = scale <rows_i, columns_j> + bias and z_ij = 1 for the pairing's positives, else -1:
-// loss_i = sum_j log(1 + exp(-z_ij t_ij)), loss [m]. Unless row_weight [m] is null, with
-// G_ij = -row_weight_i z_ij / (1 + exp(z_ij t_ij)): d_rows [m, dim] = sum_j G_ij columns_j,
-// d_columns [n, dim] = sum_i G_ij rows_i and d_bias [m] = sum_j G_ij.
+// loss_i = sum_j log(1 + exp(-z_ij t_ij)), loss [m]. row_weight [m]: the upstream gradient. Unless
+// it is null, with G_ij = -row_weight_i z_ij / (1 + exp(z_ij t_ij)):
+//     d_rows [m, dim] = sum_j G_ij columns_j, d_columns [n, dim] = sum_i G_ij rows_i,
+//     d_bias [m] = sum_j G_ij.
 void sigmoid_contrast(const Similarities& problem, float bias, const float* row_weight, float* loss,
                       float* d_rows, float* d_columns, float* d_bias);
 
@@ -117,8 +119,8 @@ bool restore_with_tokens(const float* visible, const float* token, const std::in
                          const float* positions, std::int64_t batch, std::int64_t length,
                          std::int64_t keep, std::int64_t dim, float* out, int threads);
 
-// d_visible [batch, keep, dim], zeros for rows that no place shows, the sum of those that do;
-// d_token [batch, dim], the sum over each sample's hidden places.
+// gradient [batch, length, dim], the upstream gradient. d_visible [batch, keep, dim]: sums over the
+// places of a row, zeros where it has none; d_token [batch, dim]: over a sample's hidden places.
 void restore_with_tokens_backward(const float* gradient, const std::int64_t* ids_restore,
                                   std::int64_t batch, std::int64_t length, std::int64_t keep,
                                   std::int64_t dim, float* d_visible, float* d_token, int threads);
@@ -128,7 +130,8 @@ struct PatchGrid {
     std::int64_t channels, frames, height, width, patch_frames, patch_height, patch_width;
 };
 
-// out [batch, keep, channels, patch_frames, patch_height, patch_width]; whether all ids were inside.
+// out [batch, keep, channels, patch_frames, patch_height, patch_width]; whether all ids were in
+// range.
 bool cut_patches(const char* images, const std::int64_t* ids, std::int64_t batch, std::int64_t keep,
                  const PatchGrid& grid, std::int64_t item_bytes, char* out, int threads);
 
@@ -146,7 +149,7 @@ struct Patches {
 // loss [rows], 0 where the mask is false.
 void masked_mse(const Patches& patches, float* loss);
 
-// gradient [rows]; d_prediction [rows, dim] and, unless null, d_target [rows, dim].
+// gradient [rows], the upstream gradient; d_prediction and, unless null, d_target [rows, dim].
 void masked_mse_backward(const Patches& patches, const float* gradient, float* d_prediction,
                          float* d_target);
 

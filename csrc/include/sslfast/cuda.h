@@ -14,10 +14,10 @@ void philox_random_bits(const std::int64_t* sample_ids, std::int64_t batch,
                         std::int64_t count, std::int64_t* out, void* stream);
 
 // As on the CPU (cpu.h); rows of at most 4096 elements.
-void random_patch_mask(const std::int64_t* sample_ids, std::int64_t batch,
-                       const std::int64_t* step, std::uint64_t seed, std::int64_t stream_number,
-                       std::int64_t length, std::int64_t keep, std::int64_t* ids_keep,
-                       std::int64_t* ids_restore, bool* mask, void* stream);
+void random_patch_mask(const std::int64_t* sample_ids, std::int64_t batch, const std::int64_t* step,
+                       std::uint64_t seed, std::int64_t stream_number, std::int64_t length,
+                       std::int64_t keep, std::int64_t* ids_keep, std::int64_t* ids_restore,
+                       bool* mask, void* stream);
 void smallest_keys(const std::int64_t* keys, const std::int64_t* counts, std::int64_t batch,
                    std::int64_t length, int key_bits, bool* chosen, void* stream);
 void compact_mask(const bool* mask, std::int64_t batch, std::int64_t length, std::int64_t keep,
@@ -28,7 +28,7 @@ void gather_rows(const char* tokens, const std::int64_t* ids, std::int64_t batch
                  std::int64_t length, std::int64_t keep, std::int64_t row_bytes, char* out,
                  void* stream);
 
-// What rows and columns are, and how they are multiplied.
+// The dtype of rows and columns, and the arithmetic of their products.
 enum class Arithmetic { bfloat16, float16, tf32, ieee };
 
 // Logits *scale <rows_i, columns_j>; rows and columns may be the same.
@@ -43,8 +43,8 @@ struct Similarities {
     Pairing pairing;
 };
 
-// Log-sum-exps (natural) over what the pairing does not leave out, and what comes from above for
-// them; null where that side has none.
+// Log-sum-exps (natural) over what the pairing does not leave out, and their upstream gradients g;
+// null where that side has none.
 struct Statistics {
     const float* lse;
     const float* g;

@@ -1,6 +1,6 @@
-// The floating-point types of tensors: 16-bit formats as bits, and what arithmetic is done in.
-// Plain integer arithmetic, so that it vectorises at every level of the instruction set, and rounds
-// to the nearest even as PyTorch does; on a GPU the hardware's own conversions.
+// The floating-point types of tensors: 16-bit formats as bits, and the types for arithmetic. Plain
+// integer arithmetic, so that conversions vectorise at every level of the instruction set, rounding
+// to nearest even as PyTorch does; on a GPU the hardware's own conversions.
 #pragma once
 
 #include <cstdint>
@@ -41,7 +41,7 @@ SSLFAST_HOST_DEVICE float widen(Float16 x) {
 #ifdef __CUDA_ARCH__
     return __half2float(__ushort_as_half(x.bits));
 #else
-    // Exponent and mantissa moved into place and rebased by 112; infinities by another 112;
+    // Exponent and mantissa shifted into place, the exponent rebiased by 112; of infinities by 224;
     // subnormal numbers gain an implicit one, which a subtraction takes off again.
     const std::uint32_t magnitude = (std::uint32_t{x.bits} & 0x7fffu) << 13;
     const std::uint32_t exponent = magnitude & 0x0f800000u;
@@ -100,7 +100,7 @@ SSLFAST_HOST_DEVICE Float16 narrow<Float16>(double x) {
     return narrow<Float16>(static_cast<float>(x));
 }
 
-// What arithmetic between tensors of these types is done in: double where one is double, else float.
+// The type for arithmetic between tensors of these types: double where one is double, else float.
 template <typename A, typename B>
 struct Arithmetic {
     using type = decltype(widen(A{}) + widen(B{}));

@@ -1,5 +1,5 @@
-// How a warp holds matrices for the matrix units of sm_80 (PTX ISA, "mma.m16n8k16", "ldmatrix"),
-// and where shared memory keeps them.
+// How a warp holds matrices for the tensor cores of sm_80 (PTX ISA, "mma.m16n8k16", "ldmatrix"),
+// and their layout in shared memory.
 //
 // Of a 16 x 8 accumulator, lane l = 4 g + t holds c[0..1]: row g, columns 2t, 2t + 1, and c[2..3]:
 // row g + 8, the same columns. In 32-bit words, two 16-bit or one 32-bit element each, the operands
@@ -21,7 +21,7 @@
 namespace sslfast {
 
 constexpr int warp_size = 32;
-constexpr int vector_bytes = 16;  // what one copy moves
+constexpr int vector_bytes = 16;  // of one cp.async
 constexpr int chunk_bytes = 128;  // of a row's features: a row of a swizzled block
 constexpr int vectors_of_chunk = chunk_bytes / vector_bytes;
 constexpr int step_bytes = 32;  // of a row's features, that one instruction multiplies
@@ -30,7 +30,7 @@ struct Fragment {
     std::uint32_t word[4];
 };
 
-// What inputs are and how they are multiplied; weights of the second product become elements too.
+// Element types of operands; weights of the second product are converted to them too.
 struct Bf16 {
     static constexpr int bytes = 2;
 };
@@ -40,18 +40,18 @@ struct Fp16 {
 struct Tf32 {  // float32, rounded to 10 bits of fraction
     static constexpr int bytes = 4;
 };
-struct Ieee32 {  // float32 by fused multiply-adds, without matrix units
+struct Ieee32 {  // float32 by fused multiply-adds, without tensor cores
     static constexpr int bytes = 4;
 };
 
-// Offset of a 16-byte vector in a block of 128-byte rows. Eight rows' same vector, and eight vectors
-// of the same row, lie in different banks.
+// Swizzled offset of a 16-byte vector in a block of 128-byte rows: no bank conflicts between the
+// same vector of eight rows, nor between the eight vectors of a row.
 SSLFAST_HOST_DEVICE unsigned swizzled(int row, int vector) {
     return static_cast<unsigned>(row * chunk_bytes + ((vector ^ (row & 7)) * vector_bytes));
 }
 
-// swizzled(row, a ^ v) from block + swizzled(row, a), as blocks begin at multiples of 128 bytes: one
-// register serves all vectors.
+// swizzled(row, a ^ v) from block + swizzled(row, a), as blocks begin at multiples of 128 bytes:
+// one register serves all vectors.
 SSLFAST_HOST_DEVICE unsigned other_vector(unsigned at, int v) {
     return at ^ static_cast<unsigned>(v * vector_bytes);
 }
@@ -65,7 +65,7 @@ struct MatrixRow {
 // of a transposed operand, where rows are what is summed over: two column tiles of one vector each.
 SSLFAST_HOST_DEVICE MatrixRow matrix_row_a(int lane) { return {lane % 16, lane / 16}; }
 
-// For b of two column tiles [8 columns, 2 vectors] each: both vectors of the first, then the other's.
+// For b of two column tiles [8 columns, 2 vectors]: both vectors of the first, then of the second.
 SSLFAST_HOST_DEVICE MatrixRow matrix_row_b(int lane) {
     return {lane % 8 + lane / 16 * 8, lane / 8 % 2};
 }

@@ -1,4 +1,4 @@
-// Which elements of a logit matrix are positives or no candidates, and which tiles hold any.
+// Which elements of a logit matrix are positives or left out, and which tiles need masks for them.
 #pragma once
 
 #include <cstdint>
@@ -31,9 +31,7 @@ struct Pairing {
 struct Crossing {
     int first, last;
 
-    SSLFAST_HOST_DEVICE bool meets(int begin, int end) const {
-        return first < end && begin < last;
-    }
+    SSLFAST_HOST_DEVICE bool meets(int begin, int end) const { return first < end && begin < last; }
 };
 
 // Where the named elements of a block of rows are: at most three diagonals cross it, so nearly all
@@ -63,7 +61,7 @@ struct NamedColumns {
     }
 };
 
-// Bounds of part `index` of `count` items cut into `parts` runs that differ by one at most.
+// Where part `index` begins of `count` items, split into `parts` whose sizes differ by one at most.
 SSLFAST_HOST_DEVICE int part_begin(int count, int parts, int index) {
     return static_cast<int>(static_cast<std::int64_t>(count) * index / parts);
 }

@@ -1,5 +1,5 @@
-// Philox 4x32-10 (Salmon et al. 2011, section 3.3), shared by the CPU and CUDA backends.
-// How counters are laid out is said in kernels/philox/__init__.py.
+// The counter-based generator Philox 4x32-10 (Salmon et al. 2011, section 3.3), shared by the CPU
+// and CUDA backends. kernels/philox/__init__.py gives the layout of the counters.
 #pragma once
 
 #include <cstdint>

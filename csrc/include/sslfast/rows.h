@@ -1,5 +1,5 @@
-// Many tensors in one call: a table with one row a tensor (or a few that belong together and have
-// the same elements in the same order), as kernels/tensors.py builds it.
+// Multi-tensor calls: a table with one row a tensor (or a few that belong together and have the
+// same elements in the same order), as kernels/tensors.py builds it.
 #pragma once
 
 #include <cstdint>

@@ -1,13 +1,14 @@
 // U = G Y with G_ij = g_i 2^(t_ij - a_i) + h_j 2^(t_ij - b_j), without t or G in memory.
 //
-// Exponents are to base 2: t, a, b are logits and log-sum-exps times log2(e). Both powers are at most
-// 1 for any data. 4 M N D FLOP while D fits a panel, else t is computed again for every panel of U;
-// M N exponentials a side; reads X once and Y once a row block (from L2), writes U once. No atomics:
-// with splits > 1 a block sees a part of the columns, and merge_backward adds up the parts in order.
+// Exponents are to base 2: t, a, b are logits and log-sum-exps times log2(e), g and h upstream
+// gradients. Both powers are at most 1 for any data. 4 M N D FLOP while D fits a panel, else t is
+// recomputed for every panel of U; M N exponentials a side; reads X once and Y once a row block
+// (from L2), writes U once. No atomics: with splits > 1, split-K over the columns, merge_backward
+// reduces the partial results in a deterministic order.
 //
-// Weights enter the second product as elements. Those of float16 are scaled so that the largest g and
-// h come to the top of its range (growth_block), and U is scaled back; where only the rows have
-// statistics, g_i joins after the sum and the probabilities are scaled alone.
+// Weights are operands of the second product. In float16 they are scaled, like the loss in mixed
+// precision: growth_block brings the largest g and h to the top of its range, and U is scaled back;
+// where only the rows have statistics, g_i is applied after the sum, to scaled probabilities.
 #pragma once
 
 #include <type_traits>
@@ -25,8 +26,8 @@ struct RowStatistics {
 
 struct BackwardResults {
     float* u;       // [m, dim]
-    float* parts;   // [splits, m, dim]; null for one split
-    float* growth;  // what weights are multiplied by, and its inverse; null: neither is needed
+    float* parts;   // partial results [splits, m, dim]; null for one split
+    float* growth;  // the scale of the weights, and its inverse; null: neither is needed
     int splits;
 };
 
@@ -100,9 +101,8 @@ SSLFAST_KERNEL_CODE void backward_block(Machine& machine, const Similarity& p, R
     }
 
     const float shrink = !scaled ? 1.0f : both ? out.growth[1] : 1.0f / top;
-    float* to = out.splits == 1
-                    ? out.u
-                    : out.parts + static_cast<std::int64_t>(split) * p.x.rows * p.x.dim;
+    float* to =
+        out.splits == 1 ? out.u : out.parts + static_cast<std::int64_t>(split) * p.x.rows * p.x.dim;
     u.for_each([&](int r, int c, int e, float& value) {
         const std::int64_t i = first_row + 16 * r + accumulator_row(lane, e);
         const int k = panel * T::features + 8 * c + accumulator_column(lane, e);
@@ -119,8 +119,8 @@ SSLFAST_HOST_DEVICE void merge_backward(std::int64_t i, std::int64_t elements,
     out.u[i] = sum;
 }
 
-// growth = 2^n and 2^-n, so that 2^n times the largest finite |weight| is in [2^(room - 1), 2^room).
-// One block of `threads` threads; 4 bytes of shared memory a warp.
+// growth = 2^n and 2^-n: 2^n times the largest finite |weight| is in [2^(room - 1), 2^room). A
+// block-wide reduction: one block of `threads` threads; 4 bytes of shared memory a warp.
 template <int threads, class Machine>
 SSLFAST_KERNEL_CODE void growth_block(Machine& machine, const float* row_weight, int rows,
                                       const float* column_weight, int columns, float* growth) {

@@ -1,9 +1,9 @@
 // Log-sum-exps of the rows and positive logits: 2 M N D FLOP, M N exponentials; reads X once and Y
 // once a row block (from L2), writes 8 bytes a row.
 //
-// Online over column tiles with a running maximum; exponents are to base 2, with log2(e) in the
-// scale. With p.splits > 1 a block sees a part of the columns, and merge_forward adds up the parts
-// in order.
+// Online softmax over column tiles, with a running maximum; exponents are to base 2, with log2(e)
+// folded into the scale. With p.splits > 1 a block sees a part of the columns, and merge_forward
+// reduces the partial results in a deterministic order.
 #pragma once
 
 #include <sslfast/similarity_products.h>
@@ -23,7 +23,7 @@ SSLFAST_KERNEL_CODE float log_sum(Machine& machine, float maximum, float sum) {
     return (maximum + machine.log2(sum)) * ln_2;
 }
 
-// Keeps the positives of a tile, and leaves it, itself and what is beyond the last column out.
+// Stores the positives of a tile, and masks them, a row itself and what is beyond the last column.
 template <class T, class Machine>
 SSLFAST_KERNEL_CODE void take_named(Machine& machine, const Similarity& p, int first_row,
                                     int first_column, float* positive, Logits<T>& t) {
@@ -33,8 +33,7 @@ SSLFAST_KERNEL_CODE void take_named(Machine& machine, const Similarity& p, int f
         const int j = first_column + 8 * c + accumulator_column(lane, e);
         const bool is_positive = j == p.pairing.positive_of(i) && i < p.x.rows && j < p.y.rows;
         if (is_positive) positive[i] = value * ln_2;
-        if (is_positive || j == p.pairing.self_of(i) || j >= p.y.rows)
-            value = -machine.infinity();
+        if (is_positive || j == p.pairing.self_of(i) || j >= p.y.rows) value = -machine.infinity();
     });
 }
 

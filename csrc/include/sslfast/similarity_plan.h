@@ -1,5 +1,5 @@
-// Which block shape a problem gets, how shared memory is used and how often the columns are split:
-// fixed by the sizes and the GPU alone, so that results are the same from run to run.
+// Which thread block shape a problem gets, how shared memory is used and how often the columns are
+// split: fixed by the sizes and the GPU alone, so that results are the same from run to run.
 #pragma once
 
 #include <algorithm>
@@ -12,7 +12,7 @@
 
 namespace sslfast {
 
-// Block shapes that need no more than 255 registers a thread. Float32 without matrix units has half
+// Block shapes that need no more than 255 registers a thread. Float32 without tensor cores has half
 // the columns, to keep its unrolled code in the instruction cache.
 template <class E>
 constexpr int column_tiles = std::is_same_v<E, Ieee32> ? 4 : 8;
@@ -24,7 +24,7 @@ template <class E>  // of 512
 using WideTile = Tile<E, 8, 1, column_tiles<E>, 4>;
 
 struct Gpu {
-    int processors;
+    int multiprocessors;
     int shared_bytes;  // that a block may have
 };
 
@@ -33,16 +33,16 @@ struct Plan {
     int panels, stages, splits, shared_bytes;
     int row_blocks, gradient_panels;  // the grid, with splits
 
-    // Floats of memory for the parts of the columns, `per_row` of each row.
+    // Floats of memory for partial results, `per_row` of each row.
     std::int64_t workspace(std::int64_t rows, std::int64_t per_row) const {
         return splits == 1 ? 0 : splits * rows * per_row;
     }
 };
 
-constexpr int block_reserve = 1024;  // bytes of shared memory that CUDA takes of every block's
+constexpr int block_reserve = 1024;  // bytes of shared memory that CUDA reserves for every block
 
-// The split that fills waves of `slots` blocks best. A split costs its block about two tiles' time:
-// the rows' panels, and the merge.
+// The number of splits with the least time in waves of `slots` blocks. A split costs its block
+// about two tiles' time: the rows' panels, and the merge.
 inline int best_split(std::int64_t blocks, int tiles, int slots) {
     int best = 1;
     if (blocks == 0) return best;
@@ -69,17 +69,17 @@ bool plan_with(std::int64_t rows, std::int64_t columns, int dim, bool backward, 
     plan->resident = true;
     plan->resident = bytes(2) <= gpu.shared_bytes;
     if (bytes(2) > gpu.shared_bytes) return false;
-    // A third stage, unless it costs a processor its second block.
+    // A third stage, unless it costs a multiprocessor its second block.
     const int half = (gpu.shared_bytes + block_reserve) / 2 - block_reserve;
     plan->stages = bytes(3) <= (bytes(2) <= half ? half : gpu.shared_bytes) ? 3 : 2;
     plan->shared_bytes = bytes(plan->stages);
     plan->row_blocks = static_cast<int>((rows + T::rows - 1) / T::rows);
     plan->gradient_panels = backward ? plan->panels : 1;
-    // 255 registers a thread: eight warps fill a processor.
+    // 255 registers a thread: eight warps fill a multiprocessor.
     const int resident_blocks = std::min(8 / T::warps, plan->shared_bytes <= half ? 2 : 1);
     plan->splits = best_split(static_cast<std::int64_t>(plan->row_blocks) * plan->gradient_panels,
                               static_cast<int>((columns + T::columns - 1) / T::columns),
-                              gpu.processors * resident_blocks);
+                              gpu.multiprocessors * resident_blocks);
     return true;
 }
 

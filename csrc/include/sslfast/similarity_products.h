@@ -9,7 +9,7 @@
 namespace sslfast {
 
 template <class T>
-constexpr bool uses_matrix_unit = !std::is_same_v<typename T::Element, Ieee32>;
+constexpr bool uses_tensor_cores = !std::is_same_v<typename T::Element, Ieee32>;
 
 // Column tiles of 8 features in a chunk, and in a panel.
 template <class T>
@@ -17,8 +17,8 @@ constexpr int feature_tiles_of_chunk = chunk_bytes / T::Element::bytes / 8;
 template <class T>
 using Gradients = Accumulators<T::row_tiles, T::chunks * feature_tiles_of_chunk<T>>;
 
-// One chunk of s += x y^T on the matrix units: a warp's rows from x on, all columns of the tile.
-template <class T, class Machine, std::enable_if_t<uses_matrix_unit<T>, int> = 0>
+// One chunk of s += x y^T on tensor cores: a warp's rows from x on, all columns of the tile.
+template <class T, class Machine, std::enable_if_t<uses_tensor_cores<T>, int> = 0>
 SSLFAST_KERNEL_CODE void add_chunk(Machine& machine, unsigned x, unsigned y, Logits<T>& s) {
     constexpr typename T::Element element{};
     const MatrixRow to_a = matrix_row_a(machine.lane()), to_b = matrix_row_b(machine.lane());
@@ -46,7 +46,7 @@ SSLFAST_KERNEL_CODE void add_chunk(Machine& machine, unsigned x, unsigned y, Log
 }
 
 // The same in float32: a lane multiplies the rows and columns of its accumulator elements.
-template <class T, class Machine, std::enable_if_t<!uses_matrix_unit<T>, int> = 0>
+template <class T, class Machine, std::enable_if_t<!uses_tensor_cores<T>, int> = 0>
 SSLFAST_KERNEL_CODE void add_chunk(Machine& machine, unsigned x, unsigned y, Logits<T>& s) {
     const int lane = machine.lane();
     for (int v = 0; v < vectors_of_chunk; ++v) {
@@ -79,8 +79,8 @@ SSLFAST_KERNEL_CODE void add_products(Machine& machine, unsigned x, unsigned y, 
         add_chunk<T>(machine, x, y, s);
 }
 
-// Adds to u the products of sixteen (16-bit elements) or eight weights a row, a, and the features of
-// their columns, from `column` on.
+// Adds to u the products of sixteen (16-bit elements) or eight weights a row, a, and the features
+// of their columns, from `column` on.
 template <class T, class Machine>
 SSLFAST_KERNEL_CODE void add_features(Machine& machine, const Fragment (&a)[T::row_tiles],
                                       unsigned y, int column, int chunks, Gradients<T>& u) {
@@ -111,8 +111,8 @@ SSLFAST_KERNEL_CODE void add_features(Machine& machine, const Fragment (&a)[T::r
             }
             SSLFAST_UNROLL
             for (int r = 0; r < T::row_tiles; ++r) {
-                float(&first)[4] = u.value[r][c * tiles + n];
-                float(&second)[4] = u.value[r][c * tiles + n + 1];
+                float (&first)[4] = u.value[r][c * tiles + n];
+                float (&second)[4] = u.value[r][c * tiles + n + 1];
                 machine.multiply(element, a[r], b.word[0], b.word[1], first);
                 machine.multiply(element, a[r], b.word[2], b.word[3], second);
             }
@@ -120,10 +120,10 @@ SSLFAST_KERNEL_CODE void add_features(Machine& machine, const Fragment (&a)[T::r
     }
 }
 
-// u += w y for the first `chunks` chunks of a panel's features. An accumulator tile is an operand a
-// as it stands: pairs of 16-bit weights of two column tiles, or 32-bit ones of one with the order of
-// its columns changed (0 2 4 6 1 3 5 7), here and in y.
-template <class T, class Machine, std::enable_if_t<uses_matrix_unit<T>, int> = 0>
+// u += w y for the first `chunks` chunks of a panel's features. An accumulator tile has the layout
+// of an operand a: pairs of 16-bit weights of two column tiles, or 32-bit ones of one with its
+// columns permuted (0 2 4 6 1 3 5 7), here and in y.
+template <class T, class Machine, std::enable_if_t<uses_tensor_cores<T>, int> = 0>
 SSLFAST_KERNEL_CODE void add_weighted(Machine& machine, const Logits<T>& w, unsigned y, int chunks,
                                       Gradients<T>& u) {
     constexpr typename T::Element element{};
@@ -133,9 +133,9 @@ SSLFAST_KERNEL_CODE void add_weighted(Machine& machine, const Logits<T>& w, unsi
         Fragment a[T::row_tiles];
         SSLFAST_UNROLL
         for (int r = 0; r < T::row_tiles; ++r) {
-            const float(&c)[4] = w.value[r][n];
+            const float (&c)[4] = w.value[r][n];
             if constexpr (together == 2) {
-                const float(&d)[4] = w.value[r][n + 1];
+                const float (&d)[4] = w.value[r][n + 1];
                 a[r] = {{machine.pack(element, c[0], c[1]), machine.pack(element, c[2], c[3]),
                          machine.pack(element, d[0], d[1]), machine.pack(element, d[2], d[3])}};
             } else {
@@ -147,8 +147,8 @@ SSLFAST_KERNEL_CODE void add_weighted(Machine& machine, const Logits<T>& w, unsi
     }
 }
 
-// The same in float32: the four lanes of a row hand each other their weights.
-template <class T, class Machine, std::enable_if_t<!uses_matrix_unit<T>, int> = 0>
+// The same in float32: the four lanes of a row exchange their weights by shuffles.
+template <class T, class Machine, std::enable_if_t<!uses_tensor_cores<T>, int> = 0>
 SSLFAST_KERNEL_CODE void add_weighted(Machine& machine, const Logits<T>& w, unsigned y, int chunks,
                                       Gradients<T>& u) {
     constexpr int tiles = feature_tiles_of_chunk<T>;

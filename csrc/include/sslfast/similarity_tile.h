@@ -1,8 +1,9 @@
 // What the CUDA kernels of the similarity softmax share: a block of rows meets tiles of columns.
 //
 // Features come in panels of T::chunks * 128 bytes a row, zero beyond the last feature, through a
-// ring of stages in shared memory that cp.async fills `stages - 1` panels ahead. The rows' panels
-// stay there for the whole block if they fit (resident); else they come again with every tile.
+// multistage pipeline: a ring of stages in shared memory that cp.async fills `stages - 1` panels
+// ahead. The rows' panels stay in shared memory for the whole block if they fit (resident); else
+// they are loaded again with every tile.
 #pragma once
 
 #include <cstdint>
@@ -75,7 +76,7 @@ struct Accumulators {
 template <class T>
 using Logits = Accumulators<T::row_tiles, T::column_tiles>;
 
-// 16 bytes of elements from `first` on of a row that begins anywhere, zero from `dim` on.
+// 16 bytes of elements from `first` on of an unaligned row, zero from `dim` on.
 template <class E>
 SSLFAST_HOST_DEVICE Fragment gathered(const char* row, int first, int dim) {
     Fragment vector{{0, 0, 0, 0}};
@@ -118,9 +119,8 @@ SSLFAST_KERNEL_CODE void load_panel(Machine& machine, const Matrix& a, int first
         SSLFAST_ROLLED
         for (int i = 0; i < copies; ++i)
             each(i, [&](unsigned at, const char* row, int byte, bool inside) {
-                machine.store_vector(
-                    at, gathered<typename T::Element>(row, byte / T::Element::bytes,
-                                                      inside ? a.dim : 0));
+                machine.store_vector(at, gathered<typename T::Element>(
+                                             row, byte / T::Element::bytes, inside ? a.dim : 0));
             });
     }
 }
@@ -132,8 +132,13 @@ class Panels {
   public:
     SSLFAST_KERNEL_CODE Panels(Machine& machine, const Similarity& p, ColumnStatistics statistics,
                                int first_row, int first_tile, int end_tile, int last_panel)
-        : machine_(machine), p_(p), statistics_(statistics), first_row_(first_row), end_(end_tile),
-          last_panel_(last_panel), loading_{first_tile, 0, 0},
+        : machine_(machine),
+          p_(p),
+          statistics_(statistics),
+          first_row_(first_row),
+          end_(end_tile),
+          last_panel_(last_panel),
+          loading_{first_tile, 0, 0},
           current_{first_tile - 1, p.panels - 1, p.stages - 1} {
         if (p.resident) {
             SSLFAST_ROLLED

@@ -11,8 +11,8 @@ SSLFAST_HOST_DEVICE double square_root(double x) { return __builtin_sqrt(x); }
 SSLFAST_HOST_DEVICE bool is_finite(float x) { return __builtin_fabsf(x) <= 3.402823466e38f; }
 SSLFAST_HOST_DEVICE bool is_finite(double x) { return __builtin_fabs(x) <= 1.7976931348623157e308; }
 
-// start + weight (end - start), exact at both ends: as torch.lerp. Infinities are weighed as they are,
-// since equal ones have no difference; of weight 1 it is the end, whatever the start.
+// start + weight (end - start), exact at both ends: as torch.lerp. Infinities are weighted as they
+// are, since the difference of equal ones is NaN; with weight 1 it is the end, whatever the start.
 template <typename A>
 SSLFAST_HOST_DEVICE A lerp(A start, A end, A weight) {
     const A difference = end - start, rest = A(1) - weight;
@@ -21,7 +21,7 @@ SSLFAST_HOST_DEVICE A lerp(A start, A end, A weight) {
     return weight == A(1) ? end : moved;
 }
 
-// The same number in another type; in its own the same bits, of any NaN too.
+// Conversion to another type; to its own the same bits, also those of a NaN.
 template <typename T, typename S>
 SSLFAST_HOST_DEVICE T converted(S x) {
     return narrow<T>(widen(x));
@@ -35,7 +35,7 @@ SSLFAST_HOST_DEVICE Float16 converted<Float16>(Float16 x) {
     return x;
 }
 
-// A teacher follows a student, of an optimiser the parameter as it is stored.
+// The EMA of a teacher; an optimiser's student is the parameter as stored, after rounding.
 template <typename T, typename S>
 SSLFAST_HOST_DEVICE void follow(T& teacher, S student, double weight) {
     using A = typename Arithmetic<T, S>::type;
@@ -64,8 +64,14 @@ SSLFAST_HOST_DEVICE AdamwNumbers<A> numbers_as(const AdamwNumbers<double>& n) {
 SSLFAST_HOST_DEVICE AdamwNumbers<double> adamw_numbers(double factor, const double* group,
                                                        double correction1, double correction2) {
     const double lr = group[0], beta1 = group[1], beta2 = group[2];
-    return {factor,    1 - lr * group[4], 1 - beta1, beta2,
-            1 - beta2, lr / correction1,  1 / square_root(correction2), group[3]};
+    return {factor,
+            1 - lr * group[4],
+            1 - beta1,
+            beta2,
+            1 - beta2,
+            lr / correction1,
+            1 / square_root(correction2),
+            group[3]};
 }
 
 // AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101, algorithm 2).
@@ -81,7 +87,7 @@ SSLFAST_HOST_DEVICE void adamw(const AdamwNumbers<A>& n, A gradient, A& paramete
 
 template <typename A>
 struct LarsNumbers {
-    A gradient, parameter;  // what they weigh in the direction: trust factor, trust weight_decay
+    A gradient, parameter;  // their coefficients: trust factor, trust weight_decay
     A momentum;
     A nesterov;  // 1 or 0
     A lr;

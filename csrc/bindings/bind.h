@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include <pybind11/pybind11.h>
 
@@ -19,19 +20,17 @@ T* pointer(Address address) {
 // Other Python threads run while a kernel does.
 using Release = py::call_guard<py::gil_scoped_release>;
 
-// One for every file of this folder; bindings.cpp calls them all.
-void buffer(py::module_& module);
-void ema(py::module_& module);
-void gather_patches(py::module_& module);
-void linear_cross_entropy(py::module_& module);
-void masked_mse(py::module_& module);
-void optim(py::module_& module);
-void patch_mask(py::module_& module);
-void patchify_visible(py::module_& module);
-void philox(py::module_& module);
-void restore_with_tokens(py::module_& module);
-void sigmoid_contrast(py::module_& module);
-void similarity_softmax(py::module_& module);
-void tensors(py::module_& module);
+// Every file of this folder has one, and with it a place in the module: there is no list to edit.
+class Binding {
+  public:
+    using Add = void (*)(py::module_& module);
+
+    explicit Binding(Add add) { all().push_back(add); }
+
+    static std::vector<Add>& all() {
+        static std::vector<Add> added;
+        return added;
+    }
+};
 
 }  // namespace sslfast::bindings

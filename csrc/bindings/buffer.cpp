@@ -17,7 +17,7 @@ struct Floats {
 
 }  // namespace
 
-void buffer(py::module_& module) {
+static void add(py::module_& module) {
     py::class_<Floats>(module, "Floats", py::buffer_protocol())
         .def(py::init<std::size_t>())
         .def_buffer([](Floats& floats) {
@@ -25,5 +25,7 @@ void buffer(py::module_& module) {
         });
     module.def("release_buffers", &cpu::release_buffers);
 }
+
+static const Binding binding(&add);
 
 }  // namespace sslfast::bindings

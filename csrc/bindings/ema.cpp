@@ -8,7 +8,7 @@
 
 namespace sslfast::bindings {
 
-void ema(py::module_& module) {
+static void add(py::module_& module) {
     module.def(
         "ema_update_cpu",
         [](Address rows, std::int64_t n, double momentum, int threads) {
@@ -25,5 +25,7 @@ void ema(py::module_& module) {
         Release());
 #endif
 }
+
+static const Binding binding(&add);
 
 }  // namespace sslfast::bindings

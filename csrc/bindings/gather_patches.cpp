@@ -8,7 +8,7 @@
 
 namespace sslfast::bindings {
 
-void gather_patches(py::module_& module) {
+static void add(py::module_& module) {
     module.def(
         "gather_rows_cpu",
         [](Address tokens, Address ids, std::int64_t batch, std::int64_t length, std::int64_t keep,
@@ -39,5 +39,7 @@ void gather_patches(py::module_& module) {
         Release());
 #endif
 }
+
+static const Binding binding(&add);
 
 }  // namespace sslfast::bindings

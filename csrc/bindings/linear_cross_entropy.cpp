@@ -5,7 +5,7 @@
 
 namespace sslfast::bindings {
 
-void linear_cross_entropy(py::module_& module) {
+static void add(py::module_& module) {
     module.def(
         "linear_cross_entropy_cpu",
         [](Address hidden, std::int64_t n, Address weight, std::int64_t v, int dim, Address bias,
@@ -28,5 +28,7 @@ void linear_cross_entropy(py::module_& module) {
         },
         Release());
 }
+
+static const Binding binding(&add);
 
 }  // namespace sslfast::bindings

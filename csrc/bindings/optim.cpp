@@ -8,7 +8,7 @@
 
 namespace sslfast::bindings {
 
-void optim(py::module_& module) {
+static void add(py::module_& module) {
     module.def(
         "adamw_step_cpu",
         [](Address rows, std::int64_t n, Address control, Address groups, int threads) {
@@ -47,5 +47,7 @@ void optim(py::module_& module) {
         Release());
 #endif
 }
+
+static const Binding binding(&add);
 
 }  // namespace sslfast::bindings

@@ -8,7 +8,7 @@
 
 namespace sslfast::bindings {
 
-void patch_mask(py::module_& module) {
+static void add(py::module_& module) {
     module.def(
         "random_patch_mask_cpu",
         [](Address sample_ids, std::int64_t batch, std::int64_t step, std::uint64_t seed,
@@ -70,5 +70,7 @@ void patch_mask(py::module_& module) {
         Release());
 #endif
 }
+
+static const Binding binding(&add);
 
 }  // namespace sslfast::bindings

@@ -9,7 +9,7 @@
 
 namespace sslfast::bindings {
 
-void patchify_visible(py::module_& module) {
+static void add(py::module_& module) {
     module.def(
         "cut_patches_cpu",
         // grid: channels, frames, height, width, then a patch's frames, height, width
@@ -23,5 +23,7 @@ void patchify_visible(py::module_& module) {
         },
         Release());
 }
+
+static const Binding binding(&add);
 
 }  // namespace sslfast::bindings

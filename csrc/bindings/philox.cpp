@@ -8,7 +8,7 @@
 
 namespace sslfast::bindings {
 
-void philox(py::module_& module) {
+static void add(py::module_& module) {
     module.def(
         "philox_random_bits_cpu",
         [](Address sample_ids, std::int64_t batch, std::int64_t step, std::uint64_t seed,
@@ -30,5 +30,7 @@ void philox(py::module_& module) {
         Release());
 #endif
 }
+
+static const Binding binding(&add);
 
 }  // namespace sslfast::bindings

@@ -5,7 +5,7 @@
 
 namespace sslfast::bindings {
 
-void restore_with_tokens(py::module_& module) {
+static void add(py::module_& module) {
     module.def(
         "restore_with_tokens_cpu",
         [](Address visible, Address token, Address ids_restore, Address positions,
@@ -27,5 +27,7 @@ void restore_with_tokens(py::module_& module) {
         },
         Release());
 }
+
+static const Binding binding(&add);
 
 }  // namespace sslfast::bindings

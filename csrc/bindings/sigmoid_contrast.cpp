@@ -3,7 +3,7 @@
 
 namespace sslfast::bindings {
 
-void sigmoid_contrast(py::module_& module) {
+static void add(py::module_& module) {
     module.def(
         "sigmoid_contrast_cpu",
         [](Address rows, std::int64_t m, Address columns, std::int64_t n, int dim, float scale,
@@ -16,5 +16,7 @@ void sigmoid_contrast(py::module_& module) {
         },
         Release());
 }
+
+static const Binding binding(&add);
 
 }  // namespace sslfast::bindings

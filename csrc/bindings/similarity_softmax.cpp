@@ -30,7 +30,7 @@ sslfast::cuda::Similarities on_gpu(const CudaProblem& problem) {
             {length, shift, row_base, column_base, leave_out_self}};
 }
 
-void similarity_softmax_cuda(py::module_& module) {
+static void add(py::module_& module) {
     module.def(
         "similarity_workspace_cuda",
         [](const CudaProblem& problem, bool backward) {
@@ -91,5 +91,7 @@ void similarity_softmax(py::module_& module) {
     similarity_softmax_cuda(module);
 #endif
 }
+
+static const Binding binding(&add);
 
 }  // namespace sslfast::bindings

@@ -135,6 +135,8 @@ std::int64_t rows_of_tensors(Address address, const py::list& columns, int secon
 
 }  // namespace
 
-void tensors(py::module_& module) { module.def("rows_of_tensors", &rows_of_tensors); }
+static void add(py::module_& module) { module.def("rows_of_tensors", &rows_of_tensors); }
+
+static const Binding binding(&add);
 
 }  // namespace sslfast::bindings

@@ -33,7 +33,7 @@ void masked_mse(const Patches& patches, float* loss) {
         if (patches.mask[row]) {
             const float* x = patches.prediction + row * dim;
             const float* t = patches.target + row * dim;
-            const Moments m = patches.normalise ? moments(t, dim, patches.eps) : Moments{0, 1};
+            const Moments m = patches.norm_target ? moments(t, dim, patches.eps) : Moments{0, 1};
 #pragma omp simd reduction(+ : sum)
             for (std::int64_t d = 0; d < dim; ++d) {
                 const float difference = x[d] - (t[d] - m.mean) * m.scale;
@@ -58,7 +58,7 @@ void masked_mse_backward(const Patches& patches, const float* gradient, float* d
         }
         const float* x = patches.prediction + row * dim;
         const float* t = patches.target + row * dim;
-        const Moments m = patches.normalise ? moments(t, dim, patches.eps) : Moments{0, 1};
+        const Moments m = patches.norm_target ? moments(t, dim, patches.eps) : Moments{0, 1};
         const float weight = 2.0f / static_cast<float>(dim) * gradient[row];
         float sum = 0, along = 0;
 #pragma omp simd reduction(+ : sum, along)
@@ -69,7 +69,7 @@ void masked_mse_backward(const Patches& patches, const float* gradient, float* d
             along += dx[d] * normal;
         }
         if (dt == nullptr) continue;
-        if (!patches.normalise) {
+        if (!patches.norm_target) {
             for (std::int64_t d = 0; d < dim; ++d) dt[d] = -dx[d];
             continue;
         }

@@ -141,7 +141,7 @@ struct Patches {
     const float* target;
     const bool* mask;
     std::int64_t rows, dim;
-    bool normalise;
+    bool norm_target;
     float eps;
     int threads;
 };

@@ -28,6 +28,7 @@ ANYWHERE = {
     "_files",
     "_printable",
     "_suggest",
+    "_versions",
 }  # imports nothing of sslfast
 KERNEL_IMPORTS = {"torch", "triton", "sslfast"}
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sslfast._versions import check_version
 from sslfast.data.batch import Batch
 from sslfast.data.colour import recolour
 from sslfast.data.draws import Draw, draw
@@ -21,6 +22,8 @@ from sslfast.data.recipes import Recipe
 from sslfast.data.sources import ImageDataset, OnBadImage, check_policy
 
 logger = logging.getLogger(__name__)  # of its own: heard from every rank (sslfast.cli)
+
+_VERSION = 1  # of the saved position
 
 
 @dataclass(frozen=True)
@@ -150,7 +153,7 @@ class StepLoader(ABC):
     def state_dict(self) -> dict[str, Any]:
         """The position, what it is a position in, and the files found bad on the way."""
         return {
-            "version": 1,
+            "version": _VERSION,
             "epoch": self._epoch,
             "step": self._step,
             "excluded": list(self._excluded),
@@ -163,11 +166,7 @@ class StepLoader(ABC):
         Raises:
             ValueError: the state belongs to other files, another seed or global batch size.
         """
-        if state.get("version") != 1:
-            raise ValueError(
-                f"this loader reads states of version 1, not {state.get('version')}: "
-                "resume with the version of sslfast that wrote it"
-            )
+        check_version("the saved position of the loader", state.get("version"), _VERSION)
         for key, mine in self._identity().items():
             if (was := state.get(key, mine)) != mine:  # earlier states lack the files
                 raise ValueError(f"cannot resume the data order: {key} was {was} and is now {mine}")

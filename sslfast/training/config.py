@@ -21,6 +21,7 @@ from sslfast._arguments import (
 )
 from sslfast._extras import require
 from sslfast._suggest import did_you_mean
+from sslfast._versions import check_version
 from sslfast.training.storage import write_atomically
 from sslfast.training.yaml_file import DEEPEST, load
 
@@ -158,7 +159,7 @@ class TrainConfig:
         Raises:
             ConfigError: one of the wrong type or out of range.
         """
-        check_version(self.schema_version, "the configuration")
+        check_version("the configuration", self.schema_version, SCHEMA_VERSION, ConfigError)
         try:
             check_arguments(TrainConfig, vars(self), none="null")
         except BadArgument as error:
@@ -251,17 +252,6 @@ def known_keys() -> list[str]:
     return [item.name for item in dataclasses.fields(TrainConfig)]
 
 
-def check_version(version: Any, source: str) -> None:
-    """Raise ConfigError where ``version`` is not one that this sslfast reads."""
-    if not isinstance(version, int) or version < 1:
-        raise ConfigError(f"{source} has schema_version {version!r}, which is not a version")
-    if version > SCHEMA_VERSION:
-        raise ConfigError(
-            f"{source} has schema_version {version}, but this sslfast reads {SCHEMA_VERSION} at "
-            "most: it was written by a newer one. Upgrade with: pip install --upgrade sslfast"
-        )
-
-
 def check_keys(keys: Iterable[str], source: str) -> None:
     """Raise ConfigError at the first unknown key, with the nearest known one."""
     known = known_keys()
@@ -326,6 +316,7 @@ def read_yaml(path: Path | str) -> dict[str, Any]:
     if not isinstance(settings, dict):
         raise ConfigError(f"{path} must hold 'name: value' lines, such as 'method: simclr'")
     # The version first: a newer file's unknown keys are no spelling mistakes.
-    check_version(settings.get("schema_version", SCHEMA_VERSION), str(path))
+    version = settings.get("schema_version", SCHEMA_VERSION)
+    check_version(str(path), version, SCHEMA_VERSION, ConfigError)
     check_keys(settings, str(path))
     return settings

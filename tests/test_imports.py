@@ -27,6 +27,7 @@ ANYWHERE = {
     "_extras",
     "_files",
     "_printable",
+    "_renamed",
     "_suggest",
     "_versions",
 }  # imports nothing of sslfast

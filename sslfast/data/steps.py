@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sslfast._versions import check_version
 from sslfast.data.batch import Batch
-from sslfast.data.colour import recolour
+from sslfast.data.color import recolor
 from sslfast.data.draws import Draw, draw
 from sslfast.data.manifest import Manifest
 from sslfast.data.order import EpochOrder
@@ -110,7 +110,7 @@ class StepLoader(ABC):
         self._excluded: list[int] = []
         self._epoch = self._step = 0
         # Random numbers are drawn for several steps at once, as the cost is in the calls; but not
-        # for so many that torch would share out the work among its threads (see colour.py).
+        # for so many that torch would share out the work among its threads (see color.py).
         self._block = max(1, 1024 // max(1, len(recipe.views)) // options.batch_size)
         self._drawn: tuple[tuple[int, int], list[Draw]] | None = None
         self._pending: deque[Planned] = deque()
@@ -263,9 +263,9 @@ class StepLoader(ABC):
         """Colours, and without ``train`` the removal of rows that only filled the batch."""
         views = []
         for view, draws, image in zip(self._recipe.views, batch.draws, images, strict=True):
-            if view.recolours:
+            if view.recolors:
                 flat = image.flatten(2, -2)  # a clip keeps its colours: one tall image
-                flat = recolour(flat, view, draws.matrix, draws.lift, draws.solarise)
+                flat = recolor(flat, view, draws.matrix, draws.lift, draws.solarize)
                 image = flat.view_as(image)
             views.append(image)
         ids = batch.ids.clone()  # not a view of the whole epoch's

@@ -20,6 +20,7 @@ from sslfast._arguments import (
     check_arguments,
 )
 from sslfast._extras import require
+from sslfast._renamed import VIEW, with_new_names
 from sslfast._suggest import did_you_mean
 from sslfast._versions import check_version
 from sslfast.training.storage import write_atomically
@@ -117,6 +118,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         """Paths as text, those that are written with ~ for the home folder; plain values.
 
+        Old names of a recipe's fields become the new ones.
         What config.yaml will hold is compared with these settings when the run goes on.
         """
         for item in dataclasses.fields(self):
@@ -125,6 +127,8 @@ class TrainConfig:
             value = getattr(self, name)
             if isinstance(value, os.PathLike) or (name != "data" and isinstance(value, str)):
                 setattr(self, name, user_path(value))
+        if isinstance(self.recipe_args, Mapping):
+            self.recipe_args = with_new_names(self.recipe_args, VIEW, stacklevel=4)
         if isinstance(self.method_args, Mapping):
             paths = {k: v for k, v in self.method_args.items() if isinstance(v, os.PathLike)}
             self.method_args = {**self.method_args, **{k: os.fspath(v) for k, v in paths.items()}}

@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -140,6 +141,7 @@ def test_preview(images: Path, tmp_path: Path) -> None:
 
 
 def test_old_names_are_told(images: Path, tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    warnings.simplefilter("ignore", DeprecationWarning)  # as Python starts
     words = ["preview", "--data", str(images), "--samples", "2", "--png", str(tmp_path / "a.png")]
     assert main([*words, "--image-size", "16", "--recipe-args.grey_prob", "0.5"]) == 0
     assert "grey_prob is now gray_prob" in {str(w.message).partition(";")[0] for w in recwarn}

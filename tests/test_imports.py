@@ -1,6 +1,8 @@
 """The import graph flows one way, and importing a loss stays light."""
 
 import ast
+import importlib
+import pkgutil
 import subprocess
 import sys
 from pathlib import Path
@@ -103,3 +105,15 @@ def test_no_top_level_package_called_kernels() -> None:
         cwd="/",
     )
     assert shown.stdout.strip() == "None"
+
+
+@pytest.mark.parametrize(
+    "package",
+    ["data", "eval", "masking", "methods", "models", "tokenizers", "training"],
+)
+def test_no_module_is_hidden_by_a_name(package: str) -> None:
+    """``import sslfast.data.recipes`` gives the module, whatever the package hands out."""
+    parent = importlib.import_module(f"sslfast.{package}")
+    for found in pkgutil.iter_modules(parent.__path__):
+        module = importlib.import_module(f"{parent.__name__}.{found.name}")
+        assert getattr(parent, found.name) is module

@@ -229,7 +229,7 @@ class TrainConfig:
         return cls.from_dict(read_yaml(path), source=str(path))
 
     def write(self, path: Path | str) -> None:
-        """Write as YAML."""
+        """Write all settings as YAML, in a file that ``read`` takes, whole or not at all."""
         yaml = require("yaml", extra="train", purpose="writing config.yaml")
         text = yaml.safe_dump(self.to_dict(), sort_keys=False)
         write_atomically(Path(path), lambda file: file.write(text.encode()))

@@ -63,7 +63,7 @@ class _Writer:
         return len(data)
 
     def flush(self) -> None:
-        """Nothing is buffered."""
+        """Do nothing: no byte waits in a buffer."""
 
 
 def write_atomically(path: Path, write: Callable[[Any], None], *, checksum: bool = False) -> None:

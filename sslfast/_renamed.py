@@ -48,7 +48,7 @@ def accepts_old_names(names: Mapping[str, str]) -> Callable[[C], C]:
     """
 
     def decorate(dataclass: C) -> C:
-        make: Callable[..., None] = dataclass.__init__
+        make: Callable[..., None] = dataclass.__init__  # type: ignore[misc]
 
         @functools.wraps(make)
         def with_old_names(self: Any, *args: Any, **kwargs: Any) -> None:

@@ -49,7 +49,7 @@ def _augment(image: Image.Image, view: View) -> Tensor:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     if random.random() < view.jitter_prob:
         image = _jitter(image, view)
-    if random.random() < view.grey_prob:
+    if random.random() < view.gray_prob:
         image = image.convert("L").convert("RGB")
     if random.random() < view.blur_prob:
         image = image.filter(ImageFilter.GaussianBlur(random.uniform(*view.blur_sigma)))

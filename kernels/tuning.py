@@ -6,9 +6,7 @@ timing. Without a file, or with one of another Triton, the static tables of ``_t
 
 import json
 import logging
-import os
 import re
-import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
@@ -18,6 +16,7 @@ from typing import Any
 import torch
 import triton
 
+from sslfast._files import cache_folder, replacing
 from sslfast.kernels.gpu import INTERPRETED, capability
 from sslfast.kernels.tiles import ARITHMETICS, KINDS, Table, Tile, fitted, static_tile
 
@@ -31,11 +30,10 @@ Tables = Mapping[tuple[str, str], Table]  # by kind and arithmetic
 def file_for(gpu: str) -> Path:
     """Where tiles measured on a GPU of this name are kept.
 
-    In $SSLFAST_CACHE, else $XDG_CACHE_HOME/sslfast, else ~/.cache/sslfast.
+    Raises:
+        ValueError: there is no cache folder.
     """
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    folder = Path(os.environ.get("SSLFAST_CACHE") or Path(base) / "sslfast")
-    return folder / f"tiles-{re.sub(r'[^A-Za-z0-9.]+', '-', gpu)}.json"
+    return cache_folder() / f"tiles-{re.sub(r'[^A-Za-z0-9.]+', '-', gpu)}.json"
 
 
 def write(gpu: str, tables: Tables) -> Path:
@@ -44,9 +42,8 @@ def write(gpu: str, tables: Tables) -> Path:
     content: dict[str, Any] = {"schema": SCHEMA, "gpu": gpu, "triton": triton.__version__}
     content["tiles"] = {f"{kind} {arithmetic}": t for (kind, arithmetic), t in tables.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    temporary.write_text(json.dumps(content, indent=1) + "\n")
-    os.replace(temporary, path)
+    with replacing(path, shared=True) as temporary:
+        temporary.write_text(json.dumps(content, indent=1) + "\n")
     measured.cache_clear()
     return path
 
@@ -54,7 +51,10 @@ def write(gpu: str, tables: Tables) -> Path:
 @lru_cache
 def measured(gpu: str) -> Tables:
     """What was measured on a GPU of this name; empty, with a warning, for a file of no use."""
-    path = file_for(gpu)
+    try:
+        path = file_for(gpu)
+    except ValueError:  # no home folder: nothing can have been kept
+        return {}
     if not path.exists():
         return {}
     try:

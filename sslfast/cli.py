@@ -7,6 +7,7 @@ import logging
 import os
 import shlex
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +16,7 @@ from sslfast import __version__
 from sslfast._arguments import BadArgument
 from sslfast._extras import MissingExtra, require
 from sslfast._printable import printable
+from sslfast._renamed import OldName
 from sslfast._suggest import did_you_mean
 from sslfast.training.config import (
     SCHEMA_VERSION,
@@ -50,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not words:
             parser.print_help()
             return 2
-        words = _normalised(words, commands)
+        words = _normalized(words, commands)
         options = parser.parse_args(words)
         _set_up_logging()
         return _COMMANDS[options.subcommand][1](options[options.subcommand])
@@ -112,6 +114,7 @@ def _set_up_logging() -> None:
     level, who = (logging.INFO, "") if rank == "0" else (logging.ERROR, f"rank {rank}: ")
     handler.setFormatter(_Printable(f"{who}%(message)s"))
     logging.basicConfig(level=level, handlers=[handler])
+    warnings.simplefilter("default", OldName)  # Python hides what is for programmers
     # A file that cannot be decoded turns up on one rank alone, whichever it is.
     logging.getLogger("sslfast.data.steps").setLevel(logging.WARNING)
 
@@ -137,7 +140,7 @@ def _parsers() -> tuple[Parser, dict[str, Parser]]:
     return parser, commands
 
 
-def _normalised(words: list[str], commands: dict[str, Parser]) -> list[str]:
+def _normalized(words: list[str], commands: dict[str, Parser]) -> list[str]:
     """Underscores in flags' names, values for bare switches; unknown flags and keys raise.
 
     Raises:

@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +21,11 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("images")
     random = np.random.default_rng(0)
     for split, count in (("train", 30), ("test", 8)):
-        for name, colour in (("blue", [60, 90, 200]), ("red", [200, 90, 60])):
+        for name, color in (("blue", [60, 90, 200]), ("red", [200, 90, 60])):
             folder = root / split / name
             folder.mkdir(parents=True)
             for i in range(count):
-                pixels = random.normal(colour, 40, (20, 24, 3)).clip(0, 255).astype(np.uint8)
+                pixels = random.normal(color, 40, (20, 24, 3)).clip(0, 255).astype(np.uint8)
                 Image.fromarray(pixels).save(folder / f"{i:03d}.jpg")
     (root / "train" / "red" / "broken.jpg").write_bytes(b"\xff\xd8 not much of a picture")
     return root
@@ -137,6 +138,13 @@ def test_preview(images: Path, tmp_path: Path) -> None:
     assert main([*words, "--png", str(png)]) == 0
     with Image.open(png) as figure:
         assert min(figure.size) > 100
+
+
+def test_old_names_are_told(images: Path, tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    warnings.simplefilter("ignore", DeprecationWarning)  # as Python starts
+    words = ["preview", "--data", str(images), "--samples", "2", "--png", str(tmp_path / "a.png")]
+    assert main([*words, "--image-size", "16", "--recipe-args.grey_prob", "0.5"]) == 0
+    assert "grey_prob is now gray_prob" in {str(w.message).partition(";")[0] for w in recwarn}
 
 
 def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:

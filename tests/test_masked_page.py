@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sslfast import methods, models
-from sslfast.cli import _normalised, _parsers
+from sslfast.cli import _normalized, _parsers
 
 PAGE = (Path(__file__).resolve().parents[1] / "docs" / "masked.md").read_text()
 
@@ -32,7 +32,7 @@ def test_commands_are_understood() -> None:
     assert len(commands) >= 8
     parser, known = _parsers()
     for command in commands:
-        options = parser.parse_args(_normalised(shlex.split(command, comments=True), known))
+        options = parser.parse_args(_normalized(shlex.split(command, comments=True), known))
         assert options.subcommand in command
 
 

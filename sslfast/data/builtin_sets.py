@@ -1,8 +1,6 @@
 """Real images and videos inside Python packages: enough to train on without any download."""
 
 import logging
-import os
-import uuid
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -14,6 +12,7 @@ from torch import Tensor
 
 from sslfast._arguments import checked
 from sslfast._extras import require
+from sslfast._files import replacing
 from sslfast._suggest import did_you_mean
 from sslfast.data.cache import explained, make_folder, write_file
 from sslfast.data.clips import CLIPS, read_tiles, write_tile
@@ -108,9 +107,8 @@ def builtin_folder(name: str, cache_folder: Path) -> Path:
                 path.mkdir(parents=True, exist_ok=True)
                 path /= f"{i:05d}{suffix}"
                 if not path.exists():
-                    temporary = path.with_name(f".{uuid.uuid4().hex}{suffix}")
-                    write(temporary, image)
-                    os.replace(temporary, path)
+                    with replacing(path, shared=True) as temporary:
+                        write(temporary, image)
             written += len(images)
         write_file(folder / _COUNT, str(written).encode())
 
@@ -126,11 +124,11 @@ def builtin_folder(name: str, cache_folder: Path) -> Path:
 
 
 def _write_photo(path: Path, pixels: np.ndarray) -> None:
-    _require("PIL.Image").fromarray(pixels).save(path, quality=95, subsampling=0)
+    _require("PIL.Image").fromarray(pixels).save(path, "JPEG", quality=95, subsampling=0)
 
 
 def _write_digit(path: Path, pixels: np.ndarray) -> None:
-    _require("PIL.Image").fromarray(pixels.squeeze(-1)).save(path)
+    _require("PIL.Image").fromarray(pixels.squeeze(-1)).save(path, "PNG")
 
 
 def read_photo(name: str) -> np.ndarray:

@@ -1,34 +1,12 @@
-"""Where sslfast keeps what it can make again, and how files appear there whole or not at all."""
+"""What sslfast can make again: one process at a time writes it, and errors say what to do."""
 
-import errno
 import fcntl
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-
-def cache_folder(cache_dir: str | os.PathLike[str] | None = None) -> Path:
-    """``cache_dir``, else $SSLFAST_CACHE, else $XDG_CACHE_HOME/sslfast, else ~/.cache/sslfast.
-
-    Raises:
-        ValueError: none of them is set, and there is no home folder.
-    """
-    if cache_dir is not None:
-        return Path(cache_dir)
-    if os.environ.get("SSLFAST_CACHE"):
-        return Path(os.environ["SSLFAST_CACHE"])
-    base = os.environ.get("XDG_CACHE_HOME")
-    if not base and os.path.expanduser("~") == "~":
-        raise ValueError(
-            "there is no home folder (HOME is not set) for what sslfast can make again, such as "
-            "built-in data sets: set SSLFAST_CACHE to a folder that can be written"
-        )
-    return Path(base or os.path.expanduser("~/.cache")) / "sslfast"
-
-
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+from sslfast._files import NO_ROOM, remove_leftovers, replacing
 
 
 class CacheError(OSError):
@@ -50,7 +28,7 @@ def explained(path: Path) -> Iterator[None]:
             raise
         what = f"sslfast's cache cannot be written ({error.strerror}): "
         what += "set SSLFAST_CACHE to another folder"
-        if error.errno in _FULL:
+        if error.errno in NO_ROOM:
             what = "no room for sslfast's cache: free some, or set SSLFAST_CACHE to a folder "
             what += "elsewhere"
         raise CacheError(error.errno, what, str(error.filename or path)) from error
@@ -63,10 +41,10 @@ def _lead_to_each_other(one: str | Path, other: Path) -> bool:
 
 
 @contextmanager
-def _temporary(path: Path) -> Iterator[Path]:
-    """A name beside ``path``, whose folder is made; one process at a time writes in that folder.
+def _alone(path: Path) -> Iterator[None]:
+    """The folder of ``path`` is made; one process at a time writes in it.
 
-    Whatever has such a name before is left by a killed process, and removed.
+    What killed processes left there is removed.
 
     Raises:
         CacheError: it cannot be written.
@@ -75,28 +53,14 @@ def _temporary(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path.parent / ".lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            for left in path.parent.glob(".*.tmp"):
-                _remove(left)
-            temporary = path.with_name(f".{path.name}.tmp")
-            try:
-                yield temporary
-            except BaseException:
-                _remove(temporary)
-                raise
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+            remove_leftovers(path.parent)
+            yield
 
 
 def write_file(path: Path, content: bytes) -> None:
     """Write a file so that readers see the old one or the new one, never a part."""
-    with _temporary(path) as temporary:
+    with _alone(path), replacing(path) as temporary:
         temporary.write_bytes(content)
-        os.replace(temporary, path)
 
 
 def make_folder(path: Path, fill: Callable[[Path], None]) -> Path:
@@ -106,9 +70,9 @@ def make_folder(path: Path, fill: Callable[[Path], None]) -> Path:
     """
     if os.path.isdir(path):  # False also where nobody may look, which is explained below
         return path
-    with _temporary(path) as temporary:
+    with _alone(path):
         if not path.is_dir():
-            temporary.mkdir()
-            fill(temporary)
-            os.rename(temporary, path)
+            with replacing(path) as temporary:
+                temporary.mkdir()
+                fill(temporary)
     return path

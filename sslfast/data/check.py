@@ -3,6 +3,14 @@
 Only headers and end marks are read, so that a million files take minutes, not hours; results are
 kept in the cache folder by path, size and time of change. What this cannot see (damage inside the
 compressed data) the loader finds when it decodes.
+
+Why not by Pillow, which reads sizes off headers too: it does not say whether a file is cut off
+(where the end mark belongs is known after a walk over the segments), whether a JPEG has stray bytes
+or an extended WebP is lossless, which DALI refuses or misreads, or whether a TIFF holds the bytes
+it promises. The walk that finds these passes the size on its way, and Pillow would come on top.
+Files a second on one thread, cached, here and by Pillow 13: JPEG of 500 x 375 with EXIF 19,600 and
+9,100, JPEG of 12 megapixels 28,800 and 32,700, such a WebP 37,400 and 2,000, small TIFF 11,900 and
+3,900. Not cached, Pillow is faster (two to twelve times, of JPEG), as it never reads the end.
 """
 
 import hashlib

@@ -54,7 +54,7 @@ def _read(name: str) -> np.ndarray:
 def write_tile(path: Path, frames: np.ndarray) -> None:
     """Write frames uint8 [T, H, W, 3] as MPEG-4, near its best quality, a key frame in twelve."""
     library = av()
-    with library.open(str(path), "w") as container:
+    with library.open(str(path), "w", format="mp4") as container:
         stream = container.add_stream("mpeg4", rate=RATE, options={"qmin": "1", "qmax": "2"})
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt, stream.codec_context.gop_size = "yuv420p", 12

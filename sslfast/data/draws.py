@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sslfast.data.colour import colour_matrices
+from sslfast.data.color import color_matrices
 from sslfast.data.recipes import View
 from sslfast.kernels.philox.reference import philox
 
@@ -19,7 +19,7 @@ STREAM_VIEWS = 0x0DA7A100  # view v draws from stream STREAM_VIEWS + v
 CROP_TRIES = 10  # as in torchvision
 # Element numbers are fixed, so turning one step on or off leaves the others' draws as they are.
 FLIP, JITTER, BRIGHTNESS, CONTRAST, SATURATION, HUE = range(6)
-GREY, BLUR, SIGMA, SOLARISE, CROP_Y, CROP_X = range(6, 12)
+GRAY, BLUR, SIGMA, SOLARIZE, CROP_Y, CROP_X = range(6, 12)
 CROP_AREA, CROP_RATIO = 12, 12 + CROP_TRIES
 MOMENT = 12 + 2 * CROP_TRIES
 ELEMENTS = MOMENT + 4  # Philox gives four at a time
@@ -34,9 +34,9 @@ class Draw:
         end: float32 [B, 2], its lower right corner, exclusive.
         flip: int32 [B], 1 to flip left-right.
         sigma: float32 [B], of the blur, in pixels of the view; 0 is no blur.
-        matrix: float32 [B, 3, 3], the colour change (see sslfast.data.colour).
+        matrix: float32 [B, 3, 3], the colour change (see sslfast.data.color).
         lift: float32 [B], the share of the mean grey value added to it.
-        solarise: bool [B].
+        solarize: bool [B].
         moment: float64 [B], where a clip starts, as a fraction of the room that its video has.
     """
 
@@ -46,7 +46,7 @@ class Draw:
     sigma: np.ndarray
     matrix: np.ndarray
     lift: np.ndarray
-    solarise: np.ndarray
+    solarize: np.ndarray
     moment: np.ndarray
 
     def rows(self, rows: slice) -> "Draw":
@@ -90,16 +90,16 @@ def _view_draw(view: View, u: np.ndarray, sizes: np.ndarray) -> Draw:
         low = max(0.0, 1.0 - strength)
         return np.where(jitter, low + (1.0 + strength - low) * u[:, element], 1.0)
 
-    matrix, lift = colour_matrices(
+    matrix, lift = color_matrices(
         factor(BRIGHTNESS, view.brightness),
         factor(CONTRAST, view.contrast),
         factor(SATURATION, view.saturation),
         np.where(jitter, (2 * u[:, HUE] - 1) * view.hue, 0.0),
-        u[:, GREY] < view.grey_prob,
+        u[:, GRAY] < view.gray_prob,
     )
     low, high = view.blur_sigma
     sigma = np.where(u[:, BLUR] < view.blur_prob, low + (high - low) * u[:, SIGMA], 0.0)
-    start, end = _centre(view, sizes) if view.crop_scale is None else _random_crop(view, u, sizes)
+    start, end = _center(view, sizes) if view.crop_scale is None else _random_crop(view, u, sizes)
     return Draw(
         start=(start / sizes).astype(np.float32),
         end=(end / sizes).astype(np.float32),
@@ -107,12 +107,12 @@ def _view_draw(view: View, u: np.ndarray, sizes: np.ndarray) -> Draw:
         sigma=sigma.astype(np.float32),
         matrix=matrix.astype(np.float32),
         lift=lift.astype(np.float32),
-        solarise=u[:, SOLARISE] < view.solarise_prob,
+        solarize=u[:, SOLARIZE] < view.solarize_prob,
         moment=np.full(len(u), 0.5) if view.crop_scale is None else u[:, MOMENT],
     )
 
 
-def _centre(view: View, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _center(view: View, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Torchvision's Resize and CenterCrop: whole pixels of the image resized to the view's size.
 
     An image whose shorter side is the view's is thus cut between its pixels, never through them.

@@ -76,8 +76,8 @@ def _to_rgb(image: Any) -> np.ndarray:
     if image.mode == "F":
         raise BadPixelsError("floating-point values, whose black and white are not known")
     if image.mode.startswith("I"):  # 16 bits
-        grey = (np.asarray(image).astype(np.int64) * 255 + 32767) // 65535
-        return np.repeat(grey.clip(0, 255).astype(np.uint8)[:, :, None], 3, 2)
+        gray = (np.asarray(image).astype(np.int64) * 255 + 32767) // 65535
+        return np.repeat(gray.clip(0, 255).astype(np.uint8)[:, :, None], 3, 2)
     if image.mode == "LAB":
         cms = pillow("ImageCms")
         profiles = cms.createProfile("LAB"), cms.createProfile("sRGB")

@@ -2,7 +2,7 @@
 
 Random parameters are fed in (see sslfast.data.draws), so the graph holds no random state. An image
 is decoded once for all its views (measured about as fast as a cropped decode for each view).
-Colours follow outside (sslfast.data.colour): DALI's color_twist takes ten times as long on a CPU,
+Colours follow outside (sslfast.data.color): DALI's color_twist takes ten times as long on a CPU,
 and knows contrast only about mid-grey, not about the image's mean. The blur therefore comes before
 the colours; both are linear, so but for the clipping of colours they commute.
 
@@ -213,7 +213,7 @@ def _view(fn: Any, types: Any, images: Any, v: int, view: View) -> Any:
     if view.blur_prob > 0:
         images = fn.gaussian_blur(images, sigma=parameter("sigma"), window_size=parameter("window"))
     # Where colours are still to change, values stay in [0, 1]; else this is the normalisation.
-    mean, std = ((0.0,) * 3, (1.0,) * 3) if view.recolours else (view.mean, view.std)
+    mean, std = ((0.0,) * 3, (1.0,) * 3) if view.recolors else (view.mean, view.std)
     return fn.crop_mirror_normalize(
         images,
         dtype=types.FLOAT,

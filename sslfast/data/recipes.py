@@ -14,6 +14,7 @@ from sslfast._arguments import (
     check_arguments,
     checked,
 )
+from sslfast._renamed import VIEW, accepts_old_names, with_new_names
 from sslfast._suggest import did_you_mean
 
 # Channel statistics of ImageNet's training images in [0, 1], the field's usual normalisation.
@@ -21,6 +22,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
+@accepts_old_names(VIEW)
 @dataclass(frozen=True)
 class View:
     """One augmented view of an image, or a clip of a video, whose frames are all treated alike.
@@ -43,10 +45,10 @@ class View:
         contrast: strength x of the contrast factor, about the mean grey value of the crop.
         saturation: strength x of the saturation factor.
         hue: largest hue shift, in turns: drawn from U[-hue, hue], at most 0.5.
-        grey_prob: probability that the colours are dropped.
+        gray_prob: probability that the colours are dropped.
         blur_prob: probability of a Gaussian blur.
         blur_sigma: its standard deviation in pixels of the view, drawn uniformly.
-        solarise_prob: probability that values >= 0.5 are inverted.
+        solarize_prob: probability that values >= 0.5 are inverted.
         mean: subtracted from each channel, in [0, 1] units.
         std: divides each channel, in [0, 1] units.
         num_frames: frames of a clip; None: an image.
@@ -65,10 +67,10 @@ class View:
     contrast: NonNegativeFloat = 0.0
     saturation: NonNegativeFloat = 0.0
     hue: Annotated[float, Range(0, 0.5)] = 0.0
-    grey_prob: Probability = 0.0
+    gray_prob: Probability = 0.0
     blur_prob: Probability = 0.0
     blur_sigma: tuple[PositiveFloat, PositiveFloat] = (0.1, 2.0)
-    solarise_prob: Probability = 0.0
+    solarize_prob: Probability = 0.0
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = IMAGENET_STD
     num_frames: PositiveInt | None = None
@@ -86,9 +88,9 @@ class View:
             raise BadArgument("blur_prob", f"must be 0: clips cannot be blurred; got {self}")
 
     @property
-    def recolours(self) -> bool:
+    def recolors(self) -> bool:
         """Whether any step changes colours (normalisation aside)."""
-        return max(self.jitter_prob, self.grey_prob, self.solarise_prob) > 0
+        return max(self.jitter_prob, self.gray_prob, self.solarize_prob) > 0
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,7 @@ _SIMCLR = View(
     contrast=0.8,
     saturation=0.8,
     hue=0.2,
-    grey_prob=0.2,
+    gray_prob=0.2,
     blur_prob=0.5,
 )
 # The same paper, appendix B.9 (CIFAR-10): the same crop, strength 0.5, no blur.
@@ -201,6 +203,7 @@ def recipe(name: str, size: int | None = None, **overrides: Any) -> Recipe:
     if name not in _RECIPES:
         known = sorted(_RECIPES)
         raise ValueError(f"unknown recipe '{name}'; known: {known}.{did_you_mean(name, known)}")
+    overrides = with_new_names(overrides, VIEW, stacklevel=4)
     known = [field.name for field in fields(View)]
     for key in overrides:
         if key not in known:

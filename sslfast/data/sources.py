@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from sslfast._arguments import checked
+from sslfast._files import cache_folder
 from sslfast.data import video
 from sslfast.data.builtin_sets import builtin_folder
-from sslfast.data.cache import cache_folder
 from sslfast.data.check import Verdict, check_files
 from sslfast.data.manifest import Manifest
 from sslfast.data.splits import SERVES, split_folders

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sslfast._versions import check_version
 from sslfast.data.batch import Batch
-from sslfast.data.colour import recolour
+from sslfast.data.color import recolor
 from sslfast.data.draws import Draw, draw
 from sslfast.data.manifest import Manifest
 from sslfast.data.order import EpochOrder
@@ -21,6 +22,8 @@ from sslfast.data.recipes import Recipe
 from sslfast.data.sources import ImageDataset, OnBadImage, check_policy
 
 logger = logging.getLogger(__name__)  # of its own: heard from every rank (sslfast.cli)
+
+_VERSION = 1  # of the saved position
 
 
 @dataclass(frozen=True)
@@ -107,7 +110,7 @@ class StepLoader(ABC):
         self._excluded: list[int] = []
         self._epoch = self._step = 0
         # Random numbers are drawn for several steps at once, as the cost is in the calls; but not
-        # for so many that torch would share out the work among its threads (see colour.py).
+        # for so many that torch would share out the work among its threads (see color.py).
         self._block = max(1, 1024 // max(1, len(recipe.views)) // options.batch_size)
         self._drawn: tuple[tuple[int, int], list[Draw]] | None = None
         self._pending: deque[Planned] = deque()
@@ -150,7 +153,7 @@ class StepLoader(ABC):
     def state_dict(self) -> dict[str, Any]:
         """The position, what it is a position in, and the files found bad on the way."""
         return {
-            "version": 1,
+            "version": _VERSION,
             "epoch": self._epoch,
             "step": self._step,
             "excluded": list(self._excluded),
@@ -163,11 +166,7 @@ class StepLoader(ABC):
         Raises:
             ValueError: the state belongs to other files, another seed or global batch size.
         """
-        if state.get("version") != 1:
-            raise ValueError(
-                f"this loader reads states of version 1, not {state.get('version')}: "
-                "resume with the version of sslfast that wrote it"
-            )
+        check_version("the saved position of the loader", state.get("version"), _VERSION)
         for key, mine in self._identity().items():
             if (was := state.get(key, mine)) != mine:  # earlier states lack the files
                 raise ValueError(f"cannot resume the data order: {key} was {was} and is now {mine}")
@@ -264,9 +263,9 @@ class StepLoader(ABC):
         """Colours, and without ``train`` the removal of rows that only filled the batch."""
         views = []
         for view, draws, image in zip(self._recipe.views, batch.draws, images, strict=True):
-            if view.recolours:
+            if view.recolors:
                 flat = image.flatten(2, -2)  # a clip keeps its colours: one tall image
-                flat = recolour(flat, view, draws.matrix, draws.lift, draws.solarise)
+                flat = recolor(flat, view, draws.matrix, draws.lift, draws.solarize)
                 image = flat.view_as(image)
             views.append(image)
         ids = batch.ids.clone()  # not a view of the whole epoch's

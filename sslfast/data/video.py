@@ -26,7 +26,7 @@ class BadVideoError(RuntimeError):
 
 
 def av() -> Any:
-    """PyAV.
+    """The module of PyAV, imported when it is first needed.
 
     Raises:
         MissingExtra: it is not installed.

@@ -66,7 +66,7 @@ class VideoLoader(StepLoader):
         self._work.popleft()
         size = self._order.batch_size
         return [
-            normalise(torch.stack(clips[v * size : (v + 1) * size]).to(self._device), view)
+            normalize(torch.stack(clips[v * size : (v + 1) * size]).to(self._device), view)
             for v, view in enumerate(self._recipe.views)
         ]
 
@@ -136,14 +136,14 @@ def resize_frame(pixels: np.ndarray, size: int, draw: Draw) -> Tensor:
     return F.interpolate(image, (size, size), mode="bilinear", antialias=True)[0]
 
 
-def normalise(clips: Tensor, view: View) -> Tensor:
+def normalize(clips: Tensor, view: View) -> Tensor:
     """Bytes [B, 3, T, H, W] -> normalised, or in [0, 1] where colours are still to change."""
-    mean, std = ((0.0,) * 3, (1.0,) * 3) if view.recolours else (view.mean, view.std)
+    mean, std = ((0.0,) * 3, (1.0,) * 3) if view.recolors else (view.mean, view.std)
     scale = np.array([1 / (255 * s) for s in std], np.float32)[:, None, None, None]
     shift = np.array([-m / s for m, s in zip(mean, std, strict=True)], np.float32)
     shift = shift[:, None, None, None]
     if clips.device.type == "cpu":
-        # NumPy, on this one thread, as in colour.py: the cores are busy with decoding.
+        # NumPy, on this one thread, as in color.py: the cores are busy with decoding.
         out = np.multiply(clips.numpy(), scale, dtype=np.float32)
         out += shift
         return torch.from_numpy(out)

@@ -11,12 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sslfast._arguments import Part, PositiveInt, Seed, checked
+from sslfast._renamed import PROBE_RESULT, accepts_old_names
 from sslfast.eval.features import Features, check_same_width, labels_of
 
 # Candidates for lambda, strongest first.
-REGULARISATIONS = (1e2, 1e1, 1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
+REGULARIZATIONS = (1e2, 1e1, 1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
 # Where no label can be held out to choose with.
-DEFAULT_REGULARISATION = 1e-1
+DEFAULT_REGULARIZATION = 1e-1
 _HELD_OUT_FRACTION = 0.2
 # Newton steps, and products with the Hessian in each: far more than a fit takes.
 _MAX_STEPS, _MAX_PRODUCTS = 200, 1000
@@ -25,6 +26,7 @@ _MAX_STEPS, _MAX_PRODUCTS = 200, 1000
 _FINAL, _CHOOSING = 1e-3, 5e-2
 
 
+@accepts_old_names(PROBE_RESULT)
 @dataclass(frozen=True)
 class ProbeResult:
     """What a linear probe found.
@@ -34,7 +36,7 @@ class ProbeResult:
         train_accuracy: top-1 on the labels it was fitted to.
         validation_accuracy: top-1 on the held-out labels that chose the regularisation, or None
             where there were too few labels to hold any out.
-        regularisation: the chosen lambda.
+        regularization: the chosen lambda.
         n_labels: train labels used, those held out for the choice included.
         n_classes: classes among them.
         n_test: test samples.
@@ -43,7 +45,7 @@ class ProbeResult:
     accuracy: float
     train_accuracy: float
     validation_accuracy: float | None
-    regularisation: float
+    regularization: float
     n_labels: int
     n_classes: int
     n_test: int
@@ -67,7 +69,7 @@ def linear_probe(
     by Newton's method in float64, to the optimum: probabilities are those of scikit-learn's
     LogisticRegression(C=1 / (n lambda)) to a few thousandths (C=2 / (n lambda) for two classes,
     which it gives one weight vector), and a fit that ends elsewhere warns.
-    Lambda is the one of REGULARISATIONS with the lowest cross-entropy on a held-out fifth of the
+    Lambda is the one of REGULARIZATIONS with the lowest cross-entropy on a held-out fifth of the
     drawn train labels; the classifier is then fitted again to all of them. The test set is looked
     at once. The same seed gives the same result.
 
@@ -87,20 +89,20 @@ def linear_probe(
     test_labels = labels_of(test, "test", "a linear probe")
     check_same_width(train, test)
     drawn = draw_labels(train, labels_per_class, label_fraction, seed)
-    x, x_test = _standardise(train.features, test.features)
+    x, x_test = _standardize(train.features, test.features)
     x = x[drawn]
     classes, y = train_labels[drawn].unique(return_inverse=True)
     if len(classes) < 2:
         raise ValueError("a linear probe needs train labels of at least two classes, got one")
 
-    regularisation, validation_accuracy = _choose_regularisation(x, y)
-    classifier = _Classifier.fit(_Basis.of(x), x, y, regularisation, _FINAL)
+    regularization, validation_accuracy = _choose_regularization(x, y)
+    classifier = _Classifier.fit(_Basis.of(x), x, y, regularization, _FINAL)
     predictions = classes[classifier.logits(x_test).argmax(dim=1)]
     return ProbeResult(
         accuracy=float((predictions == test_labels).double().mean()),
         train_accuracy=classifier.accuracy(x, y),
         validation_accuracy=validation_accuracy,
-        regularisation=regularisation,
+        regularization=regularization,
         n_labels=len(y),
         n_classes=len(classes),
         n_test=len(test),
@@ -157,7 +159,7 @@ def draw_labels(
     return torch.from_numpy(np.concatenate(drawn))
 
 
-def _choose_regularisation(x: Tensor, y: Tensor) -> tuple[float, float | None]:
+def _choose_regularization(x: Tensor, y: Tensor) -> tuple[float, float | None]:
     """The lambda with the lowest held-out cross-entropy, and its accuracy there.
 
     Cross-entropy, because the accuracy of a few samples is mostly noise. Candidates go from strong
@@ -165,12 +167,12 @@ def _choose_regularisation(x: Tensor, y: Tensor) -> tuple[float, float | None]:
     """
     held_out = _held_out(y)
     if not held_out.any():
-        return DEFAULT_REGULARISATION, None
+        return DEFAULT_REGULARIZATION, None
     x_fit, y_fit = x[~held_out], y[~held_out]
     x_held, y_held = x[held_out], y[held_out]
     basis = _Basis.of(x_fit)
-    chosen, accuracy, lowest = REGULARISATIONS[0], 0.0, math.inf
-    for candidate in REGULARISATIONS:
+    chosen, accuracy, lowest = REGULARIZATIONS[0], 0.0, math.inf
+    for candidate in REGULARIZATIONS:
         classifier = _Classifier.fit(basis, x_fit, y_fit, candidate, _CHOOSING)
         loss = float(F.cross_entropy(classifier.logits(x_held), y_held))
         if loss > lowest:
@@ -189,7 +191,7 @@ def _held_out(labels: Tensor) -> Tensor:
     return held_out
 
 
-def _standardise(train: Tensor, test: Tensor) -> tuple[Tensor, Tensor]:
+def _standardize(train: Tensor, test: Tensor) -> tuple[Tensor, Tensor]:
     """Both as float64, by the column means and deviations of ``train``; constant columns to 0."""
     reference = train.double()
     deviation, mean = torch.std_mean(reference, dim=0, correction=0)
@@ -234,7 +236,7 @@ class _Classifier:
 
     @classmethod
     def fit(
-        cls, basis: _Basis, x: Tensor, y: Tensor, regularisation: float, precision: float
+        cls, basis: _Basis, x: Tensor, y: Tensor, regularization: float, precision: float
     ) -> "_Classifier":
         """Minimise the objective of linear_probe().
 
@@ -253,7 +255,7 @@ class _Classifier:
         ones = x.new_ones(num_samples, 1)
         inputs = torch.cat([x @ basis.vectors, ones], dim=1)
         curvature = torch.cat([basis.values**2 / num_samples, x.new_ones(1)]) / num_classes
-        penalty = torch.cat([x.new_full((len(basis.values),), regularisation), x.new_zeros(1)])
+        penalty = torch.cat([x.new_full((len(basis.values),), regularization), x.new_zeros(1)])
         scale = (curvature + penalty).rsqrt()
         inputs, penalty = inputs * scale, penalty * scale**2
 
@@ -261,7 +263,7 @@ class _Classifier:
         solution, left = _newton(inputs, y, num_classes, penalty, tolerance)
         if not left <= tolerance:  # also where it is not a number
             warnings.warn(
-                f"the linear probe has not converged at lambda = {regularisation:g}: its gradient "
+                f"the linear probe has not converged at lambda = {regularization:g}: its gradient "
                 f"is {left:.1e}, wanted {tolerance:.1e}; its accuracy may be too low",
                 RuntimeWarning,
                 stacklevel=2,

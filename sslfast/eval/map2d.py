@@ -44,10 +44,10 @@ def embed_2d(
     """
     check_usable(features.features, "embedded")
     unit = F.normalize(features.features.double(), dim=1)
-    centred = unit - unit.mean(dim=0)
-    if float(centred.abs().max()) < 1e-7:
+    centered = unit - unit.mean(dim=0)
+    if float(centered.abs().max()) < 1e-7:
         return torch.zeros(len(features), 2)
-    components = _principal_components(centred, _PCA_DIMENSIONS)
+    components = _principal_components(centered, _PCA_DIMENSIONS)
     if len(features) < _FEWEST_FOR_TSNE:
         return components[:, :2].float()
     manifold = require("sklearn.manifold", extra="train", purpose="the map of the embeddings")
@@ -60,13 +60,13 @@ def embed_2d(
         return torch.from_numpy(tsne.fit_transform(components.numpy())).float()
 
 
-def _principal_components(centred: Tensor, count: int) -> Tensor:
+def _principal_components(centered: Tensor, count: int) -> Tensor:
     """Scores [N, count or fewer], the largest component first; padded with 0 to two columns."""
-    wide = centred.shape[0] < centred.shape[1]
-    squares, vectors = torch.linalg.eigh(centred @ centred.T if wide else centred.T @ centred)
+    wide = centered.shape[0] < centered.shape[1]
+    squares, vectors = torch.linalg.eigh(centered @ centered.T if wide else centered.T @ centered)
     squares, vectors = squares.flip(0)[:count].clamp_min(0), vectors.flip(1)[:, :count]
     # Eigenvectors have no sign of their own: let the largest score of each be positive.
-    scores = vectors * squares.sqrt() if wide else centred @ vectors
+    scores = vectors * squares.sqrt() if wide else centered @ vectors
     largest = scores.gather(0, scores.abs().argmax(dim=0, keepdim=True))
     scores = torch.where(largest < 0, -scores, scores)
     return F.pad(scores, (0, max(0, 2 - scores.shape[1])))

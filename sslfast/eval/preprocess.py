@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sslfast.data import View
 from sslfast.data.draws import Draw, draw
-from sslfast.data.video_loader import clip_frames, normalise, resize_frame
+from sslfast.data.video_loader import clip_frames, normalize, resize_frame
 
 Images: TypeAlias = Any  # a tensor, an array, a PIL image, or a list or tuple of them
 
@@ -135,22 +135,22 @@ def _form(given: Images) -> str:
 
 def _clip(video: np.ndarray, view: View) -> Tensor:
     """The clip of a video uint8 [T, H, W, 3]: float32 [3, num_frames, size, size]."""
-    centre = _centre(view, *video.shape[1:3])
+    center = _center(view, *video.shape[1:3])
     numbers = list(range(len(video)))
     if len(video) != view.num_frames:
-        numbers = clip_frames(len(video), view, float(centre.moment[0]))
+        numbers = clip_frames(len(video), view, float(center.moment[0]))
     chosen = video[np.minimum(numbers, len(video) - 1)]
-    frames = [resize_frame(frame, view.size, centre) for frame in chosen]
-    return normalise(torch.stack(frames, 1)[None], view)[0]
+    frames = [resize_frame(frame, view.size, center) for frame in chosen]
+    return normalize(torch.stack(frames, 1)[None], view)[0]
 
 
 def _image(image: np.ndarray, view: View) -> Tensor:
     """Crop, resize and normalise an image uint8 [H, W, 3] as DALI does: float32 [3, size, size]."""
     sides = image.shape[:2]
-    centre = _centre(view, *sides)
+    center = _center(view, *sides)
     pixels = image
     # One axis after the other, each as a weighted sum of some rows.
-    for side, start, end in zip(sides, centre.start[0], centre.end[0], strict=True):
+    for side, start, end in zip(sides, center.start[0], center.end[0], strict=True):
         rows, weights = _taps(side, start * side, end * side, view.size)
         total = np.zeros((view.size, *pixels.shape[1:]), np.float32)
         for row, weight in zip(rows.T, weights.T, strict=True):
@@ -158,8 +158,8 @@ def _image(image: np.ndarray, view: View) -> Tensor:
         pixels = total.swapaxes(0, 1)
     levels = np.rint(pixels).clip(0, 255)
     mean, std = (255 * np.array(x, np.float64) for x in (view.mean, view.std))
-    normalised = (levels - mean.astype(np.float32)) * (1 / std).astype(np.float32)
-    return torch.from_numpy(normalised).permute(2, 0, 1)
+    normalized = (levels - mean.astype(np.float32)) * (1 / std).astype(np.float32)
+    return torch.from_numpy(normalized).permute(2, 0, 1)
 
 
 @lru_cache(maxsize=64)
@@ -167,17 +167,17 @@ def _taps(side: int, start: float, end: float, size: int) -> tuple[np.ndarray, n
     """Which rows [size, K] of ``side`` make each row of the result, and their weights."""
     scale = (end - start) / size
     support = max(scale, 1.0)
-    centres = start + (np.arange(size) + 0.5) * scale - 0.5
+    centers = start + (np.arange(size) + 0.5) * scale - 0.5
     # All rows nearer than the support: the filter is 0 at its ends.
-    first = np.floor(centres - support).astype(int)[:, None] + 1
+    first = np.floor(centers - support).astype(int)[:, None] + 1
     rows = first + np.arange(math.ceil(2 * support))
-    weights = np.clip(1 - np.abs(rows - centres[:, None]) / support, 0, None)
+    weights = np.clip(1 - np.abs(rows - centers[:, None]) / support, 0, None)
     weights /= weights.sum(1, keepdims=True)
     return rows.clip(0, side - 1), weights.astype(np.float32)
 
 
 @lru_cache(maxsize=64)
-def _centre(view: View, height: int, width: int) -> Draw:
+def _center(view: View, height: int, width: int) -> Draw:
     """The evaluation's crop of an image of that size."""
     ids, sizes = torch.zeros(1, dtype=torch.int64), torch.tensor([[height, width]])
     return draw((view,), ids, sizes, epoch=0, seed=0)[0]

@@ -108,7 +108,7 @@ def token_mask(
     random_token = below(other, vocab_size - len(reserved))
     for token in reserved:  # ascending: each moves what lies at or above it up by one
         random_token = random_token + (random_token >= token)
-    masked, randomised = fixed_point(replace[0], 32), fixed_point(sum(replace), 32)
-    corrupted = torch.where(action < randomised, random_token, tokens)
+    masked, randomized = fixed_point(replace[0], 32), fixed_point(sum(replace), 32)
+    corrupted = torch.where(action < randomized, random_token, tokens)
     corrupted = torch.where(action < masked, mask_id, corrupted)
     return TokenMask(torch.where(mask, corrupted, tokens), torch.where(mask, tokens, -100), mask)

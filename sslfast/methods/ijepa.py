@@ -89,7 +89,7 @@ class IJEPA(Method):
         self.teacher.module.load_state_dict(self.encoder.state_dict())
 
     def after_step(self, ctx: Context) -> None:
-        """The teacher follows."""
+        """The teacher follows the encoder, by the scheduled momentum."""
         self.teacher.update(self.encoder, ctx.schedules.get("momentum"))
 
     def pictures(self, batch: Batch, ctx: Context) -> dict[str, Tensor]:

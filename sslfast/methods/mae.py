@@ -10,7 +10,7 @@ from sslfast.data.batch import Batch
 from sslfast.functional import masked_mse
 from sslfast.masking import PatchMask, random_mask
 from sslfast.methods.base import Context, Method, Reference
-from sslfast.methods.masked import denormalised, only_view, patch_numbers, reconstruction
+from sslfast.methods.masked import denormalized, only_view, patch_numbers, reconstruction
 from sslfast.methods.registry import register
 from sslfast.models import Decoder, VisionTransformer
 from sslfast.models.patches import patchify
@@ -94,6 +94,6 @@ class MAE(Method):
         """Original, masked and reconstructed; with ``norm_pix`` in the true patch's statistics."""
         prediction, target, mask = self.encode(batch, ctx)
         if self.norm_pix:
-            prediction = denormalised(prediction, target, self.norm_parts)
+            prediction = denormalized(prediction, target, self.norm_parts)
         original, predicted = (self.pixels(x, back=True) for x in (target, prediction))
         return reconstruction(original, predicted, mask, self.encoder)

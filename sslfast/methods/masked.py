@@ -115,7 +115,7 @@ def visible_only(images: Tensor, encoder: VisionTransformer, **seen: Tensor) -> 
     return pictures
 
 
-def denormalised(prediction: Tensor, target: Tensor, parts: int) -> Tensor:
+def denormalized(prediction: Tensor, target: Tensor, parts: int) -> Tensor:
     """Predictions [B, L, P] of normalised patches, in the true patches' mean and spread.
 
     Args:

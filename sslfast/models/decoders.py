@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from sslfast._arguments import Depth, NonNegativeInt, Width, checked
 from sslfast.masking.patch_functions import restore_with_tokens
-from sslfast.models.initialise import init_linear, init_xavier, rescale_by_depth
+from sslfast.models.initialize import init_linear, init_xavier, rescale_by_depth
 from sslfast.models.positions import Grid, sincos_positions
 from sslfast.models.transformer import EPS, Block
 

@@ -17,7 +17,7 @@ class QuickGELU(nn.Module):
     """x sigmoid(1.702 x), the activation of OpenAI's CLIP."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Any shape."""
+        """Activate a tensor of any shape, element by element."""
         return x * torch.sigmoid(1.702 * x)
 
 

@@ -19,7 +19,7 @@ from sslfast._arguments import (
     checked,
 )
 from sslfast.models.embedding import Size
-from sslfast.models.initialise import init_vit
+from sslfast.models.initialize import init_vit
 from sslfast.models.intermediates import Intermediates
 from sslfast.models.layers import ACTIVATIONS, EPS, MLPS, Layer, named, norm_of
 from sslfast.models.pooling import LatentPool, Pool, pool_tokens

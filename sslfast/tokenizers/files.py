@@ -6,6 +6,7 @@ from pathlib import Path
 
 from sslfast._digest import checksum
 from sslfast._extras import require
+from sslfast._versions import check_version
 from sslfast.tokenizers.patch import PatchTokenizer, TokenizerSpec
 
 SCHEMA_VERSION = 2  # 1 had no checksum
@@ -71,11 +72,7 @@ def load_tokenizer(path: Path | str) -> PatchTokenizer:
         expected, version = spec.pop(_CHECKSUM, None), spec["schema_version"]
     except (ValueError, AttributeError, TypeError, KeyError) as error:
         raise ValueError(f"{path} is damaged: its description cannot be read") from error
-    if version > SCHEMA_VERSION:
-        raise ValueError(
-            f"{path} was written by a newer sslfast (schema {version}; this one reads "
-            f"{SCHEMA_VERSION} at most). Upgrade with: pip install --upgrade sslfast"
-        )
+    check_version(str(path), version, SCHEMA_VERSION)
     if expected != checksum(spec, tensors) and (expected is not None or version > 1):
         raise ValueError(
             f"{path} is damaged: its checksum differs. Copy it anew, or fit the tokenizer again"

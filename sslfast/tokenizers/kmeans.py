@@ -9,26 +9,26 @@ from torch import Tensor
 from sslfast._arguments import NonNegativeInt, PositiveInt, Seed, checked
 
 ENTRIES = 1 << 22  # of the table that compares a block of vectors with all centres
-SEEDS_PER_CENTRE, SEEDS = 4, 4096  # k-means++ draws the first centres out of so many vectors
+SEEDS_PER_CENTER, SEEDS = 4, 4096  # k-means++ draws the first centres out of so many vectors
 REPAIRS = 50  # further rounds for centres that no vector is nearest to
 
 
-def nearest(vectors: Tensor, centres: Tensor) -> Tensor:
+def nearest(vectors: Tensor, centers: Tensor) -> Tensor:
     """The nearest centre of each vector: argmax of x . c - |c|^2 / 2, one product a block.
 
     Args:
         vectors: [N, F].
-        centres: [V, F] of the same dtype.
+        centers: [V, F] of the same dtype.
 
     Returns:
         int64 [N] in [0, V); of equally near centres the first.
     """
-    norms = centres.square().sum(1)
+    norms = centers.square().sum(1)
     # Not in autocast's 16 bits: they would move vectors to other centres.
     with torch.autocast(vectors.device.type, enabled=False):
         found = [
-            torch.addmm(norms, block, centres.T, beta=-0.5).argmax(1)
-            for block in _blocks(vectors, len(centres))
+            torch.addmm(norms, block, centers.T, beta=-0.5).argmax(1)
+            for block in _blocks(vectors, len(centers))
         ]
     return torch.cat(found)
 
@@ -61,20 +61,20 @@ def kmeans(
             f"{len(vectors)} patches are fewer than {count} codes: give more images, or ask for "
             "fewer codes"
         )
-    centres = _first_centres(vectors, count, seed)
-    codes = nearest(vectors, centres)
+    centers = _first_centers(vectors, count, seed)
+    codes = nearest(vectors, centers)
     for step in range(iterations + REPAIRS):
         totals, sizes = totals_of(vectors, codes, count)
         empty = (sizes == 0).nonzero()[:, 0]
         if step >= iterations and not len(empty):
-            return centres, codes
-        centres = totals / sizes.clamp_min(1)[:, None]
+            return centers, codes
+        centers = totals / sizes.clamp_min(1)[:, None]
         if len(empty):
-            distances = (vectors - centres[codes]).square().sum(1)
-            centres[empty] = vectors[distances.topk(len(empty)).indices]
-        before, codes = codes, nearest(vectors, centres)
+            distances = (vectors - centers[codes]).square().sum(1)
+            centers[empty] = vectors[distances.topk(len(empty)).indices]
+        before, codes = codes, nearest(vectors, centers)
         if not len(empty) and torch.equal(before, codes):
-            return centres, codes
+            return centers, codes
     used = len(codes.unique())
     raise ValueError(
         f"k-means finds only {used} groups of different patches for {count} codes: ask for "
@@ -97,14 +97,14 @@ def _blocks(x: Tensor, count: int) -> tuple[Tensor, ...]:
     return x.split(max(ENTRIES // count, 1))
 
 
-def _first_centres(vectors: Tensor, count: int, seed: int) -> Tensor:
+def _first_centers(vectors: Tensor, count: int, seed: int) -> Tensor:
     """Greedy k-means++: candidates drawn in proportion to their squared distance from the centres.
 
     Of a few for each centre the one that brings all vectors nearest is taken. Duplicates, where
     there is nothing else left to draw, are for Lloyd's rounds to mend.
     """
     generator = torch.Generator().manual_seed(seed)
-    most = max(SEEDS_PER_CENTRE * count, SEEDS)
+    most = max(SEEDS_PER_CENTER * count, SEEDS)
     some = vectors[torch.randperm(len(vectors), generator=generator)[:most].to(vectors.device)]
     candidates = 2 + int(math.log(count))
     draws = torch.rand(count, candidates, generator=generator, dtype=torch.float64)

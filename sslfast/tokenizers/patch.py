@@ -216,8 +216,8 @@ class PatchTokenizer(nn.Module):
         if not images:
             raise ValueError("there are no images to fit a tokenizer on")
         true = torch.cat(cut)
-        centres, codes = kmeans(torch.cat(features), self.spec.vocab_size, seed=seed)
-        self.codebook.copy_(centres)
+        centers, codes = kmeans(torch.cat(features), self.spec.vocab_size, seed=seed)
+        self.codebook.copy_(centers)
         mean, spread = self._statistics(true)
         totals, sizes = totals_of((true - mean) / spread, codes, self.spec.vocab_size)
         self.pixels.copy_(totals / sizes[:, None])

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from sslfast._digest import digest
+from sslfast._versions import check_version
 from sslfast.training.storage import has_good_checksum, write_atomically
 
 logger = logging.getLogger("sslfast")
@@ -95,12 +96,7 @@ def load(path: Path) -> dict[str, Any]:
     numbers = [state.get(key) if isinstance(state, dict) else None for key in _NUMBERS]
     if not all(isinstance(number, int) for number in numbers):
         raise CheckpointError(f"{path} is no checkpoint of sslfast")
-    if state["schema_version"] > SCHEMA_VERSION:
-        raise NewerCheckpointError(
-            f"{path} has schema_version {state['schema_version']}, but this sslfast reads "
-            f"{SCHEMA_VERSION} at most: it was written by a newer one. Upgrade with: "
-            "pip install --upgrade sslfast"
-        )
+    check_version(str(path), state["schema_version"], SCHEMA_VERSION, NewerCheckpointError)
     return {**state, "path": str(path)}
 
 

@@ -20,7 +20,9 @@ from sslfast._arguments import (
     check_arguments,
 )
 from sslfast._extras import require
+from sslfast._renamed import VIEW, with_new_names
 from sslfast._suggest import did_you_mean
+from sslfast._versions import check_version
 from sslfast.training.storage import write_atomically
 from sslfast.training.yaml_file import DEEPEST, load
 
@@ -116,6 +118,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         """Paths as text, those that are written with ~ for the home folder; plain values.
 
+        Old names of a recipe's fields become the new ones.
         What config.yaml will hold is compared with these settings when the run goes on.
         """
         for item in dataclasses.fields(self):
@@ -124,6 +127,8 @@ class TrainConfig:
             value = getattr(self, name)
             if isinstance(value, os.PathLike) or (name != "data" and isinstance(value, str)):
                 setattr(self, name, user_path(value))
+        if isinstance(self.recipe_args, Mapping):
+            self.recipe_args = with_new_names(self.recipe_args, VIEW, stacklevel=4)
         if isinstance(self.method_args, Mapping):
             paths = {k: v for k, v in self.method_args.items() if isinstance(v, os.PathLike)}
             self.method_args = {**self.method_args, **{k: os.fspath(v) for k, v in paths.items()}}
@@ -158,7 +163,7 @@ class TrainConfig:
         Raises:
             ConfigError: one of the wrong type or out of range.
         """
-        check_version(self.schema_version, "the configuration")
+        check_version("the configuration", self.schema_version, SCHEMA_VERSION, ConfigError)
         try:
             check_arguments(TrainConfig, vars(self), none="null")
         except BadArgument as error:
@@ -224,7 +229,7 @@ class TrainConfig:
         return cls.from_dict(read_yaml(path), source=str(path))
 
     def write(self, path: Path | str) -> None:
-        """Write as YAML."""
+        """Write all settings as YAML, in a file that ``read`` takes, whole or not at all."""
         yaml = require("yaml", extra="train", purpose="writing config.yaml")
         text = yaml.safe_dump(self.to_dict(), sort_keys=False)
         write_atomically(Path(path), lambda file: file.write(text.encode()))
@@ -249,17 +254,6 @@ _OF_A_RANK = ("data", "threads")  # machines may keep the same data in other fol
 def known_keys() -> list[str]:
     """The names of all settings."""
     return [item.name for item in dataclasses.fields(TrainConfig)]
-
-
-def check_version(version: Any, source: str) -> None:
-    """Raise ConfigError where ``version`` is not one that this sslfast reads."""
-    if not isinstance(version, int) or version < 1:
-        raise ConfigError(f"{source} has schema_version {version!r}, which is not a version")
-    if version > SCHEMA_VERSION:
-        raise ConfigError(
-            f"{source} has schema_version {version}, but this sslfast reads {SCHEMA_VERSION} at "
-            "most: it was written by a newer one. Upgrade with: pip install --upgrade sslfast"
-        )
 
 
 def check_keys(keys: Iterable[str], source: str) -> None:
@@ -326,6 +320,7 @@ def read_yaml(path: Path | str) -> dict[str, Any]:
     if not isinstance(settings, dict):
         raise ConfigError(f"{path} must hold 'name: value' lines, such as 'method: simclr'")
     # The version first: a newer file's unknown keys are no spelling mistakes.
-    check_version(settings.get("schema_version", SCHEMA_VERSION), str(path))
+    version = settings.get("schema_version", SCHEMA_VERSION)
+    check_version(str(path), version, SCHEMA_VERSION, ConfigError)
     check_keys(settings, str(path))
     return settings

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from sslfast import data, models
+from sslfast._versions import check_version
 from sslfast.data import Recipe
 from sslfast.eval.preprocess import Preprocess
 from sslfast.training.config import TOO_LARGE, ConfigError, setting_error
@@ -92,13 +93,8 @@ def _ours(path: Path, description: dict[str, Any] | None) -> dict[str, Any]:
         raise WeightsError(
             f"{path} does not say which model it holds: it was not written by sslfast. {BUILD_IT}"
         )
-    version = description.get("schema_version")
-    if isinstance(version, int) and version > SCHEMA_VERSION:
-        raise WeightsError(
-            f"{path} was written by a newer sslfast (schema {version}; this one reads "
-            f"{SCHEMA_VERSION} at most). Upgrade with: pip install --upgrade sslfast"
-        )
-    if not isinstance(version, int) or not {"model", "model_args"} <= description.keys():
+    check_version(str(path), description.get("schema_version"), SCHEMA_VERSION, WeightsError)
+    if not {"model", "model_args"} <= description.keys():
         raise WeightsError(f"{path} is damaged: its description does not name a model")
     return description
 

@@ -9,11 +9,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from sslfast._files import remove_leftovers
 from sslfast.data.manifest import Manifest
 from sslfast.training import checkpoint
 from sslfast.training.config import ConfigError, TrainConfig, user_path
 from sslfast.training.encoder_file import FILE_NAME
-from sslfast.training.storage import remove_leftovers, write_atomically
+from sslfast.training.storage import write_atomically
 
 logger = logging.getLogger("sslfast")
 

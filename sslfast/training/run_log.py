@@ -49,7 +49,7 @@ class RunLog:
         return self
 
     def advance(self, step: int) -> None:
-        """Move the bar."""
+        """Show in the progress bar that ``step`` optimiser steps are done."""
         self._bar.update(self._task, completed=step)
 
     def write(self, step: int, values: dict[str, float]) -> None:

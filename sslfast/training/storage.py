@@ -1,6 +1,5 @@
 """Files that are whole or not there, their checksums, and what to say when the disk is full."""
 
-import errno
 import io
 import os
 import zlib
@@ -9,11 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-_FULL = {
-    errno.ENOSPC: "the disk is full",
-    errno.EDQUOT: "the disk quota is used up",
-    errno.EFBIG: "the file is larger than the file system or 'ulimit -f' allows",
-}
+from sslfast._files import NO_ROOM, replacing
 
 
 class StorageError(OSError):
@@ -29,17 +24,15 @@ def explain_full_disk(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in _FULL or isinstance(error, StorageError):
+        if error.errno not in NO_ROOM or isinstance(error, StorageError):
             raise
         raise StorageError(
             error.errno,
-            f"cannot write {path}: {_FULL[error.errno]}. What was saved before is intact. Make "
+            f"cannot write {path}: {NO_ROOM[error.errno]}. What was saved before is intact. Make "
             "room (or lower keep_checkpoints), then run the same command again: it goes on from "
             "the last checkpoint",
         ) from None
 
-
-_TEMPORARY = ".sslfast-tmp"
 
 # The last line of a file that is written with a checksum: of all bytes before this line.
 _CHECKSUM = "\nsslfast crc32 {:08x}\n"
@@ -70,7 +63,7 @@ class _Writer:
         return len(data)
 
     def flush(self) -> None:
-        """Nothing is buffered."""
+        """Do nothing: no byte waits in a buffer."""
 
 
 def write_atomically(path: Path, write: Callable[[Any], None], *, checksum: bool = False) -> None:
@@ -89,30 +82,17 @@ def write_atomically(path: Path, write: Callable[[Any], None], *, checksum: bool
     Raises:
         StorageError: the disk is full.
     """
-    temporary = path.with_name(f".{path.name}{_TEMPORARY}")
-    try:
-        with explain_full_disk(path):
-            with open(temporary, "wb", buffering=0) as file:
-                writer = _Writer(file)
-                write(writer)
-                if checksum:
-                    writer.write(_CHECKSUM.format(writer.crc32).encode())
-                if writer.error is not None:
-                    raise writer.error
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-            _sync_folder(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Remove what killed processes left of files that they were writing in a folder.
-
-    Nobody else may be writing there.
-    """
-    for path in folder.glob(f".*{_TEMPORARY}"):
-        path.unlink()
+    with (
+        explain_full_disk(path),
+        replacing(path, sync=True) as temporary,
+        open(temporary, "wb", buffering=0) as file,
+    ):
+        writer = _Writer(file)
+        write(writer)
+        if checksum:
+            writer.write(_CHECKSUM.format(writer.crc32).encode())
+        if writer.error is not None:
+            raise writer.error
 
 
 def has_good_checksum(path: Path) -> bool:
@@ -135,11 +115,3 @@ def has_good_checksum(path: Path) -> bool:
     if line.startswith(_CHECKSUM.split("{")[0].encode()):
         raise ValueError("its checksum differs")
     return False
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -12,8 +12,9 @@ import torch
 from PIL import Image
 from skimage.data import chelsea
 
+from sslfast._files import cache_folder
 from sslfast.data import builtin, cache, open_dataset
-from sslfast.data.cache import cache_folder, make_folder, write_file
+from sslfast.data.cache import make_folder, write_file
 
 
 def test_photos_have_the_documented_counts():

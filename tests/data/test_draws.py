@@ -48,12 +48,12 @@ def test_turning_a_step_off_leaves_the_other_draws():
 
 
 def test_rates_are_the_probabilities():
-    view = View(flip=0.3, jitter_prob=0.8, brightness=0.5, blur_prob=0.4, solarise_prob=0.2)
+    view = View(flip=0.3, jitter_prob=0.8, brightness=0.5, blur_prob=0.4, solarize_prob=0.2)
     d = one(view)
     eye = torch.eye(3)
     changed = ((d.matrix - eye).abs().amax((1, 2)) > 1e-4).float().mean()
     rates = torch.stack(
-        (d.flip.float().mean(), changed, (d.sigma > 0).float().mean(), d.solarise.float().mean())
+        (d.flip.float().mean(), changed, (d.sigma > 0).float().mean(), d.solarize.float().mean())
     )
     # four standard deviations of a rate over 20,000 draws are at most 0.0142
     torch.testing.assert_close(rates, torch.tensor([0.3, 0.8, 0.4, 0.2]), atol=0.0142, rtol=0)

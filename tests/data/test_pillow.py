@@ -125,10 +125,10 @@ def test_a_tiffs_orientation_is_applied_and_no_others(
 
 
 def test_deep_grey_is_scaled(dataset_folder):
-    grey = np.array([[0, 128, 129, 65535]], np.uint16)
+    gray = np.array([[0, 128, 129, 65535]], np.uint16)
     for name in ("a.tif", "a.png", "a.pgm"):
-        Image.fromarray(grey).save(dataset_folder / name)
-        expected = (grey / 257).round()[:, :, None].repeat(3, 2)
+        Image.fromarray(gray).save(dataset_folder / name)
+        expected = (gray / 257).round()[:, :, None].repeat(3, 2)
         np.testing.assert_array_equal(decode(str(dataset_folder / name)), expected)
 
 

@@ -12,7 +12,7 @@ def test_simclr_has_the_papers_values():
     assert first.crop_scale == (0.08, 1.0)
     assert first.crop_ratio == (3 / 4, 4 / 3)
     assert (first.brightness, first.contrast, first.saturation, first.hue) == (0.8, 0.8, 0.8, 0.2)
-    assert (first.flip, first.jitter_prob, first.grey_prob, first.blur_prob) == (0.5, 0.8, 0.2, 0.5)
+    assert (first.flip, first.jitter_prob, first.gray_prob, first.blur_prob) == (0.5, 0.8, 0.2, 0.5)
     assert first.blur_sigma == (0.1, 2.0)
 
 
@@ -25,7 +25,7 @@ def test_simclr_small_halves_the_jitter_and_drops_the_blur():
 def test_eval_has_one_view_without_randomness():
     (view,) = recipe("eval").views
     assert view.crop_scale is None
-    assert not view.recolours
+    assert not view.recolors
     assert (view.flip, view.blur_prob) == (0, 0)
 
 

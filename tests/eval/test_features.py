@@ -118,26 +118,26 @@ def test_select_takes_rows_of_everything():
 PROTOCOLS = {"kNN": knn_accuracy, "linear probe": linear_probe}
 
 
-def labelled(n=8, width=3):
+def labeled(n=8, width=3):
     return Features(torch.randn(n, width), torch.arange(n) % 2, torch.arange(n))
 
 
 @pytest.mark.parametrize("name", PROTOCOLS)
 def test_protocols_refuse_unusable_features(name):
     protocol = PROTOCOLS[name]
-    good = labelled()
+    good = labeled()
     without = Features(good.features, None, good.sample_ids)
     with pytest.raises(ValueError, match=rf"{name} needs labels, but the train set has none"):
         protocol(without, good)
     with pytest.raises(ValueError, match="needs labels, but the test set has none"):
         protocol(good, without)
     with pytest.raises(ValueError, match="the train set is empty"):
-        protocol(labelled(0), good)
+        protocol(labeled(0), good)
     with pytest.raises(ValueError, match="the test set is empty"):
-        protocol(good, labelled(0))
+        protocol(good, labeled(0))
     with pytest.raises(ValueError, match="train features have 4 columns and test features 3"):
-        protocol(labelled(width=4), good)
-    broken = labelled()
+        protocol(labeled(width=4), good)
+    broken = labeled()
     broken.features[1, 0] = float("nan")
     broken.features[5] = float("inf")
     with pytest.raises(ValueError, match="2 of 8 rows of the test features are not finite"):
@@ -147,12 +147,12 @@ def test_protocols_refuse_unusable_features(name):
 
 
 def test_map_refuses_unusable_features():
-    broken = labelled()
+    broken = labeled()
     broken.features[1, 0] = float("nan")
     with pytest.raises(ValueError, match="1 of 8 rows"):
         embed_2d(broken)
     with pytest.raises(ValueError, match="empty"):
-        embed_2d(labelled(0))
+        embed_2d(labeled(0))
 
 
 def test_importing_eval_needs_no_optional_package():

@@ -10,9 +10,9 @@ from sslfast.eval import Features, knn, knn_accuracy, knn_predict
 
 def random_features(generator, n, width, classes):
     labels = torch.randint(classes, (n,), generator=generator)
-    centres = torch.randn(classes, width, generator=torch.Generator().manual_seed(1))
+    centers = torch.randn(classes, width, generator=torch.Generator().manual_seed(1))
     noise = torch.randn(n, width, generator=generator)
-    return Features(centres[labels] + 1.5 * noise, labels, torch.arange(n))
+    return Features(centers[labels] + 1.5 * noise, labels, torch.arange(n))
 
 
 def brute_force(train, test, k, temperature):

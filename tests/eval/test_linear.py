@@ -11,12 +11,12 @@ from sslfast.eval.linear import draw_labels
 def blobs(n_per_class, classes=4, width=10, distance=6.0, seed=0):
     """Gaussian classes; at a distance of 6 deviations they are separable."""
     generator = torch.Generator().manual_seed(seed)
-    centres = torch.nn.functional.normalize(
+    centers = torch.nn.functional.normalize(
         torch.randn(classes, width, generator=torch.Generator().manual_seed(99)), dim=1
     )
     labels = torch.arange(classes).repeat(n_per_class)
     noise = torch.randn(len(labels), width, generator=generator)
-    return Features(distance * centres[labels] + noise, labels, torch.arange(len(labels)))
+    return Features(distance * centers[labels] + noise, labels, torch.arange(len(labels)))
 
 
 def test_separable_classes():
@@ -26,7 +26,7 @@ def test_separable_classes():
     assert result.n_labels == 200
     assert result.n_classes == 4
     assert result.n_test == 200
-    assert result.regularisation in linear.REGULARISATIONS
+    assert result.regularization in linear.REGULARIZATIONS
 
 
 def test_random_labels_give_chance():
@@ -52,36 +52,36 @@ def test_same_seed_same_result_and_input_order_does_not_matter():
 
 
 @pytest.mark.parametrize(("n_per_class", "width"), [(30, 6), (8, 60)], ids=["tall", "wide"])
-@pytest.mark.parametrize("regularisation", [1.0, 1e-3])
-def test_fit_reaches_the_optimum(n_per_class, width, regularisation):
+@pytest.mark.parametrize("regularization", [1.0, 1e-3])
+def test_fit_reaches_the_optimum(n_per_class, width, regularization):
     """At the optimum of the objective, as documented, its gradient vanishes."""
     data = blobs(n_per_class, width=width, distance=2.0)
     x = torch.cat([data.features, data.features[:, :1]], dim=1).double()  # a repeated column
     basis = linear._Basis.of(x)
-    classifier = linear._Classifier.fit(basis, x, data.labels, regularisation, linear._FINAL)
+    classifier = linear._Classifier.fit(basis, x, data.labels, regularization, linear._FINAL)
     weight, bias = (part.requires_grad_() for part in (classifier.weight, classifier.bias))
     loss = F.cross_entropy(x @ weight + bias, data.labels)
-    (loss + regularisation / 2 * weight.square().sum()).backward()
+    (loss + regularization / 2 * weight.square().sum()).backward()
     assert weight.grad.abs().max() < 3e-3
     assert bias.grad.abs().max() < 1e-3
 
 
 @pytest.mark.parametrize(
-    ("samples", "classes", "width", "regularisation"),
+    ("samples", "classes", "width", "regularization"),
     [(160, 4, 10, 1e-2), (240, 12, 24, 1e-5), (100, 5, 200, 1e-5)],
     ids=["usual", "weak", "weak and wide"],
 )
-def test_fit_agrees_with_scikit_learn(samples, classes, width, regularisation):
+def test_fit_agrees_with_scikit_learn(samples, classes, width, regularization):
     """At weak regularisation a small gradient is still far from the optimum."""
     from sklearn.linear_model import LogisticRegression
 
     shape = {"classes": classes, "width": width, "distance": 3.0}
     train, test = blobs(samples // classes, **shape), blobs(5, **shape, seed=1)
-    x, x_test = linear._standardise(train.features, test.features)
+    x, x_test = linear._standardize(train.features, test.features)
     classifier = linear._Classifier.fit(
-        linear._Basis.of(x), x, train.labels, regularisation, linear._FINAL
+        linear._Basis.of(x), x, train.labels, regularization, linear._FINAL
     )
-    peer = LogisticRegression(C=1 / (regularisation * len(x)), tol=1e-9, max_iter=5000)
+    peer = LogisticRegression(C=1 / (regularization * len(x)), tol=1e-9, max_iter=5000)
     peer.fit(x.numpy(), train.labels.numpy())
     expected = torch.from_numpy(peer.predict_proba(x_test.numpy()))
     actual = classifier.logits(x_test).softmax(dim=1)
@@ -96,7 +96,7 @@ def test_two_separable_classes_at_a_weak_penalty():
     generator = torch.Generator().manual_seed(0)
     mix = torch.randn(16, 16, generator=generator).double()
     x = data.features.double() * torch.logspace(0, -3, 16).double() @ mix
-    x, _ = linear._standardise(x, x)
+    x, _ = linear._standardize(x, x)
     classifier = linear._Classifier.fit(linear._Basis.of(x), x, data.labels, 1e-5, linear._FINAL)
     peer = LogisticRegression(C=2 / (1e-5 * len(x)), solver="newton-cholesky", tol=1e-9)
     peer.fit(x.numpy(), data.labels.numpy())
@@ -118,7 +118,7 @@ def test_standardisation_uses_train_statistics_and_silences_constant_columns():
     train = torch.randn(50, 3, generator=generator) * 5 + 2
     train[:, 1] = 0.1
     test = torch.randn(20, 3, generator=generator)
-    x, x_test = linear._standardise(train, test)
+    x, x_test = linear._standardize(train, test)
     torch.testing.assert_close(x[:, [0, 2]].mean(0), torch.zeros(2).double(), rtol=0, atol=1e-12)
     torch.testing.assert_close(x[:, [0, 2]].std(0, correction=0), torch.ones(2).double())
     assert torch.equal(x[:, 1], torch.zeros(50).double())
@@ -131,7 +131,7 @@ def test_choice_of_regularisation_looks_at_no_test_label():
     train, test = blobs(30, distance=1.5), blobs(30, distance=1.5, seed=1)
     wrong = Features(test.features, test.labels.flip(0), test.sample_ids)
     right, other = linear_probe(train, test), linear_probe(train, wrong)
-    assert right.regularisation == other.regularisation
+    assert right.regularization == other.regularization
     assert right.validation_accuracy == other.validation_accuracy
     assert right.accuracy != other.accuracy
 
@@ -145,7 +145,7 @@ def test_held_out_part_is_a_fifth_of_each_class():
 def test_one_label_per_class_uses_the_default_regularisation():
     result = linear_probe(blobs(20), blobs(50, seed=1), labels_per_class=1)
     assert result.validation_accuracy is None
-    assert result.regularisation == linear.DEFAULT_REGULARISATION
+    assert result.regularization == linear.DEFAULT_REGULARIZATION
     assert result.n_labels == 4
     assert result.accuracy > 0.6
 

@@ -7,10 +7,10 @@ from sslfast.eval import Features, embed_2d
 
 def clusters(n_per_cluster, width=20):
     generator = torch.Generator().manual_seed(0)
-    centres = torch.randn(3, width, generator=generator)
+    centers = torch.randn(3, width, generator=generator)
     labels = torch.arange(3).repeat(n_per_cluster)
     noise = 0.1 * torch.randn(len(labels), width, generator=generator)
-    return Features(centres[labels] + noise, labels, torch.arange(len(labels)))
+    return Features(centers[labels] + noise, labels, torch.arange(len(labels)))
 
 
 def nearest_shares_label(points, labels):
@@ -31,8 +31,8 @@ def test_few_samples_get_their_principal_components():
     features = clusters(10, width=50)
     points = embed_2d(features).double()
     unit = torch.nn.functional.normalize(features.features.double(), dim=1)
-    centred = unit - unit.mean(0)
-    left, values, _ = torch.linalg.svd(centred, full_matrices=False)
+    centered = unit - unit.mean(0)
+    left, values, _ = torch.linalg.svd(centered, full_matrices=False)
     expected = left[:, :2] * values[:2]
     torch.testing.assert_close(points.abs(), expected.abs(), rtol=1e-5, atol=1e-6)
     assert nearest_shares_label(points, features.labels) > 0.95

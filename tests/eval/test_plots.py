@@ -14,8 +14,8 @@ def read(path):
         return np.asarray(image.convert("RGB"))
 
 
-def has_colour(pixels, colour, tolerance=8):
-    return bool((np.abs(pixels.astype(int) - np.array(colour)).max(axis=-1) <= tolerance).any())
+def has_color(pixels, color, tolerance=8):
+    return bool((np.abs(pixels.astype(int) - np.array(color)).max(axis=-1) <= tolerance).any())
 
 
 def rgb(hexadecimal):
@@ -28,7 +28,7 @@ def test_loss_curve(tmp_path):
     path = plots.plot_loss_curve(records, tmp_path / "new" / "loss.png")
     pixels = read(path)
     assert pixels.shape == (600, 1050, 3)
-    assert has_colour(pixels, rgb(plots.PALETTE[0]))
+    assert has_color(pixels, rgb(plots.PALETTE[0]))
 
 
 def test_smoothing_is_a_centred_mean_that_keeps_gaps():
@@ -44,15 +44,15 @@ def test_loss_curve_without_losses(tmp_path, records):
 
 def test_views_are_drawn_in_their_own_colours(tmp_path):
     mean, std = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
-    colours = torch.tensor([[0.9, 0.1, 0.2], [0.1, 0.6, 0.3]])
-    normalised = (colours - torch.tensor(mean)) / torch.tensor(std)
-    views = tuple(c.view(1, 3, 1, 1).expand(4, 3, 8, 8) for c in normalised)
+    colors = torch.tensor([[0.9, 0.1, 0.2], [0.1, 0.6, 0.3]])
+    normalized = (colors - torch.tensor(mean)) / torch.tensor(std)
+    views = tuple(c.view(1, 3, 1, 1).expand(4, 3, 8, 8) for c in normalized)
     path = plots.plot_views(
         Batch(views, torch.arange(4)), tmp_path / "views.png", mean=mean, std=std
     )
     pixels = read(path)
-    for colour in colours:
-        assert has_colour(pixels, (colour * 255).round().int().tolist(), tolerance=2)
+    for color in colors:
+        assert has_color(pixels, (color * 255).round().int().tolist(), tolerance=2)
 
 
 def test_views_grid_grows_with_samples_and_takes_grey_and_mixed_sizes(tmp_path):
@@ -83,9 +83,9 @@ def test_map_shows_every_class(tmp_path):
     pixels = read(path)
     assert pixels.shape == (900, 1200, 3)
     # Marks are translucent over white.
-    for colour in plots.PALETTE:
-        blend = [round(0.75 * channel + 0.25 * 255) for channel in rgb(colour)]
-        assert has_colour(pixels, blend)
+    for color in plots.PALETTE:
+        blend = [round(0.75 * channel + 0.25 * 255) for channel in rgb(color)]
+        assert has_color(pixels, blend)
 
 
 def test_map_takes_names_that_cannot_be_printed(tmp_path):

@@ -45,8 +45,8 @@ def test_images_as_the_loader_makes_them(tmp_path: Path) -> None:
     pixels = np.array(Image.open(paths[2]))
     for given in (pixels, torch.from_numpy(pixels), pixels[None], [pixels]):
         assert torch.equal(preprocess(given), found[2:3])
-    grey = np.asarray(Image.open(paths[1]))[..., None]
-    assert torch.equal(preprocess(np.stack([grey, grey])), found[[1, 1]])
+    gray = np.asarray(Image.open(paths[1]))[..., None]
+    assert torch.equal(preprocess(np.stack([gray, gray])), found[[1, 1]])
     palette = Image.fromarray(pixels).quantize(16)
     palette.info["transparency"] = bytes(16)
     assert torch.equal(preprocess(palette), preprocess(palette.convert("RGBA").convert("RGB")))

@@ -175,6 +175,11 @@ def test_the_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     assert tuning.file_for(GPU).parent == tmp_path / "home" / ".cache" / "sslfast"
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", dict[int, object]().__getitem__)  # an unknown user
+    tuning.measured.cache_clear()
+    assert tuning.measured(GPU) == {}
+    tuning.measured.cache_clear()
 
 
 def test_a_trial_ends(folder: Path) -> None:

@@ -11,16 +11,16 @@ def planted(
     generator: torch.Generator, groups: int = 12, each: int = 50
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Vectors [groups * each, 6] around far centres, in random order, with their groups."""
-    centres = 20 * torch.randn(groups, 6, generator=generator)
-    while torch.pdist(centres).min() < 8:
-        centres = 20 * torch.randn(groups, 6, generator=generator)
+    centers = 20 * torch.randn(groups, 6, generator=generator)
+    while torch.pdist(centers).min() < 8:
+        centers = 20 * torch.randn(groups, 6, generator=generator)
     labels = torch.arange(groups).repeat(each)[torch.randperm(groups * each, generator=generator)]
     noise = 0.2 * torch.randn(len(labels), 6, generator=generator)
-    return centres[labels] + noise, labels, centres
+    return centers[labels] + noise, labels, centers
 
 
 def test_planted_clusters_are_found(generator: torch.Generator) -> None:
-    vectors, labels, centres = planted(generator)
+    vectors, labels, centers = planted(generator)
     found, codes = kmeans(vectors, 12, seed=3)
     for code in range(12):
         of = labels[codes == code]
@@ -28,7 +28,7 @@ def test_planted_clusters_are_found(generator: torch.Generator) -> None:
         assert (of == of[0]).all()
         expected = vectors[labels == of[0]].double().mean(0)
         torch.testing.assert_close(found[code].double(), expected, rtol=1e-5, atol=1e-4)
-        assert (found[code] - centres[of[0]]).norm() < 0.3
+        assert (found[code] - centers[of[0]]).norm() < 0.3
 
 
 @settings(max_examples=25, deadline=None)
@@ -38,18 +38,18 @@ def test_planted_clusters_are_found(generator: torch.Generator) -> None:
 def test_the_nearest_centre_is_the_nearest(count: int, codes: int, seed: int, width: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     vectors = torch.randn(count, width, generator=generator)
-    centres = torch.randn(codes, width, generator=generator)
-    distances = torch.cdist(vectors.double(), centres.double())
-    chosen = distances.gather(1, nearest(vectors, centres)[:, None])[:, 0]
+    centers = torch.randn(codes, width, generator=generator)
+    distances = torch.cdist(vectors.double(), centers.double())
+    chosen = distances.gather(1, nearest(vectors, centers)[:, None])[:, 0]
     torch.testing.assert_close(chosen, distances.min(1).values, rtol=1e-5, atol=1e-6)
 
 
 def test_blocks_do_not_show(generator: torch.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
-    vectors, _, centres = planted(generator)
-    whole = nearest(vectors, centres)
+    vectors, _, centers = planted(generator)
+    whole = nearest(vectors, centers)
     sums, sizes = totals_of(vectors, whole, 12)
     monkeypatch.setattr("sslfast.tokenizers.kmeans.ENTRIES", 12 * 7)
-    assert torch.equal(nearest(vectors, centres), whole)
+    assert torch.equal(nearest(vectors, centers), whole)
     parts, counts = totals_of(vectors, whole, 12)
     torch.testing.assert_close(parts, sums)
     assert torch.equal(sizes, counts)
@@ -60,10 +60,10 @@ def test_blocks_do_not_show(generator: torch.Generator, monkeypatch: pytest.Monk
 
 def test_autocast_moves_nothing(generator: torch.Generator) -> None:
     vectors = torch.randn(500, 6, generator=generator)
-    centres = torch.randn(200, 6, generator=generator)
+    centers = torch.randn(200, 6, generator=generator)
     with torch.autocast("cpu", torch.bfloat16):
-        codes = nearest(vectors, centres)
-    distances = torch.cdist(vectors.double(), centres.double())
+        codes = nearest(vectors, centers)
+    distances = torch.cdist(vectors.double(), centers.double())
     chosen = distances.gather(1, codes[:, None])[:, 0]
     torch.testing.assert_close(chosen, distances.min(1).values, rtol=1e-5, atol=1e-6)
 
@@ -82,8 +82,8 @@ def test_more_rounds_fit_better(generator: torch.Generator) -> None:
     vectors = torch.randn(2000, 4, generator=generator)
 
     def error(iterations: int) -> float:
-        centres, codes = kmeans(vectors, 50, iterations=iterations)
-        return float((vectors - centres[codes]).square().sum(1).mean())
+        centers, codes = kmeans(vectors, 50, iterations=iterations)
+        return float((vectors - centers[codes]).square().sum(1).mean())
 
     assert error(20) < 0.93 * error(0)
 
@@ -96,9 +96,9 @@ def test_every_code_is_used_where_most_patches_are_the_same(
     vectors = torch.zeros(1000, 3)
     rows = torch.randperm(1000, generator=generator)[:10]
     vectors[rows] = torch.randn(10, 3, generator=generator)
-    centres, codes = kmeans(vectors, 11)
+    centers, codes = kmeans(vectors, 11)
     assert codes.unique().tolist() == list(range(11))
-    torch.testing.assert_close(centres[codes], vectors)
+    torch.testing.assert_close(centers[codes], vectors)
 
 
 def test_too_few_vectors_are_explained() -> None:

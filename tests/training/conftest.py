@@ -15,11 +15,11 @@ def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("images")
     random = np.random.default_rng(0)
     for split, count in (("train", 32), ("test", 8)):
-        for name, colour in (("blue", [60, 90, 200]), ("red", [200, 90, 60])):
+        for name, color in (("blue", [60, 90, 200]), ("red", [200, 90, 60])):
             folder = root / split / name
             folder.mkdir(parents=True)
             for i in range(count):
-                pixels = random.normal(colour, 40, (24, 24, 3)).clip(0, 255).astype(np.uint8)
+                pixels = random.normal(color, 40, (24, 24, 3)).clip(0, 255).astype(np.uint8)
                 Image.fromarray(pixels).save(folder / f"{i:03d}.jpg")
     return root
 

@@ -22,17 +22,17 @@ LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as in torchvision and Pillow
 _YIQ = np.array([LUMA, (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112)])
 _RGB = np.linalg.inv(_YIQ)
 # RGB -> RGB: the luma part of a pixel, its chroma part, and the chroma turned by a quarter.
-_GREY_PART = np.outer(_RGB[:, 0], _YIQ[0])
+_GRAY_PART = np.outer(_RGB[:, 0], _YIQ[0])
 _CHROMA_PART = np.outer(_RGB[:, 1], _YIQ[1]) + np.outer(_RGB[:, 2], _YIQ[2])
 _CHROMA_TURNED = np.outer(_RGB[:, 2], _YIQ[1]) - np.outer(_RGB[:, 1], _YIQ[2])
 
 
-def colour_matrices(
+def color_matrices(
     brightness: np.ndarray,
     contrast: np.ndarray,
     saturation: np.ndarray,
     hue: np.ndarray,
-    grey: np.ndarray,
+    gray: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Compose the colour steps of B samples.
 
@@ -41,21 +41,21 @@ def colour_matrices(
         contrast: float64 [B] factor about the mean grey value.
         saturation: float64 [B] factor about each pixel's grey value.
         hue: float64 [B], in turns.
-        grey: bool [B], drop the colours last.
+        gray: bool [B], drop the colours last.
 
     Returns:
         (M, lift): float64 [B, 3, 3] and [B], of the map above.
     """
     angle = -2 * np.pi * hue  # a positive shift takes red to green, as in HSV
     # Luma kept; chroma scaled (by saturation; by 0 for grey) and turned (by hue).
-    scale = np.where(grey, 0.0, saturation)
+    scale = np.where(gray, 0.0, saturation)
     along, across = (scale * np.cos(angle))[:, None, None], (scale * np.sin(angle))[:, None, None]
-    matrix = _GREY_PART + along * _CHROMA_PART + across * _CHROMA_TURNED
+    matrix = _GRAY_PART + along * _CHROMA_PART + across * _CHROMA_TURNED
     return (contrast * brightness)[:, None, None] * matrix, (1 - contrast) * brightness
 
 
-def recolour(
-    images: Tensor, view: View, matrix: np.ndarray, lift: np.ndarray, solarise: np.ndarray
+def recolor(
+    images: Tensor, view: View, matrix: np.ndarray, lift: np.ndarray, solarize: np.ndarray
 ) -> Tensor:
     """Apply colour map, clipping, solarisation and normalisation of a view.
 
@@ -63,10 +63,10 @@ def recolour(
 
     Args:
         images: float32 [B, 3, H, W] in [0, 1].
-        view: whose solarise_prob, mean and std are used.
+        view: whose solarize_prob, mean and std are used.
         matrix: float32 [B, 3, 3].
         lift: float32 [B].
-        solarise: bool [B].
+        solarize: bool [B].
 
     Returns:
         float32 [B, 3, H, W], a new contiguous tensor on the images' device.
@@ -75,7 +75,7 @@ def recolour(
     low, high = -mean / std, (1 - mean) / std
     weights = matrix / std[:, None]
     lifts = lift[:, None] / std
-    invert = solarise if view.solarise_prob > 0 else np.zeros_like(solarise)
+    invert = solarize if view.solarize_prob > 0 else np.zeros_like(solarize)
     if images.device.type == "cpu":
         return torch.from_numpy(_on_cpu(images.numpy(), weights, lifts, low, high, invert))
     return _on_device(images, weights, lifts, low, high, invert)
@@ -93,9 +93,9 @@ def _on_cpu(
     # that DALI is busy on (seen: 100 times slower).
     pixels = images.reshape(len(images), 3, -1)
     # Not a product of matrices: a sample's bits must not depend on how many there are.
-    grey = (pixels.mean(2) * np.array(LUMA, np.float32)).sum(1, keepdims=True)
+    gray = (pixels.mean(2) * np.array(LUMA, np.float32)).sum(1, keepdims=True)
     out = np.matmul(weights, pixels)
-    out += (lifts * grey + low)[:, :, None]
+    out += (lifts * gray + low)[:, :, None]
     for channel in range(3):
         plane, least, most = out[:, channel], low[channel], high[channel]
         np.clip(plane, least, most, out=plane)
@@ -110,8 +110,8 @@ def _on_device(images: Tensor, *parameters: np.ndarray) -> Tensor:
         torch.from_numpy(array).to(images.device, non_blocking=True)
         for array in (*parameters, np.array(LUMA, np.float32))
     )
-    grey = (images.mean((2, 3)) * luma).sum(1, keepdim=True)
-    offset = (lifts * grey + low)[:, :, None, None]
+    gray = (images.mean((2, 3)) * luma).sum(1, keepdim=True)
+    offset = (lifts * gray + low)[:, :, None, None]
     out = torch.empty_like(images)
     for channel, weight in enumerate(weights[..., None, None].unbind(1)):
         plane = torch.addcmul(offset[:, channel], images[:, 0], weight[:, 0], out=out[:, channel])

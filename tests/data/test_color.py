@@ -3,25 +3,25 @@ import pytest
 import torch
 from PIL import Image, ImageEnhance
 
-from sslfast.data import View, colour
-from sslfast.data.colour import LUMA, colour_matrices, recolour
+from sslfast.data import View, color
+from sslfast.data.color import LUMA, color_matrices, recolor
 
 PLAIN = View(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 
 
-def change(images, brightness=1.0, contrast=1.0, saturation=1.0, hue=0.0, grey=False, view=PLAIN):
+def change(images, brightness=1.0, contrast=1.0, saturation=1.0, hue=0.0, gray=False, view=PLAIN):
     def all_of(value):
         return np.full(len(images), value)
 
-    matrix, lift = colour_matrices(
+    matrix, lift = color_matrices(
         all_of(brightness),
         all_of(contrast),
         all_of(saturation),
         all_of(hue),
-        all_of(grey),
+        all_of(gray),
     )
-    on = all_of(view.solarise_prob > 0)
-    return recolour(images, view, *map(np.float32, (matrix, lift)), on)
+    on = all_of(view.solarize_prob > 0)
+    return recolor(images, view, *map(np.float32, (matrix, lift)), on)
 
 
 def luma(images):
@@ -61,9 +61,9 @@ def test_factors_mean_what_they_mean_in_pillow(pictures, name, enhance, factor):
 
 
 def test_grey_drops_the_colour_and_keeps_the_luma(images):
-    grey = change(images, grey=True)
-    assert (grey - grey[:, :1]).abs().max() < 1e-6
-    torch.testing.assert_close(luma(grey), luma(images), atol=1e-6, rtol=0)
+    gray = change(images, gray=True)
+    assert (gray - gray[:, :1]).abs().max() < 1e-6
+    torch.testing.assert_close(luma(gray), luma(images), atol=1e-6, rtol=0)
 
 
 def test_hue_turns_the_chroma_and_keeps_the_luma(images):
@@ -90,7 +90,7 @@ def test_results_are_clipped(images):
 
 
 def test_solarise_inverts_the_upper_half(images):
-    view = View(solarise_prob=1.0, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    view = View(solarize_prob=1.0, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
     expected = torch.where(images >= 0.5, 1 - images, images)
     torch.testing.assert_close(change(images, view=view), expected, atol=2e-6, rtol=0)
 
@@ -102,17 +102,17 @@ def test_normalisation_comes_last(images):
 
 
 def test_the_form_for_gpus_agrees(images, monkeypatch):
-    view = View(solarise_prob=0.5, mean=(0.1, 0.2, 0.3), std=(0.5, 0.25, 0.2))
+    view = View(solarize_prob=0.5, mean=(0.1, 0.2, 0.3), std=(0.5, 0.25, 0.2))
     factors = np.array([[1.4, 0.6, 1], [0.5, 1.7, 1], [0.2, 1.5, 1], [0.1, -0.1, 0]])
-    matrix, lift = map(np.float32, colour_matrices(*factors, np.array([False, False, True])))
+    matrix, lift = map(np.float32, color_matrices(*factors, np.array([False, False, True])))
     given = (images, view, matrix, lift, np.array([True, False, True]))
-    expected = recolour(*given)
+    expected = recolor(*given)
     monkeypatch.setattr(
-        colour, "_on_cpu", lambda pixels, *rest: colour._on_device(images, *rest).numpy()
+        color, "_on_cpu", lambda pixels, *rest: color._on_device(images, *rest).numpy()
     )
-    torch.testing.assert_close(recolour(*given), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(recolor(*given), expected, atol=1e-5, rtol=0)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        torch.testing.assert_close(recolour(*given), expected, atol=1e-5, rtol=0)
+        torch.testing.assert_close(recolor(*given), expected, atol=1e-5, rtol=0)
 
 
 def test_autocast_does_not_touch_the_colours(images):

@@ -37,6 +37,9 @@ class CMakeBuild(build_ext):
         """Build sslfast._C, or say what is lost without it."""
         # An earlier build's module must not pass for this one's.
         Path(self.get_ext_fullpath(ext.name)).unlink(missing_ok=True)
+        if self.editable_mode:
+            for old in (HERE / "sslfast").glob("_C*.so"):
+                old.unlink()
         mode = os.environ.get("SSLFAST_BUILD", "auto")
         if mode == "0":
             print(LOST.format(reason="SSLFAST_BUILD=0"), file=sys.stderr)

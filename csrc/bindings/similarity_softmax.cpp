@@ -30,7 +30,7 @@ sslfast::cuda::Similarities on_gpu(const CudaProblem& problem) {
             {length, shift, row_base, column_base, leave_out_self}};
 }
 
-static void add(py::module_& module) {
+void similarity_softmax_cuda(py::module_& module) {
     module.def(
         "similarity_workspace_cuda",
         [](const CudaProblem& problem, bool backward) {
@@ -62,7 +62,7 @@ static void add(py::module_& module) {
 
 }  // namespace
 
-void similarity_softmax(py::module_& module) {
+static void add(py::module_& module) {
     module.def(
         "similarity_forward_cpu",
         [](Address rows, std::int64_t m, Address columns, std::int64_t n, int dim, float scale,

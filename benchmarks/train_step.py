@@ -33,8 +33,11 @@ from sslfast.data.manifest import Manifest
 from sslfast.methods.base import Context, Method
 from sslfast.training import TrainConfig
 from sslfast.training.distributed import Ranks
+from sslfast.training.loop import fit, to_device
+from sslfast.training.optimizers import build_optimizer
 from sslfast.training.run_folder import RunFolder
-from sslfast.training.trainer import AMP_DTYPES, build_method, build_optimizer, fit, to_device
+from sslfast.training.session import AMP_DTYPES, build_session
+from sslfast.training.trainer import build_method
 
 BARE, TRAINER = "bare loop", f"{OURS} trainer"
 TARGET = 0.03  # of a step: the trainer's overhead, and loss and EMA together
@@ -146,7 +149,8 @@ class Bench:
         self.encode: Callable[[Batch, Context], Any] = self.method.encode
         if preset.compile:
             self.encode = torch.compile(self.encode)
-        self.optimizer = build_optimizer(config, self.method)
+        groups, teachers = self.method.param_groups(), self.method.teachers()
+        self.optimizer = build_optimizer(config, groups, teachers)
         self.optimizer.max_norm = None  # a bare loop does not measure the gradients
 
     def amp(self) -> AbstractContextManager[Any]:
@@ -176,7 +180,8 @@ class Bench:
         """Seconds of a step of ``sslfast train``."""
         config, run = self.preset.config(out, self.preset.steps), RunFolder(out)
         with run.locked():
-            fit(config, build_method(config, self.device), self.loader, run, Ranks(self.device))
+            ranks, method = Ranks(self.device), build_method(config, self.device)
+            fit(build_session(config, method, self.loader, run, ranks))
         return self.loader.seconds_per_step(self.preset)
 
     def phases(self) -> dict[str, list[float]]:

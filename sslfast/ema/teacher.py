@@ -207,16 +207,24 @@ class EMATeacher(nn.Module):
                 continue
             move(ours, theirs, momentum if way == "average" else copy, tables[way])
 
+    @property
+    def student(self) -> nn.Module:
+        """The network that was last followed.
+
+        Raises:
+            ValueError: none is known, as this teacher is a copy of another.
+        """
+        if not self._student:
+            raise ValueError("this teacher is a copy: call its update(student) once first")
+        return self._student[0]
+
     def pairs(self, student: nn.Module | None = None) -> Pairs:
         """Teacher and student tensors by name; of the student that was last followed by default.
 
         Raises:
             ValueError: a name that only one of them has, or no student is known.
         """
-        if student is None:
-            if not self._student:
-                raise ValueError("this teacher is a copy: call its update(student) once first")
-            student = self._student[0]
+        student = self.student if student is None else student
         known = self._known
         if known is None or not known.still_hold(self.module, student):
             known = pair_by_name(self.module, student, self.buffers_are)

@@ -10,13 +10,44 @@ from torch import Tensor, nn
 
 from sslfast._arguments import checked
 from sslfast.data.batch import Batch
+from sslfast.ema import EMATeacher
 from sslfast.losses import cached
 from sslfast.optim import param_groups
 
 
 @dataclass(frozen=True)
+class Progress:
+    """How far a training is, as schedules take it.
+
+    Attributes:
+        step: optimiser steps done so far.
+        total_steps: steps of the whole training.
+        steps_per_epoch: optimiser steps of one pass over the data; may be a fraction.
+    """
+
+    step: int
+    total_steps: int
+    steps_per_epoch: float
+
+    @property
+    def part(self) -> float:
+        """The part of the steps that is done, in [0, 1]."""
+        return self.step / self.total_steps
+
+    @property
+    def epoch(self) -> float:
+        """Passes over the data done so far, with the fraction of the current one."""
+        return self.step / self.steps_per_epoch
+
+    @property
+    def total_epochs(self) -> float:
+        """Passes over the data of the whole training."""
+        return self.total_steps / self.steps_per_epoch
+
+
+@dataclass(frozen=True)
 class Context:
-    """Where the training stands; one for every optimiser step.
+    """Where the training stands, and on which rank; one for every optimiser step.
 
     Attributes:
         step: steps done so far (0 during the first).
@@ -26,6 +57,9 @@ class Context:
         schedules: the values of ``Method.schedules`` now, as 0-dim float32 tensors on the training
             device, so that using one costs no synchronisation and no recompilation.
         device_step: ``step`` in the same form, int64.
+        rank: this process among those that train together.
+        world_size: how many these are.
+        process_group: their group, as losses take it; None: all ranks of torch.distributed.
     """
 
     step: int
@@ -34,6 +68,9 @@ class Context:
     seed: int = 0
     schedules: Mapping[str, Tensor] = field(default_factory=dict)
     device_step: Tensor | None = None
+    rank: int = 0
+    world_size: int = 1
+    process_group: Any = None
 
     @property
     def drawn_step(self) -> int | Tensor:
@@ -74,7 +111,7 @@ class Method(nn.Module, ABC):
         reference: the paper and its settings.
 
     Attributes:
-        encoder: the module that is kept at the end of the training.
+        encoder: what is trained; ``exported`` says what is kept.
 
     Raises:
         ValueError: an encoder of another class than ``encoders``, or of another kind of data than
@@ -151,17 +188,35 @@ class Method(nn.Module, ABC):
         encoder = MethodType(encode, self)
         return cached(lambda out: self.loss(out, ctx), encoder, samples, chunk_size=chunk_size)
 
-    def schedules(self, progress: float) -> dict[str, float]:
-        """Hyperparameters that change over training, by name, at ``progress`` in [0, 1]."""
+    def schedules(self, progress: Progress) -> dict[str, float]:
+        """Hyperparameters that change over training, by name.
+
+        Three names mean something to the trainer, which then takes them instead of the run's:
+        "lr", "weight_decay" and "momentum", that of all ``teachers``.
+        """
         del progress
         return {}
 
     def param_groups(self) -> list[dict[str, Any]]:
         """Parameter groups for the optimiser: biases, norms and scalars take no weight decay.
 
-        Neither does what a module names in ``no_weight_decay()`` (positions and tokens).
+        Neither does what a module names in ``no_weight_decay()`` (positions and tokens). A group
+        may also have "lr_scale", a factor of the learning rate, a "weight_decay" of its own, and
+        "freeze_until", the epoch before which it is not trained.
         """
         return param_groups(self)
+
+    def teachers(self) -> list[EMATeacher]:
+        """The EMA teachers that follow in every step, each its student.
+
+        The optimiser moves them, the first in its own pass over the weights: a method calls no
+        ``update``.
+        """
+        return []
+
+    def exported(self) -> nn.Module:
+        """The module that is kept at the end: the encoder, or a teacher's copy of it."""
+        return self.encoder
 
     def pictures(self, batch: Batch, ctx: Context) -> dict[str, Tensor]:
         """Images [B, C, H, W] (or videos) that show what the method does with a batch, by name.
@@ -172,8 +227,14 @@ class Method(nn.Module, ABC):
         return {}
 
     def after_load(self) -> None:
-        """Run after the encoder's weights were replaced by others (``--init``): EMA teachers."""
+        """Run after the encoder's weights were replaced by others (``--init``)."""
+        for teacher in self.teachers():
+            teacher.set(teacher.student)
+
+    def before_step(self, ctx: Context) -> None:
+        """Run between the backward pass and the optimiser's step (gradients are still scaled)."""
+        del ctx
 
     def after_step(self, ctx: Context) -> None:
-        """Run after every optimiser step (EMA teachers, queues, prototype norms)."""
+        """Run after every optimiser step (queues, centers, prototype norms)."""
         del ctx

@@ -9,7 +9,7 @@ from sslfast.ema import EMATeacher
 from sslfast.functional import gather_patches
 from sslfast.masking import MultiBlockMask, multiblock_mask
 from sslfast.methods import masked
-from sslfast.methods.base import Context, Method, Reference
+from sslfast.methods.base import Context, Method, Progress, Reference
 from sslfast.methods.registry import register
 from sslfast.models import Predictor, VisionTransformer
 
@@ -80,17 +80,13 @@ class IJEPA(Method):
         ids, grid = batch.sample_ids, masked.image_grid(self.encoder)
         return multiblock_mask(len(ids), grid, seed=ctx.seed, step=ctx.step, sample_ids=ids)
 
-    def schedules(self, progress: float) -> dict[str, float]:
+    def schedules(self, progress: Progress) -> dict[str, float]:
         """The teacher's momentum: linear from its start to 1."""
-        return {"momentum": self.momentum + (1 - self.momentum) * progress}
+        return {"momentum": self.momentum + (1 - self.momentum) * progress.part}
 
-    def after_load(self) -> None:
-        """The teacher begins as the student does."""
-        self.teacher.module.load_state_dict(self.encoder.state_dict())
-
-    def after_step(self, ctx: Context) -> None:
-        """The teacher follows the encoder, by the scheduled momentum."""
-        self.teacher.update(self.encoder, ctx.schedules.get("momentum"))
+    def teachers(self) -> list[EMATeacher]:
+        """The one that makes the targets."""
+        return [self.teacher]
 
     def pictures(self, batch: Batch, ctx: Context) -> dict[str, Tensor]:
         """Original, the context, and the patches that are to be predicted from it."""

@@ -195,6 +195,14 @@ class VisionTransformer(Intermediates):
         """Switch activation checkpointing of the blocks."""
         self.grad_checkpointing = enable
 
+    def layers(self) -> list[list[nn.Module | nn.Parameter]]:
+        """What belongs to each layer from the input up: embedding, every block, what is above."""
+        last: list[nn.Module | nn.Parameter] = [self.norm, self.fc_norm, self.head]
+        last += [] if self.attn_pool is None else [self.attn_pool]
+        above = {p for part in (*self.blocks, *last) for p in part.parameters()}  # type: ignore[union-attr]
+        first: list[nn.Module | nn.Parameter] = [p for p in self.parameters() if p not in above]
+        return [first, *([block] for block in self.blocks), last]
+
     @checked
     def reset_classifier(
         self, num_classes: Annotated[int, Range(0, 2**24)], global_pool: Pool | None = None

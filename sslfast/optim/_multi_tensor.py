@@ -27,34 +27,26 @@ class MultiTensor(ABC):
     param_groups: list[dict[str, Any]]
     state: Any  # torch's: a dict of every parameter's tensors
 
-    def attach(self, ema: EMATeacher | None, max_norm: float | None) -> None:
+    def attach(self, ema: EMATeacher | Sequence[EMATeacher] | None, max_norm: float | None) -> None:
         """Take the options that torch's classes do not have.
 
         Raises:
             TypeError: ``ema`` is no EMATeacher.
             ValueError: a max_norm that is not positive, a teacher that cannot follow in a step, or
-                one of another network.
+                the first is one of another network.
         """
-        if ema is not None and not isinstance(ema, EMATeacher):
-            raise TypeError(f"ema must be an EMATeacher, got {type(ema).__name__}")
-        if ema is not None and ema.skip_non_finite:
-            raise ValueError(
-                "a teacher with skip_non_finite looks at the whole student before it follows: call "
-                "its update(student) after step() instead of passing ema="
-            )
-        if ema is not None and ema.elsewhere:
-            raise ValueError(
-                "a teacher on a device of its own cannot follow in the pass: call its "
-                "update(student) after step() instead of passing ema="
-            )
+        teachers = [] if ema is None else list(ema) if isinstance(ema, Sequence) else [ema]
+        for teacher in teachers:
+            _check_teacher(teacher)
         if max_norm is not None and not max_norm > 0:
             raise ValueError(f"max_norm must be positive, got {max_norm}")
-        self.ema, self.max_norm = ema, max_norm
+        self.ema, self.others = (teachers[0] if teachers else None), teachers[1:]
+        self.max_norm = max_norm
         self._forget()
         # The parameters that have a teacher, by group and place: copies keep it.
         self._followed: dict[tuple[int, int], str] = {}
-        if ema is not None:
-            pairs = ema.pairs()
+        if self.ema is not None:
+            pairs = self.ema.pairs()
             names = dict(zip(map(id, pairs.student), pairs.names, strict=True))
             self._followed = {
                 (g, n): names[id(p)]
@@ -74,7 +66,8 @@ class MultiTensor(ABC):
         self._teachers: tuple[Pairs, dict[int, int]] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        extra = {"ema": self.ema, "max_norm": self.max_norm, "_followed": self._followed}
+        ours = "ema", "others", "max_norm", "_followed"
+        extra = {name: getattr(self, name) for name in ours}
         return {**super().__getstate__(), **extra}  # type: ignore[misc]
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -168,6 +161,9 @@ class MultiTensor(ABC):
                     local.copy_(part)
         if self.ema is not None and rest is not None and momentum is not None:
             self.ema.follow(rest, momentum, rest.checked(), taken)
+        for teacher in self.others:
+            pairs = teacher.pairs()
+            teacher.follow(pairs, teacher.next_momentum(), pairs.checked(), taken)
         return loss
 
     @abstractmethod
@@ -268,3 +264,19 @@ class MultiTensor(ABC):
         if not same_layout(part, local_shard(state[name])):  # as a state_dict had it
             state[name] = torch.empty_like(p).copy_(state[name])
         return local_shard(state[name])
+
+
+def _check_teacher(ema: EMATeacher) -> None:
+    """Raise for what cannot follow in a step."""
+    if not isinstance(ema, EMATeacher):
+        raise TypeError(f"ema must be an EMATeacher, got {type(ema).__name__}")
+    if ema.skip_non_finite:
+        raise ValueError(
+            "a teacher with skip_non_finite looks at the whole student before it follows: call "
+            "its update(student) after step() instead of passing ema="
+        )
+    if ema.elsewhere:
+        raise ValueError(
+            "a teacher on a device of its own cannot follow in the pass: call its "
+            "update(student) after step() instead of passing ema="
+        )

@@ -38,7 +38,8 @@ class AdamW(MultiTensor, torch.optim.AdamW):
             before, a tensor (``math.inf`` measures it and clips nothing).
         ema: a teacher that follows in the same pass: ``step()`` then does what
             ``teacher.update(student)`` after it would, for all of the student's parameters and
-            buffers. Parameters that are not the student's (a predictor) have no teacher.
+            buffers. Parameters that are not the student's (a predictor) have no teacher. Of several
+            teachers the first follows in the pass, the others right after it, in the same step.
 
     Raises:
         TypeError: ``ema`` is no EMATeacher.
@@ -62,7 +63,7 @@ class AdamW(MultiTensor, torch.optim.AdamW):
         differentiable: bool = False,
         fused: bool | None = None,
         max_norm: float | None = None,
-        ema: EMATeacher | None = None,
+        ema: EMATeacher | Sequence[EMATeacher] | None = None,
     ) -> None:
         asked = {"amsgrad": amsgrad, "maximize": maximize, "differentiable": differentiable}
         self._refuse_unsupported([asked])

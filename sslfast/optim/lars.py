@@ -69,7 +69,7 @@ class LARS(MultiTensor, torch.optim.SGD):
         differentiable: bool = False,
         fused: bool | None = None,
         max_norm: float | None = None,
-        ema: EMATeacher | None = None,
+        ema: EMATeacher | Sequence[EMATeacher] | None = None,
     ) -> None:
         asked = {
             **{"dampening": dampening, "maximize": maximize},

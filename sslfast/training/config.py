@@ -11,8 +11,10 @@ from typing import Any, Literal
 from sslfast._arguments import (
     BadArgument,
     NonNegativeFloat,
+    Part,
     PositiveFloat,
     PositiveInt,
+    Probability,
     Rate,
     Seed,
     Side,
@@ -47,6 +49,8 @@ class TrainConfig:
         method_args: the method's hyperparameters, such as temperature.
         model: the encoder; ``sslfast doctor`` lists them.
         model_args: keywords of the encoder, such as cifar_stem.
+        drop_path: the encoder's drop_path_rate, the largest share of blocks that a sample skips;
+            null: that of model_args.
         init: start from these weights: a run's folder, a .safetensors file, or a checkpoint.
         recipe: the augmentations; null: those of the method.
         recipe_args: changed fields of the recipe, such as crop_scale.
@@ -62,8 +66,16 @@ class TrainConfig:
             micro-batches, encoded one at a time, twice, with the memory of one; null: those of one
             micro-batch. Batch norm stays that of a micro-batch.
         optimizer: adamw, lars (layer-wise rates, for large batches) or sgd.
-        lr: the peak learning rate, as it is (not scaled by the batch size).
+        optimizer_args: its other options: betas and eps of adamw; trust_coefficient, eps and
+            nesterov of lars and sgd.
+        lr: the peak learning rate, or with lr_scaling that of a batch of 256.
+        lr_scaling: none takes lr as it is; linear multiplies it by batch_size / 256, sqrt by the
+            square root of that.
+        min_lr: what the cosine of the learning rate falls to.
+        layer_decay: the learning rate falls by this factor with every layer of the encoder towards
+            its input; null: one rate for all.
         weight_decay: of weights; biases and norms take none.
+        weight_decay_end: weight decay goes from weight_decay to this by a cosine; null: it stays.
         momentum: of lars and sgd.
         clip_grad: clip the gradients to this Euclidean norm over all parameters; null: do not.
         warmup_epochs: the learning rate rises linearly over these, then falls as a cosine.
@@ -88,6 +100,7 @@ class TrainConfig:
     method_args: dict[str, Any] = field(default_factory=dict)
     model: str = "convnet_small"
     model_args: dict[str, Any] = field(default_factory=dict)
+    drop_path: Probability | None = None
     init: str | None = None
     recipe: str | None = None
     recipe_args: dict[str, Any] = field(default_factory=dict)
@@ -98,8 +111,13 @@ class TrainConfig:
     accumulate: PositiveInt = 1
     contrastive_batch: PositiveInt | None = None
     optimizer: Literal["adamw", "lars", "sgd"] = "adamw"
+    optimizer_args: dict[str, Any] = field(default_factory=dict)
     lr: NonNegativeFloat = 1e-3
+    lr_scaling: Literal["none", "linear", "sqrt"] = "none"
+    min_lr: NonNegativeFloat = 0.0
+    layer_decay: Part | None = None
     weight_decay: NonNegativeFloat = 1e-4
+    weight_decay_end: NonNegativeFloat | None = None
     momentum: Rate = 0.9
     clip_grad: PositiveFloat | None = None
     warmup_epochs: NonNegativeFloat = 0.0
@@ -154,6 +172,8 @@ class TrainConfig:
             raise ConfigError(
                 f"batch_size {self.batch_size} must be a multiple of accumulate {self.accumulate}"
             )
+        if self.drop_path is not None and "drop_path_rate" in self.model_args:
+            raise ConfigError("drop_path and model_args.drop_path_rate are the same: give one")
         if self.contrastive_batch is not None:
             self._check_contrastive_batch(self.contrastive_batch)
 
@@ -171,7 +191,7 @@ class TrainConfig:
         for name in ("method", "model", "init", "recipe", "resume"):
             if getattr(self, name) == "":
                 raise ConfigError(f"{name} is empty: give it a value, or leave it out")
-        for name in ("method_args", "model_args", "recipe_args"):
+        for name in ("method_args", "model_args", "recipe_args", "optimizer_args"):
             for key, value in getattr(self, name).items():
                 check_plain(f"{name}.{key}", value)
 
@@ -187,6 +207,13 @@ class TrainConfig:
                 "contrastive_batch encodes twice, which compile does not take: set compile to "
                 "false, or contrastive_batch to null"
             )
+
+    @property
+    def encoder_args(self) -> dict[str, Any]:
+        """The keywords of the encoder: model_args, with drop_path."""
+        if self.drop_path is None:
+            return self.model_args
+        return {**self.model_args, "drop_path_rate": self.drop_path}
 
     @property
     def compared(self) -> int:

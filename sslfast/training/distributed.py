@@ -6,7 +6,6 @@ gradients. Contrastive losses gather embeddings themselves, so that negatives co
 all ranks (sslfast.kernels.similarity_softmax.ranks).
 """
 
-import inspect
 import itertools
 import os
 import time
@@ -17,8 +16,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 
 from sslfast.training.config import ConfigError
 from sslfast.training.roll_call import (
@@ -130,22 +128,6 @@ class Ranks:
             if self.roll_call is None:
                 raise RankError(f"another rank ended or hangs ({error})") from error
             raise self.roll_call.explain(error) from error
-
-    def parallel(self, model: nn.Module) -> nn.Module:
-        """The model with gradients averaged over ranks; all start from rank 0's weights.
-
-        Buffers stay each rank's own (a queue or running statistics are not overwritten in every
-        step); those of rank 0 are exported.
-        """
-        if self.world_size == 1:
-            return model
-        # The keyword's name since torch 2.13; until then, the older one.
-        names = inspect.signature(DistributedDataParallel).parameters
-        renamed = "forward_sync_buffers" in names
-        keyword: dict[str, Any] = {
-            "forward_sync_buffers" if renamed else "broadcast_buffers": False
-        }
-        return DistributedDataParallel(model, **keyword)
 
 
 def resolve_device(name: str, local_rank: int = 0) -> torch.device:

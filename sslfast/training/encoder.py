@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sslfast import data, models
 from sslfast._versions import check_version
@@ -52,12 +52,14 @@ def place(module: Module, device: torch.device) -> Module:
     return module.to(device)
 
 
-def save_encoder(path: Path | str, encoder: nn.Module, description: Mapping[str, Any]) -> bool:
+def save_encoder(
+    path: Path | str, weights: Mapping[str, Tensor], description: Mapping[str, Any]
+) -> bool:
     """Write an encoder's weights (floats as float32) and buffers with its description.
 
     Args:
         path: the file to write, whole or not at all.
-        encoder: any module.
+        weights: the state dict of any module.
         description: plain values; "model" and "model_args" are what load_encoder needs; "step" and
             "checkpoint" (the fingerprint of its model) say where the weights come from.
 
@@ -66,7 +68,7 @@ def save_encoder(path: Path | str, encoder: nn.Module, description: Mapping[str,
     """
     tensors = {
         name: (tensor.float() if tensor.is_floating_point() else tensor).detach().cpu().contiguous()
-        for name, tensor in encoder.state_dict().items()
+        for name, tensor in weights.items()
     }
     payload = described_bytes({"schema_version": SCHEMA_VERSION, **description}, tensors)
     path = Path(path)

@@ -1,21 +1,109 @@
-"""The learning rate over the steps of a run."""
+"""Learning rate and weight decay of every parameter group over the steps of a run."""
 
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch.optim import Optimizer
+
+from sslfast.methods.base import Progress
 
 
-def warmup_cosine(step: int, *, peak: float, warmup: int, total: int) -> float:
-    """Linear warm-up to ``peak`` over ``warmup`` steps, then half a cosine towards 0.
+def warmup_cosine(step: int, *, peak: float, warmup: int, total: int, end: float = 0.0) -> float:
+    """Linear warm-up to ``peak`` over ``warmup`` steps, then half a cosine towards ``end``.
 
     The cosine is that of SGDR without restarts (Loshchilov and Hutter 2017, arXiv:1608.03983,
-    equation 5). The first step of a warm-up takes peak / warmup, and no step takes 0.
+    equation 5). The first step of a warm-up takes peak / warmup, and no step takes ``end``.
 
     Args:
         step: steps done so far, 0 <= step < total.
         peak: the highest learning rate.
         warmup: steps of the linear rise; 0 for none.
         total: steps of the whole run.
+        end: what the cosine falls (or rises) to.
     """
     if step < warmup:
         return peak * (step + 1) / warmup
     progress = (step - warmup) / max(1, total - warmup)
-    return peak * 0.5 * (1 + math.cos(math.pi * progress))
+    return end + (peak - end) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A value over the steps of a run: ``warmup_cosine`` with all but the step."""
+
+    peak: float
+    end: float = 0.0
+    warmup: int = 0
+
+    def at(self, progress: Progress) -> float:
+        """The value of one step."""
+        return warmup_cosine(
+            progress.step,
+            peak=self.peak,
+            warmup=self.warmup,
+            total=progress.total_steps,
+            end=self.end,
+        )
+
+
+@dataclass(frozen=True)
+class _Group:
+    lr_scale: float
+    decays: bool  # by the run's weight decay; else the group has one of its own
+    freeze_until: float
+
+
+class Rates:
+    """Sets learning rates and weight decays before every step, and holds frozen groups still.
+
+    A group of parameters may say, beside what the optimiser knows: ``lr_scale``, a factor of the
+    learning rate; ``weight_decay``, its own, which no schedule changes; ``freeze_until``, the epoch
+    (a fraction may be given) before which its parameters have no gradient.
+
+    Args:
+        groups: as ``Method.param_groups`` returns them; what only this class knows is taken out.
+        lr: the learning rate.
+        weight_decay: of the groups that have none of their own.
+    """
+
+    def __init__(self, groups: list[dict[str, Any]], lr: Curve, weight_decay: Curve) -> None:
+        self._lr, self._weight_decay = lr, weight_decay
+        self._groups = [
+            _Group(
+                group.pop("lr_scale", 1.0),
+                "weight_decay" not in group,
+                group.pop("freeze_until", 0.0),
+            )
+            for group in groups
+        ]
+
+    def set(
+        self, optimizer: Optimizer, progress: Progress, scheduled: Mapping[str, float]
+    ) -> float:
+        """Set the rates of a step.
+
+        Args:
+            optimizer: of the groups that this was made of, in their order.
+            progress: where the training stands.
+            scheduled: the method's own schedules, of which "lr" and "weight_decay" take the place
+                of the run's.
+
+        Returns:
+            The learning rate.
+        """
+        lr = scheduled.get("lr", self._lr.at(progress))
+        weight_decay = scheduled.get("weight_decay", self._weight_decay.at(progress))
+        for own, group in zip(self._groups, optimizer.param_groups, strict=True):
+            group["lr"] = own.lr_scale * lr
+            if own.decays:
+                group["weight_decay"] = weight_decay
+        return lr
+
+    def freeze(self, optimizer: Optimizer, progress: Progress) -> None:
+        """Take the gradients from the groups that are still frozen: a step then leaves them out."""
+        for own, group in zip(self._groups, optimizer.param_groups, strict=True):
+            if progress.epoch < own.freeze_until:
+                for parameter in group["params"]:
+                    parameter.grad = None

@@ -8,17 +8,17 @@ import numpy as np
 import torch
 
 from sslfast.data import Loader
-from sslfast.methods.base import Method
 from sslfast.training.checkpoint import CheckpointError, fingerprint
 from sslfast.training.distributed import Ranks
 from sslfast.training.monitors import Meter
+from sslfast.training.strategy import Strategy
 
 
 @dataclass
 class TrainState:
     """The parts of a run that change while it trains, on one rank."""
 
-    method: Method
+    strategy: Strategy
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     loader: Loader
@@ -31,18 +31,17 @@ class TrainState:
         Weights and optimiser are the same on all ranks and kept once; random states, positions in
         the data and buffers are kept for each.
         """
-        model = self.method.state_dict()
+        whole = self.strategy.state(self.optimizer)
         own = {
             "rng": _rng_state(self.ranks.device),
             "loader": self.loader.state_dict(),
             "meter": self.meter.state_dict(),
-            "buffers": {name: b.cpu() for name, b in self.method.named_buffers()},
+            "buffers": {name: b.cpu() for name, b in self.strategy.method.named_buffers()},
         }
         return {
             "num_samples": self.loader.num_samples,
-            "model": model,
-            "fingerprint": fingerprint(model),
-            "optimizer": self.optimizer.state_dict(),
+            **whole,
+            "fingerprint": fingerprint(whole["model"]),
             "scaler": self.scaler.state_dict(),
             "ranks": self.ranks.collect(own),
         }
@@ -66,11 +65,10 @@ class TrainState:
                 "--out"
             )
         own = state["ranks"][self.ranks.rank]
-        self.method.load_state_dict(state["model"])
-        buffers = dict(self.method.named_buffers())
+        self.strategy.load(self.optimizer, state)
+        buffers = dict(self.strategy.method.named_buffers())
         for name, value in own["buffers"].items():
             buffers[name].copy_(value)
-        self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         self.loader.load_state_dict(own["loader"])
         self.meter.load_state_dict(own["meter"])
@@ -78,7 +76,7 @@ class TrainState:
 
     def is_finite(self) -> bool:
         """Whether every number that would be saved is finite (reads the device)."""
-        tensors = [*self.method.state_dict().values()]
+        tensors = [*self.strategy.method.state_dict().values()]
         for entry in self.optimizer.state.values():
             tensors += [value for value in entry.values() if isinstance(value, torch.Tensor)]
         floats = [t for t in tensors if t.is_floating_point()]

@@ -1,39 +1,26 @@
-"""The training loop, whole, in one file."""
+"""Pre-training from beginning to end: from the settings of a run to its encoder."""
 
 import logging
-import math
-import random
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, closing, nullcontext
-from dataclasses import replace
+from collections.abc import Mapping
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from sslfast import __version__, methods
-from sslfast.data import Batch, Loader
-from sslfast.data.batch import map_tensors
-from sslfast.methods.base import Context, Method
-from sslfast.optim import LARS, AdamW
+from sslfast.methods.base import Method
 from sslfast.training import checkpoint, distributed
 from sslfast.training.config import TOO_LARGE, ConfigError, TrainConfig, setting_error, user_path
-from sslfast.training.distributed import Ranks
 from sslfast.training.encoder import build_encoder, place, save_encoder
-from sslfast.training.monitors import NEVER, Clock, Meter, NonFiniteError
+from sslfast.training.loop import fit, seed_all
 from sslfast.training.pipeline import build_loader, build_recipe, check_image_size
 from sslfast.training.run_folder import RunFolder
-from sslfast.training.run_log import RunLog
-from sslfast.training.schedule import warmup_cosine
-from sslfast.training.signals import StopPoll, TrainingStopped, catch_signals
-from sslfast.training.state import TrainState
+from sslfast.training.session import Plan, build_session
 from sslfast.training.storage import explain_full_disk
 from sslfast.training.weights import first_few, load_weights
 
 logger = logging.getLogger("sslfast")
-
-AMP_DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def train(config: TrainConfig | Mapping[str, Any]) -> Path:
@@ -94,149 +81,25 @@ def train(config: TrainConfig | Mapping[str, Any]) -> Path:
             if extra and ranks.is_main:
                 names = first_few(extra)
                 logger.warning("init: %s has more than the model: %s", config.init, names)
-        step = fit(config, method, loader, run, ranks, saved)
-        if saved and step == saved["step"]:
+        step = Plan.of(config, loader).total_steps
+        if saved and saved["step"] >= step:
+            step = saved["step"]
             method.load_state_dict(saved["model"])
+            weights = method.exported().state_dict()
             logger.info("%s holds a finished run: there is nothing left to do", run.path)
+        else:
+            session = build_session(config, method, loader, run, ranks)
+            if ranks.is_main:
+                config.write(run.config)
+                run.keep_manifest(loader.manifest)
+                run.keep_copies(method_files(type(method), config, run))
+            fit(session, saved)
+            weights = session.strategy.exported()
         # Also of a finished run: it may have been killed between its last checkpoint and this.
-        if ranks.is_main and save_encoder(
-            run.encoder, method.encoder, describe(config, method, step)
-        ):
+        if ranks.is_main and save_encoder(run.encoder, weights, describe(config, method, step)):
             logger.info("the encoder is in %s", run.encoder)
         ranks.barrier()
     return run.path
-
-
-def fit(
-    config: TrainConfig,
-    method: Method,
-    loader: Loader,
-    run: RunFolder,
-    ranks: Ranks,
-    saved: dict[str, Any] | None = None,
-) -> int:
-    """Train ``method`` to the end of the run: the loop.
-
-    Args:
-        config: the settings.
-        method: on ``ranks.device``.
-        loader: yields micro-batches of batch_size / (world_size * accumulate) samples.
-        run: takes metrics and checkpoints (from rank 0).
-        ranks: this process and its peers.
-        saved: a checkpoint to go on from.
-
-    Returns:
-        The step at the end: that of ``saved`` if none was left to do; then nothing is touched.
-    """
-    device, single = ranks.device, ranks.world_size == 1
-    steps_per_epoch = loader.steps_per_epoch / config.accumulate
-    total_steps = config.steps or max(1, int((config.epochs or 0) * steps_per_epoch))
-    warmup = int(config.warmup_epochs * steps_per_epoch)
-    if warmup > total_steps and ranks.is_main:
-        logger.warning(
-            "warmup_epochs %g is longer than the run of %.3g epochs: the learning rate rises to "
-            "%.3g and not to lr %g",
-            *(config.warmup_epochs, total_steps / steps_per_epoch),
-            *(config.lr * total_steps / warmup, config.lr),
-        )
-    parts = config.accumulate // config.micro_batches  # of a step, each with a loss of its own
-
-    step = saved["step"] if saved is not None else 0
-    if step >= total_steps:
-        return step
-
-    optimizer = build_optimizer(config, method)
-    scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
-    meter, clock = Meter(device), Clock()
-    state = TrainState(method, optimizer, scaler, loader, meter, ranks)
-    model: Any = ranks.parallel(method)
-    if config.compile:
-        model = torch.compile(model)
-    amp = torch.autocast(device.type, AMP_DTYPES[config.precision], config.precision != "fp32")
-    batches = endless(loader)
-    method.train()
-
-    with ExitStack() as stack:
-        log = None
-        if ranks.is_main:
-            config.write(run.config)
-            run.keep_manifest(loader.manifest)
-            run.keep_copies(method_files(type(method), config, run))
-            log = stack.enter_context(RunLog(run.metrics, step, total_steps, steps_per_epoch))
-        poll = StopPoll(ranks, stack.enter_context(catch_signals()))
-        stack.enter_context(ranks.watched())  # while signals are caught: torchrun sends one
-        # As late as possible: importing some packages draws random numbers.
-        seed_all(config.seed + ranks.rank)
-        if saved is not None:
-            state.restore(saved)
-            logger.info("going on after step %d of %d", step, total_steps)
-        while step < total_steps:
-            lr = warmup_cosine(step, peak=config.lr, warmup=warmup, total=total_steps)
-            for group in optimizer.param_groups:
-                group["lr"] = lr
-            scheduled = method.schedules(step / total_steps)
-            ctx = Context(
-                step=step,
-                epoch=int(step / steps_per_epoch),
-                total_steps=total_steps,
-                seed=config.seed,
-                schedules={k: torch.full((), v, device=device) for k, v in scheduled.items()},
-                device_step=torch.full((), step, device=device),
-            )
-
-            for part in range(parts):
-                with clock.waiting():
-                    micro = [next(batches) for _ in range(config.micro_batches)]
-                    batch = to_device(Batch.join(micro), device)
-                meter.saw(step + 1, batch.sample_ids)
-                clock.count(len(batch) * ranks.world_size)
-                # Ranks exchange gradients once a step, with the last part.
-                alone = single or part + 1 == parts
-                with nullcontext() if alone else model.no_sync():
-                    with amp:
-                        values = model(batch, ctx, len(micro[0]) if len(micro) > 1 else None)
-                    scaler.scale(values["loss"] / parts).backward()
-                meter.add(step + 1, values)
-
-            scaler.step(optimizer)  # unscales, clips, and leaves out what overflowed, in one pass
-            scaler.update()
-            norm = optimizer.grad_norm
-            assert norm is not None  # build_optimizer has asked for it
-            optimizer.zero_grad(set_to_none=True)
-            method.after_step(ctx)
-            step += 1
-            if not scaler.is_enabled():  # whose gradients overflow now and then, and are skipped
-                meter.watch(step, norm)
-            if log is not None:
-                log.advance(step)
-
-            log_due = step % config.log_every == 0 or step == total_steps
-            save_due = step % config.checkpoint_every == 0 or step == total_steps
-            stop_signal = poll(step)
-            if not (log_due or save_due or stop_signal):
-                continue
-            # From here on numbers are read off the device, for the only time.
-            bad_step = ranks.first(meter.bad_step)
-            if bad_step != NEVER:
-                what = "the loss or its gradient"
-                raise NonFiniteError(what, bad_step, meter.samples_of(bad_step), run.last_good())
-            if log_due:
-                numbers = {**meter.read(), "lr": lr, "grad_norm": float(norm), **clock.read()}
-                if log is not None:
-                    log.write(step, numbers)
-            if save_due or stop_signal:
-                if not state.is_finite():
-                    raise NonFiniteError("a weight", step, meter.samples_of(step), run.last_good())
-                captured = state.capture()
-                if ranks.is_main:
-                    stamp = {"sslfast": __version__, "config": config.to_dict(), "epoch": ctx.epoch}
-                    checkpoint.save(
-                        run.checkpoints, step, {**stamp, **captured}, config.keep_checkpoints
-                    )
-            meter.forget_samples()
-            if stop_signal and step < total_steps:
-                raise TrainingStopped(stop_signal, step, run.path)
-    return step
 
 
 def build_method(config: TrainConfig, device: torch.device, run: RunFolder | None = None) -> Method:
@@ -252,7 +115,7 @@ def build_method(config: TrainConfig, device: torch.device, run: RunFolder | Non
     """
     if config.precision == "fp16" and device.type == "cpu":
         raise ConfigError("precision fp16 needs a GPU: use bf16 or fp32 on the CPU")
-    encoder = build_encoder(config.model, config.model_args, config.seed)
+    encoder = build_encoder(config.model, config.encoder_args, config.seed)
     seed_all(config.seed)
     try:
         if config.micro_batches > 1 and not methods.get(config.method).contrastive:
@@ -286,39 +149,12 @@ def method_files(
     return files | (run.copies(names) if run else {})
 
 
-def build_optimizer(config: TrainConfig, method: Method) -> AdamW | LARS:
-    """AdamW, LARS or SGD over the method's parameter groups; it also measures the gradients."""
-    groups, decay = method.param_groups(), config.weight_decay
-    max_norm = math.inf if config.clip_grad is None else config.clip_grad
-    if config.optimizer == "adamw":
-        return AdamW(groups, config.lr, weight_decay=decay, max_norm=max_norm)
-    trust = None if config.optimizer == "lars" else False
-    return LARS(groups, config.lr, config.momentum, decay, trust=trust, max_norm=max_norm)
-
-
-def endless(loader: Loader) -> Iterator[Batch]:
-    """Epoch after epoch, beginning with the rest of a restored one."""
-    while True:
-        yield from loader
-
-
-def to_device(batch: Batch, device: torch.device) -> Batch:
-    """The batch on the device, images in channels-last order (which convolutions prefer)."""
-
-    def place(tensor: torch.Tensor) -> torch.Tensor:
-        order = torch.channels_last if tensor.dim() == 4 else torch.preserve_format
-        return tensor.to(device, memory_format=order, non_blocking=True)
-
-    batch = batch.to(device)
-    return replace(batch, views=map_tensors(batch.views, place))
-
-
 def describe(config: TrainConfig, method: Method, step: int) -> dict[str, Any]:
     """What the encoder's file says of it: its model, the views it expects, where it comes from."""
     view = build_recipe(config, method).views[0]
     return {
         "model": config.model,
-        "model_args": config.model_args,
+        "model_args": config.encoder_args,
         "method": config.method,
         "image_size": view.size,
         "num_frames": view.num_frames,
@@ -329,10 +165,3 @@ def describe(config: TrainConfig, method: Method, step: int) -> dict[str, Any]:
         "step": step,
         "checkpoint": checkpoint.fingerprint(method.state_dict()),
     }
-
-
-def seed_all(seed: int) -> None:
-    """Seed every global generator that a method or model may draw from."""
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)

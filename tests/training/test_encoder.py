@@ -36,7 +36,7 @@ def encoder(seed: int = 0) -> nn.Module:
 
 def test_round_trip(tmp_path: Path) -> None:
     original = encoder()
-    save_encoder(tmp_path / "encoder.safetensors", original, DESCRIPTION)
+    save_encoder(tmp_path / "encoder.safetensors", original.state_dict(), DESCRIPTION)
     images = torch.randn(2, 3, 32, 32)
     for path in (tmp_path, tmp_path / "encoder.safetensors"):
         loaded = load_encoder(path)
@@ -52,7 +52,7 @@ def test_a_loaded_encoder_knows_its_inputs(tmp_path: Path) -> None:
     for i, size in enumerate([(16, 16), (31, 20), (9, 40)]):
         Image.fromarray(random.integers(0, 256, (*size, 3), np.uint8)).save(tmp_path / f"{i}.png")
     original = encoder()
-    save_encoder(tmp_path / "encoder.safetensors", original, DESCRIPTION | IMAGES)
+    save_encoder(tmp_path / "encoder.safetensors", original.state_dict(), DESCRIPTION | IMAGES)
     description = read_description(tmp_path)
     run = FinishedRun(RunFolder(tmp_path), description, {}, torch.device("cpu"), threads=1)
     images = data.open_dataset(str(tmp_path), cache_dir=str(tmp_path))
@@ -73,7 +73,7 @@ def test_a_loaded_encoder_knows_its_inputs(tmp_path: Path) -> None:
 
 def test_an_encoder_of_other_data_loads_and_says_what_eval_cannot(tmp_path: Path) -> None:
     said = {"image_size": None, "mean": None}
-    save_encoder(tmp_path / "encoder.safetensors", encoder(), DESCRIPTION | said)
+    save_encoder(tmp_path / "encoder.safetensors", encoder().state_dict(), DESCRIPTION | said)
     assert load_encoder(tmp_path).preprocess is None
     run = FinishedRun(RunFolder(tmp_path), read_description(tmp_path), {}, torch.device("cpu"))
     with pytest.raises(ValueError, match=r"safetensors does not say .* \(image_size, mean, std"):
@@ -82,7 +82,7 @@ def test_an_encoder_of_other_data_loads_and_says_what_eval_cannot(tmp_path: Path
 
 def test_halves_are_stored_in_float32(tmp_path: Path) -> None:
     half = encoder().bfloat16().to(memory_format=torch.channels_last)
-    save_encoder(tmp_path / "encoder.safetensors", half, DESCRIPTION)
+    save_encoder(tmp_path / "encoder.safetensors", half.state_dict(), DESCRIPTION)
     loaded = load_encoder(tmp_path)
     for name, tensor in loaded.state_dict().items():
         expected = half.state_dict()[name]
@@ -120,7 +120,7 @@ def test_missing_and_foreign_files_are_explained(tmp_path: Path) -> None:
 
 def test_one_flipped_bit_is_found(tmp_path: Path) -> None:
     path = tmp_path / "encoder.safetensors"
-    save_encoder(path, encoder(), DESCRIPTION | IMAGES)
+    save_encoder(path, encoder().state_dict(), DESCRIPTION | IMAGES)
     whole = path.read_bytes()
     weights = 8 + int.from_bytes(whole[:8], "little")  # where they begin
     drawn = np.random.default_rng().integers(weights, len(whole), 3)
@@ -144,7 +144,7 @@ def test_a_file_that_contradicts_itself_is_named(tmp_path: Path) -> None:
         ({"model_args": {"width": 4}}, "size mismatch"),
         ({"model_args": 3}, "mapping"),
     ):
-        save_encoder(path, encoder(), DESCRIPTION | changes)
+        save_encoder(path, encoder().state_dict(), DESCRIPTION | changes)
         with pytest.raises(ValueError, match=rf"encoder in {path} cannot be .*{message}") as caught:
             load_encoder(path)
         assert "\n" not in str(caught.value)

@@ -18,7 +18,8 @@ def test_snippets_run(
 ) -> None:
     (tmp_path / "runs" / "photos").mkdir(parents=True)
     encoder = build_encoder(**MODEL, seed=0)
-    save_encoder(tmp_path / "runs" / "photos" / "encoder.safetensors", encoder, MODEL | IMAGES)
+    path = tmp_path / "runs" / "photos" / "encoder.safetensors"
+    save_encoder(path, encoder.state_dict(), MODEL | IMAGES)
     monkeypatch.chdir(tmp_path)
     snippets = re.findall(r"^```python\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
     assert len(snippets) == 2

@@ -22,7 +22,8 @@ SETTINGS = {"method": "simclr", "data": "photos", "schema_version": 1}
 
 def write(folder: Path, settings: Any = SETTINGS, **said: Any) -> None:
     description = {k: v for k, v in {**MODEL, **IMAGES, **said}.items() if v is not None}
-    save_encoder(folder / "encoder.safetensors", build_encoder(**MODEL, seed=0), description)
+    weights = build_encoder(**MODEL, seed=0).state_dict()
+    save_encoder(folder / "encoder.safetensors", weights, description)
     (folder / "config.yaml").write_text(yaml.safe_dump(settings))
 
 

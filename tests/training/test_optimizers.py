@@ -8,15 +8,17 @@ import torch
 from test_trainer import Interrupting, PowerCutError, power_cut
 from toys import ToyLoader, entries, toy_config, toy_fit, toy_method, weights
 
-from sslfast.methods.base import Method
 from sslfast.optim import LARS, AdamW
-from sslfast.training import checkpoint, trainer
+from sslfast.training import checkpoint, session
 from sslfast.training.config import TrainConfig
+from sslfast.training.optimizers import build_optimizer
 
 
-def torch_optimizer(config: TrainConfig, method: Method) -> torch.optim.Optimizer:
+def torch_optimizer(
+    config: TrainConfig, groups: list[dict[str, Any]], teachers: Any
+) -> torch.optim.Optimizer:
     """What runs used before: a class of torch's, and the norm beside it."""
-    groups = method.param_groups()
+    parameters = [p for group in groups for p in group["params"]]
     options: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay}
     if config.optimizer == "adamw":
         optimizer: Any = torch.optim.AdamW(groups, **options)
@@ -25,7 +27,7 @@ def torch_optimizer(config: TrainConfig, method: Method) -> torch.optim.Optimize
 
     def clip(*_: object) -> None:
         limit = float("inf") if config.clip_grad is None else config.clip_grad
-        optimizer.grad_norm = torch.nn.utils.clip_grad_norm_(method.parameters(), limit)
+        optimizer.grad_norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
 
     optimizer.register_step_pre_hook(clip)
     return optimizer
@@ -39,7 +41,7 @@ def test_runs_as_with_torch(
     changes = {"optimizer": optimizer, "clip_grad": clip_grad, "weight_decay": 0.1}
     ours, theirs = toy_method(batch_norm=False), toy_method(batch_norm=False)
     run = toy_fit(toy_config(tmp_path / "a", **changes), ours, ToyLoader())
-    monkeypatch.setattr(trainer, "build_optimizer", torch_optimizer)
+    monkeypatch.setattr(session, "build_optimizer", torch_optimizer)
     peer = toy_fit(toy_config(tmp_path / "b", **changes), theirs, ToyLoader())
     torch.testing.assert_close(weights(ours), weights(theirs), rtol=1e-4, atol=1e-5)
     norms = [[entry["grad_norm"] for entry in entries(r)] for r in (run, peer)]
@@ -54,7 +56,7 @@ def test_checkpoints_of_torch_go_on(
     """Runs that were begun with torch's classes end as if they had kept them."""
     config = toy_config(tmp_path / "a", optimizer=optimizer)
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, "build_optimizer", torch_optimizer)
+        patch.setattr(session, "build_optimizer", torch_optimizer)
         with pytest.raises(PowerCutError):
             toy_fit(config, toy_method(batch_norm=False), Interrupting(7, power_cut))
         whole = toy_method(batch_norm=False)
@@ -69,7 +71,7 @@ def test_checkpoints_of_torch_go_on(
 
 def test_what_is_built() -> None:
     def build(**changes: Any) -> AdamW | LARS:
-        return trainer.build_optimizer(toy_config("x", **changes), toy_method())
+        return build_optimizer(toy_config("x", **changes), toy_method().param_groups())
 
     adamw, lars = build(clip_grad=0.5), build(optimizer="lars", lr=0.3, momentum=0.8)
     sgd = build(optimizer="sgd")

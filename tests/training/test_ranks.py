@@ -175,7 +175,8 @@ import os, signal
 from toys import ToyEncoder, ToyLoader, ToyMethod, toy_config
 from sslfast.training import distributed, roll_call
 from sslfast.training.run_folder import RunFolder
-from sslfast.training.trainer import fit
+from sslfast.training.loop import fit
+from sslfast.training.session import build_session
 
 roll_call._GRACE = 1.0
 
@@ -193,7 +194,8 @@ def fail(name, samples=0):
             config = toy_config(folder.path, steps=10**6, log_every=10**6, checkpoint_every=10**6)
             loader = ToyLoader(rank=rank, world_size=2)
             torch.manual_seed(0)
-            fit(config, Toy(ToyEncoder(batch_norm=False)), loader, folder, ranks)
+            toy = Toy(ToyEncoder(batch_norm=False))
+            fit(build_session(config, toy, loader, folder, ranks))
     except Exception as error:
         with open(f"{out}/rank{rank}", "a") as file:
             print(name, type(error).__name__, error, file=file)

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from sslfast.data.batch import Batch
 from sslfast.data.manifest import Manifest
 from sslfast.functional import ntxent
-from sslfast.methods.base import Context, Method, Reference
+from sslfast.methods.base import Context, Method, Progress, Reference
 from sslfast.training.config import TrainConfig
 from sslfast.training.distributed import Ranks
+from sslfast.training.loop import fit
 from sslfast.training.run_folder import RunFolder
-from sslfast.training.trainer import fit
+from sslfast.training.session import build_session
 
 
 class ToyEncoder(nn.Module):
@@ -52,8 +53,8 @@ class ToyMethod(Method):
         loss = (first - second).square().mean() + (first.square() - 1).square().mean()
         return {"loss": loss, "mean": first.detach().mean()}
 
-    def schedules(self, progress: float) -> dict[str, float]:
-        return {"momentum": 0.9 + 0.1 * progress}
+    def schedules(self, progress: Progress) -> dict[str, float]:
+        return {"momentum": 0.9 + 0.1 * progress.part}
 
     def after_step(self, ctx: Context) -> None:
         self.calls += 1
@@ -138,5 +139,5 @@ def entries(run: RunFolder) -> list[dict[str, float]]:
 def toy_fit(config: TrainConfig, method: Method, loader: Any, saved: Any = None) -> RunFolder:
     run = RunFolder(config.out)
     with run.locked():
-        fit(config, method, loader, run, Ranks(torch.device("cpu")), saved)
+        fit(build_session(config, method, loader, run, Ranks(torch.device("cpu"))), saved)
     return run

@@ -56,7 +56,7 @@ def test_every_method_states_its_contract(name: str) -> None:
     assert method.reference.hyperparameters
     assert method.modalities
     source = Path(sys.modules[method.__module__].__file__ or "").read_text()
-    assert source.count("\n") < 100
+    assert source.count("\n") < 150
 
 
 def test_simclr_is_ntxent_of_projected_views() -> None:

@@ -66,8 +66,8 @@ build/triton36/.done: $(VENV)/.dev
 	$(BIN)/python -m pip install --quiet --no-deps --target build/triton36 triton==3.6.0
 	touch $@
 
-# What a run on a GPU takes along, so that little is compiled there (docs/gpu.md): the extension and
-# the Triton kernels, made by an interpreter of the versions that are there:
+# What a run on a GPU takes along, so that little is compiled there (docs/developers/gpu.md): the
+# extension and the Triton kernels, made by an interpreter of the versions that are there:
 #   make gpu-bundle GPU_PYTHON=python3.12      with torch, triton, pybind11, cmake and ninja
 GPU_PYTHON ?= $(BIN)/python
 GPU_ARCHITECTURE ?= 90

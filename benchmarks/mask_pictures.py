@@ -1,4 +1,4 @@
-"""Draws the masks of docs/masking.md: one picture a sampler, eight samples each.
+"""Draws the masks of docs/guide/masking.md: one picture a sampler, eight samples each.
 
     python -m benchmarks.mask_pictures [--out docs/images]
 

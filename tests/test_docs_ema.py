@@ -1,4 +1,4 @@
-"""The examples of docs/ema.md run."""
+"""The examples of docs/guide/ema.md run."""
 
 import os
 import re
@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "ema.md"
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "guide" / "ema.md"
 
 
 def test_examples_run() -> None:

@@ -1,4 +1,4 @@
-"""docs/masked.md: its snippets run, in order and in one namespace, and it names every method."""
+"""docs/guide/masked.md: its snippets run in order, in one namespace, and it names all methods."""
 
 import json
 import re
@@ -9,7 +9,7 @@ from typing import Any
 from sslfast import methods, models
 from sslfast.cli import _normalized, _parsers
 
-PAGE = (Path(__file__).resolve().parents[1] / "docs" / "masked.md").read_text()
+PAGE = (Path(__file__).resolve().parents[1] / "docs" / "guide" / "masked.md").read_text()
 
 
 def test_snippets_run() -> None:
@@ -17,7 +17,7 @@ def test_snippets_run() -> None:
     assert len(snippets) == 3
     namespace: dict[str, Any] = {}
     for text in snippets:
-        exec(compile(text, "docs/masked.md", "exec"), namespace)
+        exec(compile(text, "docs/guide/masked.md", "exec"), namespace)
         if "features" in namespace:
             assert namespace.pop("features").shape == (8, 32)
             assert namespace["loss"].isfinite()

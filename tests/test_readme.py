@@ -50,14 +50,9 @@ def test_make_targets_exist() -> None:
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
 
 
-def test_links_lead_somewhere() -> None:
-    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]:
-        for link in re.findall(r"\]\(([^)#]+)", page.read_text()):
-            if "://" not in link:
-                assert (page.parent / link).exists(), f"{page.name}: {link}"
-
-
 def test_extras_are_those_of_the_package() -> None:
     pyproject = (ROOT / "pyproject.toml").read_text()
-    for extra in re.findall(r"^\| `([\w-]+)` \|", README, re.MULTILINE):
+    extras = re.findall(r"^\| `([\w-]+)` \|", README.partition("\n## Install\n")[2], re.MULTILINE)
+    assert len(extras) >= 4
+    for extra in extras:
         assert re.search(rf"^{extra} = \[", pyproject, re.MULTILINE), extra

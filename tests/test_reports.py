@@ -12,6 +12,12 @@ def test_tables_and_plots_are_what_the_results_say() -> None:
     assert not stale, f"{stale}: run python -m benchmarks.report"
 
 
+def test_every_table_stands_once() -> None:
+    found = [m["name"] for p in report.pages() for m in report.MARKED.finditer(p.read_text())]
+    assert len(found) >= 10
+    assert len(found) == len(set(found))
+
+
 def test_a_changed_plot_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = report.plots()
     assert len(drawn) >= 2

@@ -2,7 +2,7 @@
 
 The code that nvcc compiles (csrc/include/sslfast/similarity_*.h) runs here as plain C++ over
 tests/emulation: every index, mask, pipeline stage and split, with the matrix units' documented
-layouts. What it cannot see is said in docs/performance.md.
+layouts. What it cannot see is said in docs/developers/performance.md.
 """
 
 import ctypes

@@ -1,4 +1,4 @@
-"""What docs/masking.md shows runs, and its pictures can be drawn."""
+"""What docs/guide/masking.md shows runs, and its pictures can be drawn."""
 
 import re
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks.mask_pictures import pictures
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "masking.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "guide" / "masking.md"
 SNIPPETS = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
 
 
@@ -25,7 +25,7 @@ def test_snippets(number: int) -> None:
 
 
 def test_every_picture_is_shown_and_every_sampler_of_patches_has_one() -> None:
-    shown = set(re.findall(r"\(images/(\w+)\.png\)", PAGE.read_text()))
+    shown = set(re.findall(r"\(\.\./images/(\w+)\.png\)", PAGE.read_text()))
     drawn = pictures()
     assert shown == set(drawn)
     for picture in drawn.values():

@@ -53,7 +53,7 @@ def entry_points():
 
 
 def test_the_page_names_the_keywords_of_released_weights():
-    page = (Path(__file__).resolve().parents[2] / "docs" / "masked.md").read_text()
+    page = (Path(__file__).resolve().parents[2] / "docs" / "guide" / "masked.md").read_text()
     rows = re.findall(r"^\| .+ \| `(\w+)` \| `(vit\w*)` \| `(\{.*\})` \|$", page, re.MULTILINE)
     assert len(rows) == 9
     with mock.patch.object(

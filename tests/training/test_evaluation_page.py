@@ -1,4 +1,4 @@
-"""docs/evaluation.md: each snippet runs on its own, after a run like the README's."""
+"""docs/guide/evaluation.md: each snippet runs on its own, after a run like the README's."""
 
 import re
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 
 from sslfast.training.encoder import build_encoder, save_encoder
 
-PAGE = (Path(__file__).resolve().parents[2] / "docs" / "evaluation.md").read_text()
+PAGE = (Path(__file__).resolve().parents[2] / "docs" / "guide" / "evaluation.md").read_text()
 MODEL = {"model": "convnet_small", "model_args": {"width": 8, "depth": 1}}
 IMAGES = {"image_size": 16, "mean": (0.5, 0.5, 0.5), "std": (0.2, 0.2, 0.2)}
 
@@ -27,6 +27,6 @@ def test_snippets_run(
     for text in snippets:
         small = text.replace("builtin:photos", str(image_folder)).replace("=100", "=10")
         found.append({})
-        exec(compile(small, "docs/evaluation.md", "exec"), found[-1])
+        exec(compile(small, "docs/guide/evaluation.md", "exec"), found[-1])
     assert (len(found[0]["train"]), len(found[0]["test"])) == (64, 16)
     assert found[1]["features"].shape == (8, encoder.num_features)

@@ -1,6 +1,6 @@
 """Writes tables and plots of README.md and docs/ from benchmarks/results/*.json; none by hand.
 
-The table of methods comes from the registry of methods.
+The table of methods comes from the registry of methods, that of the house from the sources.
 
     python -m benchmarks.report                     rewrite the tables and plots
     python -m benchmarks.report --check             exit 1 where one is not what the results say
@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import floors, gpu_report, method_table, predictions
+from benchmarks.harness import floors, gpu_report, house, method_table, predictions
 from benchmarks.harness.environment import ROOT
 
 RESULTS = ROOT / "benchmarks" / "results"
@@ -252,6 +252,8 @@ def make_table(name: str) -> str:
     """The table of this name: of TABLES, or OP-MACHINE from a results file of that machine."""
     if name == "methods":
         return method_table.table()
+    if name == "house":
+        return house.table()
     if name == "predictions-h100":
         return predictions.table(measured("h100"))
     if name in TABLES:

@@ -7,10 +7,10 @@ import torch
 
 from sslfast._arguments import NonNegativeInt, PositiveInt, Seed, Threads, checked
 from sslfast.data.batch import Batch
-from sslfast.data.manifest import Manifest
-from sslfast.data.recipes import Recipe
-from sslfast.data.sources import ImageDataset, OnBadImage, VideoDataset
+from sslfast.data.sources.folder import ImageDataset, OnBadImage, VideoDataset
+from sslfast.data.sources.manifest import Manifest
 from sslfast.data.steps import Options
+from sslfast.data.views.recipes import Recipe
 
 
 @runtime_checkable
@@ -114,7 +114,7 @@ def make_loader(
         on_bad_image,
     )
     if recipe.modality == "video":
-        from sslfast.data.video_loader import VideoLoader
+        from sslfast.data.executors.pyav import VideoLoader
 
         return VideoLoader(dataset, recipe, options)
     if isinstance(dataset, VideoDataset):
@@ -122,6 +122,6 @@ def make_loader(
             f"recipe '{recipe.name}' makes views of images, and {dataset.name} was opened as "
             "videos: give the recipe num_frames, or open the data as images"
         )
-    from sslfast.data.dali import DaliLoader
+    from sslfast.data.executors.dali import DaliLoader
 
     return DaliLoader(dataset, recipe, options)

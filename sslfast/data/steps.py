@@ -14,12 +14,12 @@ from torch import Tensor
 
 from sslfast._versions import check_version
 from sslfast.data.batch import Batch
-from sslfast.data.color import recolor
-from sslfast.data.draws import Draw, draw
-from sslfast.data.manifest import Manifest
 from sslfast.data.order import EpochOrder
-from sslfast.data.recipes import Recipe
-from sslfast.data.sources import ImageDataset, OnBadImage, check_policy
+from sslfast.data.sources.folder import ImageDataset, OnBadImage, check_policy
+from sslfast.data.sources.manifest import Manifest
+from sslfast.data.views.color import recolor
+from sslfast.data.views.draws import Draw, draw
+from sslfast.data.views.recipes import Recipe
 
 logger = logging.getLogger(__name__)  # of its own: heard from every rank (sslfast.cli)
 

@@ -23,7 +23,7 @@ from sslfast._arguments import (
     checked,
 )
 from sslfast.data import ImageDataset, Loader, Recipe
-from sslfast.data.sources import has_split
+from sslfast.data.sources.folder import has_split
 from sslfast.eval import Features, extract, knn_accuracy, linear_probe, raw_pixels
 from sslfast.training.config import ConfigError, TrainConfig, read_yaml, user_path
 from sslfast.training.distributed import resolve_device

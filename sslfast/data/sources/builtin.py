@@ -14,9 +14,9 @@ from sslfast._arguments import checked
 from sslfast._extras import require
 from sslfast._files import replacing
 from sslfast._suggest import did_you_mean
-from sslfast.data.cache import explained, make_folder, write_file
-from sslfast.data.clips import CLIPS, read_tiles, write_tile
-from sslfast.data.walk import find_files
+from sslfast.data.sources.builtin_clips import CLIPS, read_tiles, write_tile
+from sslfast.data.sources.cache import explained, make_folder, write_file
+from sslfast.data.sources.walk import find_files
 
 logger = logging.getLogger("sslfast")
 

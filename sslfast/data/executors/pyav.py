@@ -14,11 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sslfast.data.draws import Draw
-from sslfast.data.recipes import Recipe, View
-from sslfast.data.sources import ImageDataset, VideoDataset
+from sslfast.data.executors.frames import BadVideoError, read_frames
+from sslfast.data.sources.folder import ImageDataset, VideoDataset
 from sslfast.data.steps import Options, Planned, StepLoader
-from sslfast.data.video import BadVideoError, read_frames
+from sslfast.data.views.draws import Draw
+from sslfast.data.views.recipes import Recipe, View
 
 logger = logging.getLogger("sslfast")
 

@@ -6,13 +6,14 @@ import torch
 from torch import Tensor
 
 from sslfast._extras import MissingExtra
-from sslfast.data.check import check_file
-from sslfast.data.pillow import BadPixelsError, decode, pillow
-from sslfast.data.pipeline import ViewPipeline
-from sslfast.data.recipes import Recipe
-from sslfast.data.sources import ImageDataset
+from sslfast.data.executors.pillow import BadPixelsError, decode
+from sslfast.data.executors.pipeline import ViewPipeline
+from sslfast.data.sources.check import check_file
+from sslfast.data.sources.folder import ImageDataset
+from sslfast.data.sources.header import pillow
+from sslfast.data.sources.walk import why_not_a_file
 from sslfast.data.steps import Options, Planned, StepLoader
-from sslfast.data.walk import why_not_a_file
+from sslfast.data.views.recipes import Recipe
 
 logger = logging.getLogger("sslfast")
 

@@ -8,12 +8,12 @@ from typing import Literal, get_args
 
 from sslfast._arguments import checked
 from sslfast._files import cache_folder
-from sslfast.data import video
-from sslfast.data.builtin_sets import builtin_folder
-from sslfast.data.check import Verdict, check_files
-from sslfast.data.manifest import Manifest
-from sslfast.data.splits import SERVES, split_folders
-from sslfast.data.walk import Found, find_files, sub_folders
+from sslfast.data.sources import videos
+from sslfast.data.sources.builtin import builtin_folder
+from sslfast.data.sources.check import Verdict, check_files
+from sslfast.data.sources.manifest import Manifest
+from sslfast.data.sources.splits import SERVES, split_folders
+from sslfast.data.sources.walk import Found, find_files, sub_folders
 
 logger = logging.getLogger("sslfast")
 
@@ -23,7 +23,7 @@ EXTENSIONS = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff"),
     *(".gif", ".ppm", ".pgm", ".pbm", ".pnm", ".avif"),
 )
-_EXTENSIONS: dict[Modality, tuple[str, ...]] = {"image": EXTENSIONS, "video": video.EXTENSIONS}
+_EXTENSIONS: dict[Modality, tuple[str, ...]] = {"image": EXTENSIONS, "video": videos.EXTENSIONS}
 _BUILTIN = "builtin:"
 MAX_PIXELS = 178_956_970  # Pillow's: an image of 3 bytes a pixel then takes half a gigabyte
 
@@ -137,7 +137,7 @@ def open_dataset(
     if modality not in _EXTENSIONS:
         raise ValueError(f"modality is one of {sorted(_EXTENSIONS)}; got '{modality}'")
     if modality == "video":
-        video.av()  # or say at once that it is missing
+        videos.av()  # or say at once that it is missing
     if split not in SERVES:
         raise ValueError(f"split is one of {sorted(SERVES)}; got '{split}'")
     cache = cache_folder(cache_dir)
@@ -151,7 +151,7 @@ def open_dataset(
         raise ValueError(_nothing_found(folder, found, modality))
     paths = [os.path.join(folder, name) for name in found.files]
 
-    look = video.check_video if modality == "video" else None
+    look = videos.check_video if modality == "video" else None
     verdicts = check_files(paths, str(folder), cache, look=look)
     limit = _max_pixels(max_pixels)
     reasons = [verdict.reason or _too_large(verdict, limit) for verdict in verdicts]

@@ -3,7 +3,10 @@
 from sslfast.data.batch import Batch
 from sslfast.data.loader import Loader, make_loader
 from sslfast.data.sources.builtin import builtin
-from sslfast.data.sources.folder import ImageDataset, VideoDataset, open_dataset
+from sslfast.data.sources.images import ImageDataset
+from sslfast.data.sources.opening import open_dataset
+from sslfast.data.sources.source import Source
+from sslfast.data.sources.videos import VideoDataset
 from sslfast.data.views.recipes import Recipe, View, recipe
 
 __all__ = [
@@ -11,6 +14,7 @@ __all__ = [
     "ImageDataset",
     "Loader",
     "Recipe",
+    "Source",
     "VideoDataset",
     "View",
     "builtin",

@@ -265,9 +265,9 @@ def test_wrong_kinds_of_data_are_explained(
     with pytest.raises(ValueError, match=r"no videos in .* It holds \d+ images"):
         open_dataset("builtin:mnist", modality="video")
     with pytest.raises(ValueError, match=r"modality must be one of image, video, got 'sound'"):
-        open_dataset(str(folder), modality="sound")  # type: ignore[arg-type]
+        open_dataset(str(folder), modality="sound")
     digits = open_dataset("builtin:mnist")
-    with pytest.raises(ValueError, match="'videomae' makes clips of videos, and builtin:mnist was"):
+    with pytest.raises(ValueError, match="'videomae' makes views of videos, and builtin:mnist was"):
         loader(dataset=digits)
     with pytest.raises(ValueError, match=r"makes views of images, and .* was opened as videos"):
         loader(recipe("mae"))

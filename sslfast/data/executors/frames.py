@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from sslfast.data.executors.executor import BadSampleError
 from sslfast.data.sources.videos import NO_DECODER, av, opened, reason
 
 
-class BadVideoError(RuntimeError):
+class BadVideoError(BadSampleError):
     """A file is no video, or a part of it cannot be decoded; the message says why."""
 
 

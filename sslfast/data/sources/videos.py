@@ -1,16 +1,32 @@
-"""Video files as PyAV sees them: what a file holds, from its headers."""
+"""Video files as a source, and what PyAV sees in their headers."""
 
 import os
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 from sslfast._extras import require
 from sslfast.data.sources.check import Verdict
+from sslfast.data.sources.files import KINDS, FileKind
+from sslfast.data.sources.images import ImageDataset
 from sslfast.data.sources.walk import open_file
 
 # Not MPEG program streams: after a seek, their times are off by a frame.
 EXTENSIONS = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi")
 
 NO_DECODER = "no decoder for its codec"
+
+
+@dataclass(frozen=True)
+class VideoDataset(ImageDataset):
+    """The readable videos of a data set: as ImageDataset, and how long they are.
+
+    Attributes:
+        frames: of each file.
+    """
+
+    modality: ClassVar[str] = "video"
+
+    frames: list[int] = field(default_factory=list)
 
 
 def av() -> Any:
@@ -77,3 +93,10 @@ def _count(container: Any, stream: Any) -> int:
 def reason(error: Exception) -> str:
     """An error of PyAV or of the system, for people."""
     return getattr(error, "strerror", None) or str(error)
+
+
+def _dataset(fields: dict[str, Any], verdicts: list[Verdict]) -> VideoDataset:
+    return VideoDataset(**fields, frames=[one.frames for one in verdicts])
+
+
+KINDS.add("video", FileKind(EXTENSIONS, _dataset, check_video, ready=av))

@@ -88,6 +88,12 @@ class View:
             raise BadArgument("blur_prob", f"must be 0: clips cannot be blurred; got {self}")
 
     @property
+    def shape(self) -> tuple[int, ...]:
+        """(3, size, size), of clips (3, num_frames, size, size)."""
+        frames = () if self.num_frames is None else (self.num_frames,)
+        return (3, *frames, self.size, self.size)
+
+    @property
     def recolors(self) -> bool:
         """Whether any step changes colours (normalisation aside)."""
         return max(self.jitter_prob, self.gray_prob, self.solarize_prob) > 0
@@ -117,6 +123,11 @@ class Recipe:
     def modality(self) -> Literal["image", "video"]:
         """The kind of data that it is for."""
         return "video" if any(view.num_frames for view in self.views) else "image"
+
+    @property
+    def view_shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Of each view, (3, size, size) or (3, num_frames, size, size)."""
+        return tuple(view.shape for view in self.views)
 
 
 # T. Chen, S. Kornblith, M. Norouzi, G. Hinton, "A Simple Framework for Contrastive Learning of

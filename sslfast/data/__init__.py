@@ -7,10 +7,12 @@ from sslfast.data.sources.images import ImageDataset
 from sslfast.data.sources.opening import open_dataset
 from sslfast.data.sources.source import Source
 from sslfast.data.sources.videos import VideoDataset
-from sslfast.data.views.recipes import Recipe, View, recipe
+from sslfast.data.views.recipes import recipe
+from sslfast.data.views.view import Group, Recipe, View
 
 __all__ = [
     "Batch",
+    "Group",
     "ImageDataset",
     "Loader",
     "Recipe",

@@ -7,7 +7,7 @@ from sslfast.data.executors.executor import Planned
 from sslfast.data.order import EpochPlan
 from sslfast.data.views.color import recolor
 from sslfast.data.views.draws import Draw, draw
-from sslfast.data.views.recipes import View
+from sslfast.data.views.view import View
 
 
 class Drawer:

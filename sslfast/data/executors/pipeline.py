@@ -27,7 +27,7 @@ from sslfast._extras import require
 from sslfast.data.executors.pillow import decode
 from sslfast.data.sources.walk import why_not_a_file
 from sslfast.data.views.draws import Draw
-from sslfast.data.views.recipes import View
+from sslfast.data.views.view import View
 
 
 def _dali() -> tuple[Any, Any, Any]:

@@ -19,7 +19,7 @@ from sslfast.data.executors.threads import ThreadedExecutor
 from sslfast.data.sources.source import Source
 from sslfast.data.sources.videos import VideoDataset
 from sslfast.data.views.draws import Draw
-from sslfast.data.views.recipes import Recipe, View
+from sslfast.data.views.view import Recipe, View
 
 logger = logging.getLogger("sslfast")
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sslfast.data.views.color import color_matrices
-from sslfast.data.views.recipes import View
+from sslfast.data.views.view import View
 from sslfast.kernels.philox.reference import philox
 
 STREAM_VIEWS = 0x0DA7A100  # view v draws from stream STREAM_VIEWS + v

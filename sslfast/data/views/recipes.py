@@ -1,134 +1,17 @@
-"""What is done to an image or a video: a recipe of views, plain data that any executor can run."""
+"""Recipes by name: those of the papers."""
 
-from dataclasses import dataclass, fields, replace
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
 
-from sslfast._arguments import (
-    BadArgument,
-    NonNegativeFloat,
-    PositiveFloat,
-    PositiveInt,
-    Probability,
-    Range,
-    Side,
-    check_arguments,
-    checked,
-)
-from sslfast._renamed import VIEW, accepts_old_names, with_new_names
-from sslfast._suggest import did_you_mean
+from sslfast._arguments import checked
+from sslfast._renamed import VIEW, with_new_names
+from sslfast.data.registry import Registry
+from sslfast.data.views.view import LOCAL, Group, Recipe, View, check_fields
 
-# Channel statistics of ImageNet's training images in [0, 1], the field's usual normalisation.
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-
-
-@accepts_old_names(VIEW)
-@dataclass(frozen=True)
-class View:
-    """One augmented view of an image, or a clip of a video, whose frames are all treated alike.
-
-    The steps run in the order of the fields, but for those of clips, which come first.
-
-    Probabilities are per sample. The four colour factors are drawn together, under one
-    ``jitter_prob``, with torchvision's ranges: a factor from U[max(0, 1 - x), 1 + x].
-
-    Attributes:
-        size: height and width of the view, in pixels.
-        crop_scale: area of the random crop, as a range of fractions of the image ("Inception
-            crop", torchvision's RandomResizedCrop). None: no random crop; the largest centred
-            square is resized, so an image of ``size`` x ``size`` is left as it is, and a clip is
-            taken from the middle of its video.
-        crop_ratio: width / height of the random crop, drawn log-uniformly.
-        flip: probability of a left-right flip.
-        jitter_prob: probability of the colour jitter.
-        brightness: strength x of the brightness factor.
-        contrast: strength x of the contrast factor, about the mean grey value of the crop.
-        saturation: strength x of the saturation factor.
-        hue: largest hue shift, in turns: drawn from U[-hue, hue], at most 0.5.
-        gray_prob: probability that the colours are dropped.
-        blur_prob: probability of a Gaussian blur.
-        blur_sigma: its standard deviation in pixels of the view, drawn uniformly.
-        solarize_prob: probability that values >= 0.5 are inverted.
-        mean: subtracted from each channel, in [0, 1] units.
-        std: divides each channel, in [0, 1] units.
-        num_frames: frames of a clip; None: an image.
-        sampling_rate: a clip takes every so many-th frame of the video, from a random one on.
-
-    Raises:
-        BadArgument: a value of the wrong kind, or out of its range; it is a ValueError.
-    """
-
-    size: Side = 224
-    crop_scale: tuple[PositiveFloat, PositiveFloat] | None = (0.2, 1.0)
-    crop_ratio: tuple[PositiveFloat, PositiveFloat] = (3 / 4, 4 / 3)
-    flip: Probability = 0.0
-    jitter_prob: Probability = 0.0
-    brightness: NonNegativeFloat = 0.0
-    contrast: NonNegativeFloat = 0.0
-    saturation: NonNegativeFloat = 0.0
-    hue: Annotated[float, Range(0, 0.5)] = 0.0
-    gray_prob: Probability = 0.0
-    blur_prob: Probability = 0.0
-    blur_sigma: tuple[PositiveFloat, PositiveFloat] = (0.1, 2.0)
-    solarize_prob: Probability = 0.0
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = IMAGENET_STD
-    num_frames: PositiveInt | None = None
-    sampling_rate: PositiveInt = 4
-
-    def __post_init__(self) -> None:
-        check_arguments(View, vars(self))
-        for name in ("crop_scale", "crop_ratio", "blur_sigma"):
-            pair = getattr(self, name)
-            if pair is not None and pair[0] > pair[1]:
-                raise BadArgument(name, f"must be (low, high), got {pair}")
-        if self.crop_scale is not None and self.crop_scale[1] > 1:
-            raise BadArgument("crop_scale", f"must not exceed 1, the whole, got {self.crop_scale}")
-        if self.num_frames is not None and self.blur_prob > 0:
-            raise BadArgument("blur_prob", f"must be 0: clips cannot be blurred; got {self}")
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(3, size, size), of clips (3, num_frames, size, size)."""
-        frames = () if self.num_frames is None else (self.num_frames,)
-        return (3, *frames, self.size, self.size)
-
-    @property
-    def recolors(self) -> bool:
-        """Whether any step changes colours (normalisation aside)."""
-        return max(self.jitter_prob, self.gray_prob, self.solarize_prob) > 0
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """A named tuple of views; a loader yields one tensor for each.
-
-    Views of images are [B, 3, size, size], of clips [B, 3, num_frames, size, size].
-
-    Raises:
-        ValueError: views of images and of clips at once.
-    """
-
-    name: str
-    views: tuple[View, ...]
-
-    def __post_init__(self) -> None:
-        check_arguments(Recipe, vars(self))
-        if not self.views:
-            raise BadArgument("views", "must hold one view or more, got none")
-        if len({view.num_frames is None for view in self.views}) > 1:
-            raise ValueError("a recipe's views are all of images, or all of clips (num_frames)")
-
-    @property
-    def modality(self) -> Literal["image", "video"]:
-        """The kind of data that it is for."""
-        return "video" if any(view.num_frames for view in self.views) else "image"
-
-    @property
-    def view_shapes(self) -> tuple[tuple[int, ...], ...]:
-        """Of each view, (3, size, size) or (3, num_frames, size, size)."""
-        return tuple(view.shape for view in self.views)
-
+# Of images and videos ``Recipe``; of other data any frozen dataclass with ``name`` and what else
+# ``executors.executor.AnyRecipe`` asks for, which a file of this package adds.
+RECIPES: Registry[Any] = Registry("sslfast.data.views", "recipe")
 
 # T. Chen, S. Kornblith, M. Norouzi, G. Hinton, "A Simple Framework for Contrastive Learning of
 # Visual Representations", ICML 2020, appendix A: random crop of 8 to 100 % of the area and resize,
@@ -173,7 +56,18 @@ _IJEPA = View(size=224, crop_scale=(0.3, 1.0))
 # al., "Masked Autoencoders As Spatiotemporal Learners", NeurIPS 2022, section 4: at least 50 % of
 # the area, and flips. VideoMAE's code picks among four sides and 13 places, and flips nothing.
 _VIDEOMAE = View(size=224, crop_scale=(0.5, 1.0), flip=0.5, num_frames=16)
-_RECIPES = {
+# J.-B. Grill et al., "Bootstrap Your Own Latent", NeurIPS 2020, appendix B, table 6: the views
+# differ in blur and solarisation. Brightness and contrast are torchvision's here; the published
+# code adds to the brightness, and takes contrast for each channel.
+_BYOL = replace(_SIMCLR, brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1, blur_prob=1.0)
+_BYOL_SECOND = replace(_BYOL, blur_prob=0.1, solarize_prob=0.2)
+# M. Caron et al., "Emerging Properties in Self-Supervised Vision Transformers", ICCV 2021, section
+# 3.2 and the published code: BYOL's colours, two global crops of at least 40 % of the area, eight
+# local ones of 5 to 40 %.
+_DINO, _DINO_SECOND = (replace(view, crop_scale=(0.4, 1.0)) for view in (_BYOL, _BYOL_SECOND))
+_DINO_LOCAL = replace(_BYOL, size=96, crop_scale=(0.05, 0.4), blur_prob=0.5)
+
+for _name, _views in {
     "simclr": (_SIMCLR, _SIMCLR),
     "simclr_small": (_SIMCLR_SMALL, _SIMCLR_SMALL),
     "mae": (_MAE,),
@@ -182,11 +76,23 @@ _RECIPES = {
     "ijepa": (_IJEPA,),
     "videomae": (_VIDEOMAE,),
     "eval": (View(size=224, crop_scale=None),),
-}
+}.items():
+    RECIPES.add(_name, Recipe(_name, _views))
+for _name, _groups in {
+    "byol": (Group("first", _BYOL), Group("second", _BYOL_SECOND)),
+    "dino": (
+        Group("first", _DINO),
+        Group("second", _DINO_SECOND),
+        Group(LOCAL, _DINO_LOCAL, 8),
+    ),
+}.items():
+    RECIPES.add(_name, Recipe.of_groups(_name, *_groups))
 
 
 @checked
-def recipe(name: str, size: int | None = None, **overrides: Any) -> Recipe:
+def recipe(
+    name: str, size: int | None = None, local_size: int | None = None, **overrides: Any
+) -> Any:
     """A registered recipe.
 
     - ``simclr``: two views, SimCLR's ImageNet values (Chen et al. 2020, appendix A); 224 pixels.
@@ -198,6 +104,10 @@ def recipe(name: str, size: int | None = None, **overrides: Any) -> Recipe:
       brightness, contrast and saturation of strength 0.4 (the paper's values); 224 pixels.
     - ``videomae``: one clip of 16 frames, every fourth of the video, a random crop of at least 50 %
       of the area, flips; 224 pixels.
+    - ``byol``: two views, "first" and "second", that differ: blur always or with probability 0.1,
+      solarisation never or with 0.2 (Grill et al. 2020, table 6); 224 pixels.
+    - ``dino``: "first" and "second", as of ``byol``, of at least 40 % of the area, 224 pixels, and
+      eight "local" ones of 5 to 40 %, 96 pixels (Caron et al. 2021).
     - ``eval``: one view without randomness: shorter side to ``size``, centre crop; 224 pixels. With
       ``num_frames``, the clip in the middle of the video.
 
@@ -205,22 +115,33 @@ def recipe(name: str, size: int | None = None, **overrides: Any) -> Recipe:
 
     Args:
         name: which recipe.
-        size: height and width of every view, in pixels; None keeps the recipe's own.
-        **overrides: fields of View to change in every view.
+        size: height and width of every view, in pixels, but of those of a group "local"; None keeps
+            the recipe's own.
+        local_size: of those of the group "local"; None keeps it.
+        **overrides: fields of View to change in every view; or a group's name and a dict of fields,
+            and ``count``, to change in that group: ``recipe("dino", local={"count": 6})``. Of
+            recipes for other data, their fields.
+
+    Returns:
+        A ``Recipe``, or the recipe that a file of ``sslfast.data.views`` added for other data.
 
     Raises:
-        ValueError: an unknown name or field (the nearest known one is suggested), or a bad value.
+        ValueError: an unknown name, field or group (the nearest known one is suggested), or a bad
+            value.
     """
-    if name not in _RECIPES:
-        known = sorted(_RECIPES)
-        raise ValueError(f"unknown recipe '{name}'; known: {known}.{did_you_mean(name, known)}")
-    overrides = with_new_names(overrides, VIEW, stacklevel=4)
-    known = [field.name for field in fields(View)]
-    for key in overrides:
-        if key not in known:
-            raise ValueError(
-                f"View has no field '{key}'; fields: {known}.{did_you_mean(key, known)}"
-            )
-    if size is not None:
-        overrides["size"] = size
-    return Recipe(name, tuple(replace(view, **overrides) for view in _RECIPES[name]))
+    found = RECIPES.get(name)
+    overrides = with_new_names(_tuples(overrides), VIEW, stacklevel=4)
+    if isinstance(found, Recipe):
+        for key, value in overrides.items():
+            if isinstance(value, Mapping):
+                overrides[key] = with_new_names(_tuples(value), VIEW, stacklevel=4)
+        return found.changed(size, local_size, **overrides)
+    sizes = {"size": size, "local_size": local_size}
+    overrides |= {key: value for key, value in sizes.items() if value is not None}
+    check_fields(type(found), overrides)
+    return replace(found, **overrides)
+
+
+def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Tuples for the lists that YAML and JSON have."""
+    return {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}

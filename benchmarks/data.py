@@ -23,7 +23,7 @@ from benchmarks.harness.arguments import arguments
 from benchmarks.harness.rows import Row, write_rows
 from benchmarks.harness.timing import Run, interleave
 from sslfast.data import ImageDataset, Recipe, View, make_loader, open_dataset, recipe
-from sslfast.data.builtin_sets import PHOTOS, read_photo
+from sslfast.data.sources.builtin import PHOTOS, read_photo
 
 PEER = "Pillow, 2 workers"
 

@@ -29,7 +29,7 @@ from benchmarks.harness.record import OURS, Record
 from benchmarks.harness.rows import Row
 from benchmarks.harness.timing import interleave
 from sslfast.data import Batch
-from sslfast.data.manifest import Manifest
+from sslfast.data.sources.manifest import Manifest
 from sslfast.methods.base import Context, Method
 from sslfast.training import TrainConfig
 from sslfast.training.distributed import Ranks

@@ -135,7 +135,7 @@ def test_no_top_level_package_called_kernels() -> None:
     ["data", "eval", "masking", "methods", "models", "tokenizers", "training"],
 )
 def test_no_module_is_hidden_by_a_name(package: str) -> None:
-    """``import sslfast.data.recipes`` gives the module, whatever the package hands out."""
+    """``import sslfast.data.order`` gives the module, whatever the package hands out."""
     parent = importlib.import_module(f"sslfast.{package}")
     for found in pkgutil.iter_modules(parent.__path__):
         module = importlib.import_module(f"{parent.__name__}.{found.name}")

@@ -1,16 +1,22 @@
 """Data: where images and videos come from, what is done to them, and how they arrive in batches."""
 
 from sslfast.data.batch import Batch
-from sslfast.data.builtin_sets import builtin
 from sslfast.data.loader import Loader, make_loader
-from sslfast.data.recipes import Recipe, View, recipe
-from sslfast.data.sources import ImageDataset, VideoDataset, open_dataset
+from sslfast.data.sources.builtin import builtin
+from sslfast.data.sources.images import ImageDataset
+from sslfast.data.sources.opening import open_dataset
+from sslfast.data.sources.source import Source
+from sslfast.data.sources.videos import VideoDataset
+from sslfast.data.views.recipes import recipe
+from sslfast.data.views.view import Group, Recipe, View
 
 __all__ = [
     "Batch",
+    "Group",
     "ImageDataset",
     "Loader",
     "Recipe",
+    "Source",
     "VideoDataset",
     "View",
     "builtin",

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 
 def map_tensors(
@@ -14,36 +15,43 @@ def map_tensors(
     function: Callable[[Tensor], Tensor],
     of_strings: Callable[[list[str]], Any] | None = None,
 ) -> Any:
-    """Apply ``function`` to every tensor of a nest of tuples, lists and dicts.
+    """Apply ``function`` to every tensor of a nest.
 
     Args:
-        nest: tuples may have names, dicts may be of a class of their own: they stay what they are.
+        nest: tuples, also with names, lists, dicts, and whatever else torch.utils._pytree knows;
+            mappings of another class, which stay what they are.
         function: of a tensor.
         of_strings: of a list of strings, one for each sample; None: they stay as they are.
     """
-    if isinstance(nest, Tensor):
-        return function(nest)
-    if _strings(nest):
-        return nest if of_strings is None else of_strings(nest)
-    if isinstance(nest, MutableMapping):
-        return _with(nest, {k: map_tensors(v, function, of_strings) for k, v in nest.items()})
-    if isinstance(nest, (list, tuple)):
-        return _with(nest, [map_tensors(value, function, of_strings) for value in nest])
-    return nest
+
+    def apply(leaf: Any) -> Any:
+        if isinstance(leaf, Tensor):
+            return function(leaf)
+        if _strings(leaf):
+            return leaf if of_strings is None else of_strings(leaf)
+        if isinstance(leaf, MutableMapping):
+            return _with(leaf, {k: map_tensors(v, function, of_strings) for k, v in leaf.items()})
+        return leaf
+
+    return tree_map(apply, nest, is_leaf=_strings)
 
 
 def join_tensors(nests: Sequence[Any]) -> Any:
     """Concatenate nests of the same form, tensors along the first dimension, lists of strings."""
-    first = nests[0]
-    if isinstance(first, Tensor):
-        return torch.cat(list(nests))
-    if _strings(first):
-        return [string for nest in nests for string in nest]
-    if isinstance(first, MutableMapping):
-        return _with(first, {key: join_tensors([nest[key] for nest in nests]) for key in first})
-    if isinstance(first, (list, tuple)):
-        return _with(first, [join_tensors(parts) for parts in zip(*nests, strict=True)])
-    return first
+
+    def join(*leaves: Any) -> Any:
+        first = leaves[0]
+        if isinstance(first, Tensor):
+            return torch.cat(leaves)
+        if _strings(first):
+            return [string for leaf in leaves for string in leaf]
+        if isinstance(first, MutableMapping):
+            return _with(
+                first, {key: join_tensors([leaf[key] for leaf in leaves]) for key in first}
+            )
+        return first
+
+    return tree_map(join, *nests, is_leaf=_strings)
 
 
 def _strings(nest: Any) -> bool:
@@ -51,14 +59,11 @@ def _strings(nest: Any) -> bool:
     return isinstance(nest, list) and bool(nest) and all(isinstance(x, str) for x in nest)
 
 
-def _with(nest: Any, values: Any) -> Any:
-    """A tuple, list or dict of the same class with these values."""
-    if isinstance(nest, MutableMapping):
-        nest = copy.copy(nest)
-        for key, value in values.items():
-            nest[key] = value
-        return nest
-    return type(nest)(*values) if hasattr(nest, "_fields") else type(nest)(values)
+def _with(mapping: MutableMapping[Any, Any], values: dict[Any, Any]) -> MutableMapping[Any, Any]:
+    """A mapping of the same class with these values."""
+    mapping = copy.copy(mapping)
+    mapping.update(values)
+    return mapping
 
 
 @dataclass(frozen=True)
@@ -66,7 +71,7 @@ class Batch:
     """One batch of any modality.
 
     Attributes:
-        views: a nest (tensor, tuple, list or dict) of tensors whose first dimension is the batch
+        views: any nest of tensors (see ``map_tensors``) whose first dimension is the batch
             (images: a tuple of float tensors [B, C, H, W], one a view).
         sample_ids: int64 [B], the position of each sample in its data set; keys all randomness.
         labels: int64 [B], or None where the data set has none.

@@ -1,5 +1,6 @@
 """What the trainer asks of a loader, and the way to make one."""
 
+import os
 from collections.abc import Iterator
 from typing import Any, Protocol, runtime_checkable
 
@@ -7,10 +8,11 @@ import torch
 
 from sslfast._arguments import NonNegativeInt, PositiveInt, Seed, Threads, checked
 from sslfast.data.batch import Batch
-from sslfast.data.manifest import Manifest
-from sslfast.data.recipes import Recipe
-from sslfast.data.sources import ImageDataset, OnBadImage, VideoDataset
-from sslfast.data.steps import Options
+from sslfast.data.executors.executor import EXECUTORS, AnyRecipe, Options
+from sslfast.data.order import EpochOrder
+from sslfast.data.sources.manifest import Manifest
+from sslfast.data.sources.source import OnBadImage, Source, check_policy
+from sslfast.data.steps import StepLoader
 
 
 @runtime_checkable
@@ -27,7 +29,7 @@ class Loader(Protocol):
 
     @property
     def manifest(self) -> Manifest:
-        """The files that the samples are."""
+        """What the samples are: files, with their sizes."""
         ...
 
     def __len__(self) -> int:
@@ -56,8 +58,8 @@ class Loader(Protocol):
 
 @checked
 def make_loader(
-    dataset: ImageDataset,
-    recipe: Recipe,
+    dataset: Source,
+    recipe: AnyRecipe,
     *,
     batch_size: PositiveInt,
     device: str | torch.device = "cpu",
@@ -72,8 +74,8 @@ def make_loader(
     """A loader that executes ``recipe`` on a data set: on images by DALI, on videos by PyAV.
 
     Batches hold ``views``, a tuple of contiguous float32 tensors, one a view ([B, 3, size, size],
-    of videos [B, 3, num_frames, size, size]), ``sample_ids`` int64 [B], positions in
-    ``dataset.paths``, and ``labels`` int64 [B] or None, all on ``device``.
+    of videos [B, 3, num_frames, size, size]; of other data any nest of tensors), ``sample_ids``
+    int64 [B], positions in ``dataset.paths``, and ``labels`` int64 [B] or None, all on ``device``.
 
     With ``train``, every epoch is shuffled anew, each rank gets its own share in the same number
     of steps, and the incomplete last batch is dropped. Without, samples come in file order with
@@ -82,8 +84,8 @@ def make_loader(
     share a global batch.
 
     Args:
-        dataset: from ``open_dataset``.
-        recipe: from ``recipe``.
+        dataset: from ``open_dataset``, or any other source.
+        recipe: from ``recipe``; the executor is that of its modality.
         batch_size: images or videos a step on this rank.
         device: "cpu", or a CUDA device, where DALI then decodes and transforms; videos are decoded
             on the CPU all the same.
@@ -102,26 +104,35 @@ def make_loader(
             other kind of data, or a bad argument.
         MissingExtra: DALI or PyAV is not installed.
     """
-    options = Options(
-        batch_size,
-        torch.device(device),
-        seed,
-        rank,
-        world_size,
-        threads,
-        train,
-        prefetch,
-        on_bad_image,
-    )
-    if recipe.modality == "video":
-        from sslfast.data.video_loader import VideoLoader
-
-        return VideoLoader(dataset, recipe, options)
-    if isinstance(dataset, VideoDataset):
+    if prefetch < 1 or (threads is not None and threads < 1):
+        raise ValueError(f"prefetch and threads must be at least 1; got {prefetch}, {threads}")
+    check_policy(on_bad_image)
+    device = torch.device(device)
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"loaders run on 'cpu' and 'cuda' devices, not on '{device}'")
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", torch.cuda.current_device())
+    if dataset.modality != recipe.modality:
+        wanted, given = _plural(recipe.modality), _plural(dataset.modality)
         raise ValueError(
-            f"recipe '{recipe.name}' makes views of images, and {dataset.name} was opened as "
-            "videos: give the recipe num_frames, or open the data as images"
+            f"recipe '{recipe.name}' makes views of {wanted}, and {dataset.manifest.given} was "
+            f"opened as {given}: choose another recipe, or open the data with "
+            f'modality="{recipe.modality}"'
         )
-    from sslfast.data.dali import DaliLoader
+    threads = threads or max(1, min(16, len(os.sched_getaffinity(0)) // 2))
+    options = Options(batch_size, device, seed, threads)
+    executor = EXECUTORS.get(recipe.modality)(dataset, recipe, options)
+    order = EpochOrder(
+        len(dataset),
+        batch_size,
+        rank=rank,
+        world_size=world_size,
+        shuffle=train,
+        seed=seed,
+        unit=dataset.modality if dataset.modality in ("image", "video") else "sample",
+    )
+    return StepLoader(executor, order, train=train, prefetch=prefetch, on_bad_image=on_bad_image)
 
-    return DaliLoader(dataset, recipe, options)
+
+def _plural(modality: str) -> str:
+    return f"{modality}s" if modality in ("image", "video") else modality

@@ -1,11 +1,27 @@
 """Which samples a rank takes in each step of an epoch: a pure function of (seed, epoch)."""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from sslfast.kernels.philox.reference import random_bits
 
 STREAM_ORDER = 0x0DA7A000  # the shuffle's own random bits
+
+
+class EpochPlan(NamedTuple):
+    """The samples of an epoch of one rank.
+
+    Attributes:
+        ids: int64 [steps, batch_size], the samples to hand out.
+        places: int64 [steps, batch_size], the samples that the places were made for, -1 past the
+            end. Where they differ from ``ids``, a filler stands there; random draws by place differ
+            from those of the filler's other appearance.
+    """
+
+    ids: Tensor
+    places: Tensor
 
 
 class EpochOrder:
@@ -23,6 +39,7 @@ class EpochOrder:
         world_size: number of processes.
         shuffle: permute anew in each epoch and drop the incomplete batch.
         seed: of the permutations.
+        unit: what samples are called in messages.
     """
 
     def __init__(
@@ -34,6 +51,7 @@ class EpochOrder:
         world_size: int = 1,
         shuffle: bool = True,
         seed: int = 0,
+        unit: str = "image",
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1; got {batch_size}")
@@ -43,12 +61,13 @@ class EpochOrder:
         self.global_batch = batch_size * world_size
         if shuffle and num_samples < self.global_batch:
             raise ValueError(
-                f"the data set has {num_samples} images, fewer than one global batch of "
+                f"the data set has {num_samples} {unit}s, fewer than one global batch of "
                 f"{self.global_batch} ({batch_size} on each of {world_size} ranks): training would "
                 "drop them all. Lower the batch size."
             )
         self.num_samples, self.shuffle, self.seed = num_samples, shuffle, seed
-        self._cached: tuple[int, Tensor, Tensor] | None = None
+        self._unit = unit
+        self._cached: tuple[int, EpochPlan] | None = None
         self._usable = torch.ones(num_samples, dtype=torch.bool)
         self.steps = len(self._planned(0))
 
@@ -57,19 +76,13 @@ class EpochOrder:
         self._usable[sample_ids] = False
         self._cached = None
 
-    def epoch(self, epoch: int) -> tuple[Tensor, Tensor]:
+    def epoch(self, epoch: int) -> EpochPlan:
         """The samples of an epoch.
 
         The place of an excluded sample (and, without shuffling, one past the end) is filled, so
         shapes and the number of steps never change and ranks need not agree on what was excluded.
         The filler is a usable sample from half an epoch further on, so that no batch holds a sample
         twice unless the epoch is one batch, or little is left.
-
-        Returns:
-            ids: int64 [steps, batch_size], the samples to hand out.
-            places: int64 [steps, batch_size], the samples that the places were made for, -1 past
-                the end. Where they differ from ``ids``, a filler stands there; random draws by
-                place differ from those of the filler's other appearance.
 
         Raises:
             ValueError: no usable sample is left.
@@ -79,14 +92,14 @@ class EpochOrder:
             flat = places.flatten()
             good = ((flat >= 0) & self._usable[flat.clamp_min(0)]).nonzero().squeeze(1)
             if len(good) == 0:
-                raise ValueError("no readable image is left in the data set")
+                raise ValueError(f"no readable {self._unit} is left in the data set")
             away = (len(places) + 1) // 2 * self.batch_size
             empty = torch.ones(len(flat), dtype=torch.bool).index_fill(0, good, False)
             wanted = (empty.nonzero().squeeze(1) + away) % len(flat)
             fillers = flat[good[torch.searchsorted(good, wanted) % len(good)]]
             ids = flat.masked_scatter(empty, fillers)
-            self._cached = (epoch, ids.view_as(places), places)
-        return self._cached[1:]
+            self._cached = epoch, EpochPlan(ids.view_as(places), places)
+        return self._cached[1]
 
     def _planned(self, epoch: int) -> Tensor:
         """The rank's samples before exclusions, int64 [steps, batch_size]; -1 is no sample."""

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from sslfast.data import View
-from sslfast.data.draws import Draw, draw
-from sslfast.data.video_loader import clip_frames, normalize, resize_frame
+from sslfast.data.executors.pyav import clip_frames, normalize, resize_frame
+from sslfast.data.views.draws import Draw, draw
 
 Images: TypeAlias = Any  # a tensor, an array, a PIL image, or a list or tuple of them
 

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from sslfast._arguments import Depth, PositiveFloat, Probability, Width
 from sslfast.data.batch import Batch
-from sslfast.data.recipes import IMAGENET_MEAN, IMAGENET_STD
+from sslfast.data.views.view import IMAGENET_MEAN, IMAGENET_STD
 from sslfast.masking import PatchMask, tube_mask
 from sslfast.methods.base import Context, Reference
 from sslfast.methods.mae import MAE

@@ -1,6 +1,7 @@
 """What a Vision Transformer makes of an image before its blocks: tokens with positions."""
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -140,6 +141,13 @@ class PatchTokens(nn.Module):
                 "dynamic_img_size=True"
             )
         return _grid(size, self.patch_size)
+
+    def check_input(self, shape: Sequence[int]) -> None:
+        """Raise ValueError where views of a shape, (C, H, W) or (C, T, H, W), are not for it.
+
+        The trainer asks before the first step.
+        """
+        self.grid_of(torch.empty(0, *shape))
 
     def embed(self, x: Tensor, ids_keep: Tensor | None = None, positions: bool = True) -> Tensor:
         """Patches -> tokens.

@@ -53,9 +53,10 @@ class TrainConfig:
             null: that of model_args.
         init: start from these weights: a run's folder, a .safetensors file, or a checkpoint.
         recipe: the augmentations; null: those of the method.
-        recipe_args: changed fields of the recipe, such as crop_scale.
+        recipe_args: changed fields of the recipe, such as crop_scale, for all views or by group.
         image_size: side of the square views (of videos, their frames) in pixels; null: that of the
             recipe.
+        local_size: side of the local views, of recipes that have such; null: that of the recipe.
         epochs: passes over the data. Exactly one of epochs and steps must be given.
         steps: optimiser steps. Exactly one of epochs and steps must be given.
         batch_size: images per optimiser step, over all ranks and accumulated micro-batches.
@@ -105,6 +106,7 @@ class TrainConfig:
     recipe: str | None = None
     recipe_args: dict[str, Any] = field(default_factory=dict)
     image_size: Side | None = None
+    local_size: Side | None = None
     epochs: PositiveInt | None = None
     steps: PositiveInt | None = None
     batch_size: PositiveInt = 256
@@ -302,7 +304,7 @@ def setting_error(setting: str, keywords: Mapping[str, Any], error: Exception) -
         keywords: what was given there.
         error: what the constructor raised.
     """
-    if isinstance(error, BadArgument) and error.name in keywords:
+    if isinstance(error, BadArgument) and error.name.partition(".")[0] in keywords:
         return ConfigError(f"{setting}_args.{error}")
     if isinstance(error, TOO_LARGE):
         return ConfigError(f"{setting}: cannot be built with {dict(keywords)}: {error}")

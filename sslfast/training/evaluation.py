@@ -22,8 +22,8 @@ from sslfast._arguments import (
     check_arguments,
     checked,
 )
-from sslfast.data import ImageDataset, Loader, Recipe
-from sslfast.data.sources import has_split
+from sslfast.data import Loader, Recipe, Source
+from sslfast.data.sources.opening import has_split
 from sslfast.eval import Features, extract, knn_accuracy, linear_probe, raw_pixels
 from sslfast.training.config import ConfigError, TrainConfig, read_yaml, user_path
 from sslfast.training.distributed import resolve_device
@@ -91,15 +91,15 @@ class FinishedRun:
         encoder = build_encoder(model, keywords, self.settings["seed"])
         return place(encoder, self.device)
 
-    def dataset(self, spec: Path | str, split: str) -> ImageDataset:
-        """Images for this encoder, or videos."""
+    def dataset(self, spec: Path | str, split: str) -> Source:
+        """Samples for this encoder: images, or videos."""
         return data.open_dataset(spec, split, modality=self._recipe().modality)
 
     def has_split(self, spec: str, split: str) -> bool:
         """Whether ``dataset`` finds such a split."""
         return has_split(spec, split, self._recipe().modality)
 
-    def features(self, encoder: nn.Module | None, images: ImageDataset) -> Features:
+    def features(self, encoder: nn.Module | None, images: Source) -> Features:
         """The features of all images, in their order; without an encoder, the pixels."""
         with self._loader(images) as loader:
             if encoder is None:
@@ -107,7 +107,7 @@ class FinishedRun:
             return extract(encoder, loader, self.device)
 
     @contextmanager
-    def _loader(self, images: ImageDataset) -> Iterator[Loader]:
+    def _loader(self, images: Source) -> Iterator[Loader]:
         recipe = self._recipe()
         size = _BATCH if recipe.modality == "image" else _VIDEO_BATCH
         loader = data.make_loader(
@@ -186,7 +186,7 @@ def embed(
     arrays: dict[str, Any] = {
         "features": features.features.numpy(),
         "sample_ids": ids,
-        "paths": np.array([images.paths[i] for i in ids]),
+        "paths": np.array([images.sample_name(i) for i in ids]),
     }
     if features.labels is not None and images.classes is not None:
         arrays |= {"labels": features.labels.numpy(), "classes": np.array(images.classes)}

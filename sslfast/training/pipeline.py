@@ -1,27 +1,29 @@
 """From the settings of a run to its data: recipes and loaders."""
 
-import torch
+from itertools import zip_longest
+from typing import Any
+
 from torch import nn
 
 from sslfast import data
-from sslfast.data import Loader, Recipe
+from sslfast.data import Loader
+from sslfast.data.executors.executor import AnyRecipe
+from sslfast.data.views.view import LOCAL
 from sslfast.methods.base import Method
-from sslfast.models import VisionTransformer
 from sslfast.training.config import ConfigError, TrainConfig, setting_error
 from sslfast.training.distributed import Ranks
 
 
-def build_recipe(config: TrainConfig, method: Method | type[Method]) -> Recipe:
+def build_recipe(config: TrainConfig, method: Method | type[Method]) -> Any:
     """The recipe that the settings ask for: the method's own, if they name none.
 
     Raises:
         ConfigError: an unknown recipe or field, a value out of its range, or views of another kind
             of data than the method learns from.
     """
-    # YAML and JSON have lists where the fields are tuples.
-    changes = {k: tuple(v) if isinstance(v, list) else v for k, v in config.recipe_args.items()}
+    sizes = {"size": config.image_size, "local_size": config.local_size}
     try:
-        recipe = data.recipe(config.recipe or method.recipe, size=config.image_size, **changes)
+        recipe = data.recipe(config.recipe or method.recipe, **sizes, **config.recipe_args)
     except (TypeError, ValueError) as error:
         raise setting_error("recipe", config.recipe_args, error) from error
     if recipe.modality not in method.modalities:
@@ -30,33 +32,50 @@ def build_recipe(config: TrainConfig, method: Method | type[Method]) -> Recipe:
             f"learns from {' or '.join(method.modalities)}s: choose another recipe, such as "
             f"{method.recipe}, or another method"
         )
-    views = len(data.recipe(method.recipe).views)
-    if len(recipe.views) != views:
+    wanted, given = count_views(data.recipe(method.recipe)), count_views(recipe)
+    if given != wanted:
         raise ConfigError(
-            f"recipe: '{recipe.name}' makes {len(recipe.views)} views of a sample, and "
-            f"{config.method} learns from {views}: choose another recipe, such as {method.recipe}"
+            f"recipe: '{recipe.name}' makes {given} views of a sample, and {config.method} learns "
+            f"from {wanted}: choose another recipe, such as {method.recipe}"
         )
     return recipe
 
 
-def check_image_size(recipe: Recipe, encoder: nn.Module) -> None:
-    """Find out before the first step whether a Vision Transformer takes the recipe's views.
+def count_views(recipe: AnyRecipe) -> str:
+    """How many views a recipe makes, in words; of local ones there may be any number."""
+    groups = getattr(recipe, "groups", ())
+    if not groups:  # of other data: its method and its executor know
+        return "its own"
+    others = sum(group.count for group in groups if group.name != LOCAL)
+    return f"{others} and local" if any(group.name == LOCAL for group in groups) else str(others)
+
+
+def check_image_size(recipe: AnyRecipe, encoder: nn.Module) -> None:
+    """Find out before the first step whether the encoder takes the recipe's views.
+
+    An encoder may have a method ``check_input(shape)``, which raises ValueError where it does not
+    take a view of that shape (without the batch); one that has none takes anything.
 
     Raises:
         ConfigError: views of another size than the model's.
     """
-    if not isinstance(encoder, VisionTransformer):
+    check = getattr(encoder, "check_input", None)
+    if check is None:
         return
-    for view in recipe.views:
-        frames = () if view.num_frames is None else (view.num_frames,)
+    groups = [group.name for group in getattr(recipe, "groups", ()) for _ in range(group.count)]
+    for shape, group in zip_longest(recipe.view_shapes, groups):
         try:
-            encoder.grid_of(torch.empty(0, 3, *frames, view.size, view.size))
+            check(shape)
         except ValueError as error:
-            setting, rest = "image_size", "The views' side is image_size"
-            if frames and frames[0] != encoder.img_size[0]:
-                setting, rest = "num_frames", "A clip has recipe_args.num_frames"
+            setting = "local_size" if group == LOCAL else "image_size"
+            hints = {
+                "image": f"The views' side is {setting}",
+                "video": f"The views' side is {setting}, and a clip has recipe_args.num_frames",
+            }
+            hint = hints.get(recipe.modality, "What is set of them is in recipe_args")
             raise ConfigError(
-                f"{setting}: {error}. {rest}, or else that of the recipe {recipe.name}"
+                f"{setting if recipe.modality in hints else 'recipe'}: {error}. {hint}, or else "
+                f"that of the recipe {recipe.name}"
             ) from error
 
 

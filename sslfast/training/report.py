@@ -4,6 +4,7 @@ import base64
 import html
 import json
 import logging
+from collections import Counter
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ import torch
 from sslfast import data, methods
 from sslfast._arguments import PositiveInt, checked
 from sslfast._printable import printable
-from sslfast.data import Batch, View
+from sslfast.data import Batch, Source, View
 from sslfast.eval import Features, embed_2d, knn_accuracy, linear_probe
 from sslfast.eval.plots import plot_loss_curve, plot_map, plot_views
 from sslfast.methods.base import Context
@@ -93,9 +94,10 @@ def report(
 
     scores: list[Score] = []
     labels = labels_per_class or LABELS_PER_CLASS
-    if test is not train and train.labels is not None and test.labels is not None:
+    counts = _samples_per_class(train)
+    if test is not train and counts and _samples_per_class(test):
         if labels_per_class is None:
-            labels = min(labels, *(train.labels.count(label) for label in set(train.labels)))
+            labels = min(labels, *counts.values())
         features = {
             "random initialisation": (run.random_encoder(), None),
             "pre-trained": (encoder, test_features),
@@ -172,11 +174,17 @@ def preview_run(run: FinishedRun, path: Path, samples: PositiveInt | None = None
     )
 
 
+def _samples_per_class(source: Source) -> Counter[int]:
+    """How many samples each class has; empty without labels."""
+    labels = (source.label(i) for i in range(len(source)))
+    return Counter(label for label in labels if label is not None)
+
+
 def _first_batch(config: TrainConfig, samples: int | None) -> tuple[Batch, View]:
     """The first training images, as the method would see them, and what made their first view."""
     recipe = build_recipe(config, methods.get(config.method))
     images = data.open_dataset(config.data, "train", modality=recipe.modality)
-    size = min(samples or _SAMPLES[recipe.modality], len(images))
+    size = min(samples or _SAMPLES.get(recipe.modality, 16), len(images))
     loader = data.make_loader(images, recipe, batch_size=size, seed=config.seed, threads=1)
     with closing(loader):
         return next(iter(loader)), recipe.views[0]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sslfast._files import remove_leftovers
-from sslfast.data.manifest import Manifest
+from sslfast.data.sources.manifest import Manifest
 from sslfast.training import checkpoint
 from sslfast.training.config import ConfigError, TrainConfig, user_path
 from sslfast.training.encoder_file import FILE_NAME

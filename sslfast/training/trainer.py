@@ -151,16 +151,13 @@ def method_files(
 
 def describe(config: TrainConfig, method: Method, step: int) -> dict[str, Any]:
     """What the encoder's file says of it: its model, the views it expects, where it comes from."""
-    view = build_recipe(config, method).views[0]
+    # What a recipe for other data says of its views is its own matter.
+    inputs: dict[str, Any] = getattr(build_recipe(config, method), "inputs", dict)()
     return {
         "model": config.model,
         "model_args": config.encoder_args,
         "method": config.method,
-        "image_size": view.size,
-        "num_frames": view.num_frames,
-        "sampling_rate": view.sampling_rate,
-        "mean": view.mean,
-        "std": view.std,
+        **inputs,
         "sslfast": __version__,
         "step": step,
         "checkpoint": checkpoint.fingerprint(method.state_dict()),

@@ -183,7 +183,7 @@ def test_nothing_readable_is_an_error(folder):
 
 
 def test_an_error_that_is_no_files_fault_is_not_hidden(folder, monkeypatch):
-    from sslfast.data.pipeline import ViewPipeline
+    from sslfast.data.executors.pipeline import ViewPipeline
 
     loader = make_loader(open_dataset(str(folder)), recipe("simclr_small"), batch_size=8, threads=1)
     steps = iter(loader)

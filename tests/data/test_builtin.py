@@ -13,8 +13,9 @@ from PIL import Image
 from skimage.data import chelsea
 
 from sslfast._files import cache_folder
-from sslfast.data import builtin, cache, open_dataset
-from sslfast.data.cache import make_folder, write_file
+from sslfast.data import builtin, open_dataset
+from sslfast.data.sources import cache
+from sslfast.data.sources.cache import make_folder, write_file
 
 
 def test_photos_have_the_documented_counts():
@@ -94,7 +95,7 @@ def test_a_half_deleted_cache_is_filled_up(tmp_path, monkeypatch, caplog):
     images, labels = builtin("mnist", "test")
     few = {"train": (images[:3].numpy(), labels[:3].numpy())}
     few["test"] = (images[500:502].numpy(), labels[500:502].numpy())
-    monkeypatch.setitem(sys.modules["sslfast.data.builtin_sets"]._READERS, "mnist", few.get)
+    monkeypatch.setitem(sys.modules["sslfast.data.sources.builtin"]._READERS, "mnist", few.get)
     monkeypatch.setenv("SSLFAST_CACHE", str(tmp_path))
     before = open_dataset("builtin:mnist")
     kept, lost = (Path(path) for path in before.paths[:2])

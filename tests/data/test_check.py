@@ -4,7 +4,7 @@ import struct
 import pytest
 from PIL import Image
 
-from sslfast.data.check import Verdict, check_file
+from sslfast.data.sources.check import Verdict, check_file
 
 WHOLE = {
     "plain.jpg": {},

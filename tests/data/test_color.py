@@ -3,8 +3,9 @@ import pytest
 import torch
 from PIL import Image, ImageEnhance
 
-from sslfast.data import View, color
-from sslfast.data.color import LUMA, color_matrices, recolor
+from sslfast.data import View
+from sslfast.data.views import color
+from sslfast.data.views.color import LUMA, color_matrices, recolor
 
 PLAIN = View(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 

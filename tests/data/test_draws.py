@@ -3,7 +3,7 @@ from types import SimpleNamespace
 import torch
 
 from sslfast.data import View, recipe
-from sslfast.data import draws as module
+from sslfast.data.views import draws as module
 
 MANY = torch.arange(20_000)
 SQUARE = torch.full((20_000, 2), 100)

@@ -298,7 +298,7 @@ def test_bad_arguments(loader):
 
 def test_the_gpu_graph_is_the_same_with_mixed_decoding():
     # Defined here, not run: DALI builds a GPU pipeline only where there is a GPU.
-    from sslfast.data.pipeline import ViewPipeline
+    from sslfast.data.executors.pipeline import ViewPipeline
 
     def placement(device):
         graph = ViewPipeline(recipe("simclr").views, 4, torch.device(device)).pipeline

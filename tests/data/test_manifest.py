@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sslfast.data.manifest import Manifest
+from sslfast.data.sources.manifest import Manifest
 
 NAMES = ["a/1.jpg", "a/2.jpg", "b/\udcff.jpg"]  # the last is no UTF-8
 

@@ -16,7 +16,7 @@ from skimage.color import lab2rgb, rgb2lab
 
 from sslfast._extras import MissingExtra
 from sslfast.data import Recipe, View, make_loader, open_dataset, recipe
-from sslfast.data.pillow import BadPixelsError, decode
+from sslfast.data.executors.pillow import BadPixelsError, decode
 
 WHOLE = View(size=32, crop_scale=None, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 
@@ -202,7 +202,7 @@ def test_a_lack_of_the_machines_is_no_bad_file(dataset_folder, pictures, monkeyp
         def fails(path, lack=lack):
             raise lack
 
-        monkeypatch.setattr("sslfast.data.pillow.open_file", fails)
+        monkeypatch.setattr("sslfast.data.executors.pillow.open_file", fails)
         with pytest.raises(type(lack)):
             decode(str(dataset_folder / "0.tif"))
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from sslfast.data import check as check_module
 from sslfast.data import open_dataset
+from sslfast.data.sources import check as check_module
 
 pytestmark = pytest.mark.usefixtures("cache")
 

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from sslfast.data import open_dataset
-from sslfast.data.sources import has_split
+from sslfast.data.sources.opening import has_split
 
 
 def make(root, *folders):

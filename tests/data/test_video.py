@@ -10,10 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from videos import BIKES, CARPHONE, CLIPS, decode, write
 
-from sslfast.data import View, video
-from sslfast.data.check import Verdict
-from sslfast.data.video import BadVideoError, check_video, read_frames
-from sslfast.data.video_loader import clip_frames
+from sslfast.data import View
+from sslfast.data.executors import frames
+from sslfast.data.executors.frames import BadVideoError, read_frames
+from sslfast.data.executors.pyav import clip_frames
+from sslfast.data.sources import videos
+from sslfast.data.sources.check import Verdict
+from sslfast.data.sources.videos import check_video
 
 
 @pytest.fixture(scope="module")
@@ -68,12 +71,12 @@ def test_a_seek_past_the_time_asked_for_starts_again(
 
 def test_only_what_follows_the_last_key_frame_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
     decoded = []
-    choose = video._choose
+    choose = frames._choose
 
     def counting(frames, *args, **keywords):
         return choose((decoded.append(f.pts) or f for f in frames), *args, **keywords)
 
-    monkeypatch.setattr(video, "_choose", counting)
+    monkeypatch.setattr(frames, "_choose", counting)
     read_frames(BIKES, [200, 204])
     assert len(decoded) == 204 - 187 + 2  # the frame after tells that 204 is over
     assert decoded[0] == 187 * 512
@@ -196,6 +199,6 @@ def test_every_place_of_a_clip_is_reached() -> None:
 def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.mp4")
     with pytest.raises(OSError, match="not a regular file"):
-        video._opened(av, str(tmp_path / "pipe.mp4"))
+        videos.opened(av, str(tmp_path / "pipe.mp4"))
     with pytest.raises(BadVideoError, match="not a regular file"):
         read_frames(str(tmp_path / "pipe.mp4"), [0])

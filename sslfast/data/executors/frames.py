@@ -1,89 +1,21 @@
-"""Frames of video files, by PyAV: what a file holds, and some frames of it by number.
+"""Frames of video files by number, decoded by PyAV.
 
 Frames are numbered by time: number n is the one shown n / rate seconds after the start, with the
 file's average rate. In a file of constant rate that is the n-th; in others clips stay even in time.
 """
 
-import os
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from typing import Any
 
 import numpy as np
 
-from sslfast._extras import require
-from sslfast.data.check import Verdict
-from sslfast.data.walk import open_file
-
-# Not MPEG program streams: after a seek, their times are off by a frame.
-EXTENSIONS = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi")
-
-NO_DECODER = "no decoder for its codec"
+from sslfast.data.executors.executor import BadSampleError
+from sslfast.data.sources.videos import NO_DECODER, av, opened, reason
 
 
-class BadVideoError(RuntimeError):
+class BadVideoError(BadSampleError):
     """A file is no video, or a part of it cannot be decoded; the message says why."""
-
-
-def av() -> Any:
-    """The module of PyAV, imported when it is first needed.
-
-    Raises:
-        MissingExtra: it is not installed.
-    """
-    return require("av", extra="video", purpose="Reading videos")
-
-
-def check_video(path: str) -> Verdict:
-    """What a video file holds, from its headers; nothing is decoded.
-
-    Where the header does not count frames (Matroska, WebM), or the index that should list them is
-    cut off (AVI), all packets are read, and those that are there count. Damage inside the
-    compressed data is found when it is decoded.
-
-    Raises:
-        OSError: it cannot be opened.
-    """
-    library = av()
-    if os.path.getsize(path) == 0:
-        return Verdict(0, 0, "empty file")
-    try:
-        with _opened(library, path) as container:
-            if not container.streams.video:
-                return Verdict(0, 0, "no video in it")
-            stream = container.streams.video[0]
-            if stream.codec_context is None:
-                return Verdict(0, 0, NO_DECODER)
-            end = max((entry.pos + entry.size for entry in stream.index_entries), default=0)
-            if end > os.path.getsize(path):
-                return Verdict(0, 0, "truncated: shorter than its index says")
-            if not stream.average_rate:
-                return Verdict(0, 0, "no frame rate")
-            height, width = stream.height, stream.width
-            frames = stream.frames
-            if len(stream.index_entries) < frames or not frames:
-                frames = _count(container, stream)
-    except library.FFmpegError as error:
-        return Verdict(0, 0, reason(error))
-    if frames < 2:
-        return Verdict(0, 0, f"{frames} frame(s): no video")
-    if height < 1 or width < 1:
-        return Verdict(0, 0, "no image size in its header")
-    return Verdict(height, width, frames=frames)
-
-
-def _opened(library: Any, path: str) -> Any:
-    """The container; titles and the like may be in any encoding."""
-    open_file(path).close()  # or raise: FFmpeg would wait for a pipe without end
-    return library.open(path, metadata_errors="replace")
-
-
-def _count(container: Any, stream: Any) -> int:
-    """Frames of average length between the first and the last packet."""
-    times = [packet.pts for packet in container.demux(stream) if packet.pts is not None]
-    if not times:
-        return 0
-    return round((max(times) - min(times)) * stream.time_base * stream.average_rate) + 1
 
 
 def read_frames(path: str, numbers: Sequence[int]) -> list[np.ndarray]:
@@ -109,7 +41,7 @@ def read_frames(path: str, numbers: Sequence[int]) -> list[np.ndarray]:
 
 def _decode(library: Any, path: str, numbers: Sequence[int], seek: bool) -> list[np.ndarray]:
     """The frames; none of them where seeking led past the first."""
-    with _opened(library, path) as container:
+    with opened(library, path) as container:
         if not container.streams.video:
             raise BadVideoError("no video in it")
         stream = container.streams.video[0]
@@ -150,8 +82,3 @@ def _choose(frames: Iterable[Any], ends: list[Fraction], may_be_late: bool) -> l
             raise BadVideoError("no frame could be decoded")
         return []
     return chosen + [last] * (len(ends) - len(chosen))
-
-
-def reason(error: Exception) -> str:
-    """An error of PyAV or of the system, for people."""
-    return getattr(error, "strerror", None) or str(error)

@@ -1,10 +1,10 @@
 """DALI executes the geometry of a recipe: read, decode, crop, resize, blur, flip, lay out as CHW.
 
-Random parameters are fed in (see sslfast.data.draws), so the graph holds no random state. An image
-is decoded once for all its views (measured about as fast as a cropped decode for each view).
-Colours follow outside (sslfast.data.color): DALI's color_twist takes ten times as long on a CPU,
-and knows contrast only about mid-grey, not about the image's mean. The blur therefore comes before
-the colours; both are linear, so but for the clipping of colours they commute.
+Random parameters are fed in (see views/draws.py), so the graph holds no random state. An image is
+decoded once for all its views (measured about as fast as a cropped decode for each view). Colours
+follow outside (see views/color.py): DALI's color_twist takes ten times as long on a CPU, and knows
+contrast only about mid-grey, not about the image's mean. The blur therefore comes before the
+colours; both are linear, so but for the clipping of colours they commute.
 
 What DALI cannot be given, Pillow decodes, and DALI gets it uncompressed, as a file in memory. No
 path reaches DALI that is no regular file: it would wait for a pipe without end.
@@ -24,10 +24,10 @@ import torch
 from torch import Tensor
 
 from sslfast._extras import require
-from sslfast.data.draws import Draw
-from sslfast.data.pillow import decode
-from sslfast.data.recipes import View
-from sslfast.data.walk import why_not_a_file
+from sslfast.data.executors.pillow import decode
+from sslfast.data.sources.walk import why_not_a_file
+from sslfast.data.views.draws import Draw
+from sslfast.data.views.view import View
 
 
 def _dali() -> tuple[Any, Any, Any]:

@@ -26,9 +26,9 @@ from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 
 from sslfast._extras import MissingExtra
-from sslfast.data.cache import write_file
-from sslfast.data.pillow import open_header
-from sslfast.data.walk import NOT_REGULAR, open_file
+from sslfast.data.sources.cache import write_file
+from sslfast.data.sources.header import open_header
+from sslfast.data.sources.walk import NOT_REGULAR, open_file
 
 logger = logging.getLogger("sslfast")
 

@@ -1,4 +1,4 @@
-"""The video loader: order and random draws from Philox, frames from PyAV in background threads.
+"""PyAV as the executor of videos: frames are decoded in background threads, on the CPU.
 
 Decoding, colour conversion and resizing all release Python's lock, so threads are enough. A clip is
 decoded for each view, crops are cut on whole pixels, and all frames of a clip are cropped, flipped
@@ -6,81 +6,65 @@ and recoloured alike.
 """
 
 import logging
-from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sslfast.data.draws import Draw
-from sslfast.data.recipes import Recipe, View
-from sslfast.data.sources import ImageDataset, VideoDataset
-from sslfast.data.steps import Options, Planned, StepLoader
-from sslfast.data.video import BadVideoError, read_frames
+from sslfast.data.executors.drawing import Drawer, recolored
+from sslfast.data.executors.executor import EXECUTORS, Options, Planned
+from sslfast.data.executors.frames import read_frames
+from sslfast.data.executors.threads import ThreadedExecutor
+from sslfast.data.sources.source import Source
+from sslfast.data.sources.videos import VideoDataset
+from sslfast.data.views.draws import Draw
+from sslfast.data.views.view import Recipe, View
 
 logger = logging.getLogger("sslfast")
 
-Work = list[tuple[int, Future[Tensor]]]  # sample and clip, view after view
 
+class VideoExecutor(ThreadedExecutor):
+    """Clips of videos, for any device."""
 
-class VideoLoader(StepLoader):
-    """PyAV as the executor: clips of videos, decoded on the CPU, for any device."""
-
-    def __init__(self, dataset: ImageDataset, recipe: Recipe, options: Options) -> None:
-        if not isinstance(dataset, VideoDataset) or dataset.sizes is None:
+    def __init__(self, source: Source, recipe: Recipe, options: Options) -> None:
+        super().__init__(source, recipe, options)
+        if not isinstance(source, VideoDataset) or source.sizes is None:
             raise ValueError(
-                f"recipe '{recipe.name}' makes clips of videos, and {dataset.name} was opened as "
-                'images: open it with modality="video"'
+                f"PyAV reads video files of known sizes, and {source.manifest.given} has none"
             )
-        super().__init__(dataset, dataset.sizes, recipe, options)
-        self._frames = dataset.frames
-        self._pool: ThreadPoolExecutor | None = None
-        self._work: deque[Work] = deque()
-        self._bad: dict[int, str] = {}
-        _warn_of_short_videos(dataset, recipe)
+        self._paths, self._frames = source.paths, source.frames
+        self._drawer = Drawer(recipe.views, source.sizes, options.batch_size, options.seed)
+        _warn_of_short_videos(source, recipe)
 
-    def _start(self, depth: int) -> None:
-        self._pool = ThreadPoolExecutor(self._threads, "sslfast-video")
+    def prepare(self, batch: Planned) -> list[list[Draw]]:
+        """The draws of each sample."""
+        draws = self._drawer.draws(batch)
+        return [[one.rows(slice(i, i + 1)) for one in draws] for i in range(len(batch.ids))]
 
-    def _submit(self, batch: Planned) -> None:
-        assert self._pool is not None
-        work = []
-        for view, draws in zip(self._recipe.views, batch.draws, strict=True):
-            for row, sample in enumerate(batch.ids.tolist()):
-                draw = draws.rows(slice(row, row + 1))
-                path, frames = self._dataset.paths[sample], self._frames[sample]
-                work.append((sample, self._pool.submit(read_clip, path, frames, view, draw)))
-        self._work.append(work)
+    def make(self, sample: int, place: int, epoch: int, extra: list[Draw]) -> list[Tensor]:
+        """A clip for each view, before its colours."""
+        del place, epoch
+        path, frames = self._paths[sample], self._frames[sample]
+        pairs = zip(self.recipe.views, extra, strict=True)
+        return [read_clip(path, frames, view, draw) for view, draw in pairs]
 
-    def _collect(self) -> list[Tensor]:
-        clips = []
-        for sample, future in self._work[0]:
-            try:
-                clips.append(future.result())
-            except BadVideoError as error:
-                self._bad[sample] = str(error)
-        if self._bad:
-            raise BadVideoError(f"{len(self._bad)} videos of a batch cannot be decoded")
-        self._work.popleft()
-        size = self._order.batch_size
-        return [
-            normalize(torch.stack(clips[v * size : (v + 1) * size]).to(self._device), view)
-            for v, view in enumerate(self._recipe.views)
-        ]
+    def join(self, batch: Planned, samples: list[list[Tensor]]) -> tuple[Tensor, ...]:
+        """Views float32 [B, 3, num_frames, size, size], normalised."""
+        draws, device = self._drawer.draws(batch), self.options.device
+        views = []
+        for v, view in enumerate(self.recipe.views):
+            clips = torch.stack([sample[v] for sample in samples]).to(device)
+            views.append(recolored(normalize(clips, view), view, draws[v]))
+        return tuple(views)
 
-    def _stop(self) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
-        self._pool = None
-        self._work.clear()
+    def stop(self) -> None:
+        """End the threads."""
+        super().stop()
+        self._drawer.forget()
 
-    def _find_bad(self, batches: list[Planned]) -> dict[int, str] | None:
-        # Only those of the oldest batch: what is bad in a later one may depend on its clips, and
-        # nothing may depend on how many batches were in work.
-        bad, self._bad = self._bad, {}
-        return bad or None
+
+EXECUTORS.add("video", VideoExecutor)
 
 
 def read_clip(path: str, frames: int, view: View, draw: Draw) -> Tensor:

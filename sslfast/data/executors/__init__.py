@@ -1,0 +1,1 @@
+"""What makes views of samples: one file an executor, for one modality each."""

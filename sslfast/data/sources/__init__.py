@@ -1,0 +1,1 @@
+"""Where data comes from: folders, built-in sets; one file a kind of source."""

@@ -6,7 +6,6 @@ from typing import Any
 from torch import nn
 
 from sslfast import methods
-from sslfast.data import recipe
 from sslfast.models import VisionTransformer
 
 SMALL_DATA = {"image": "builtin:photos", "video": "builtin:clips"}  # of each modality
@@ -19,7 +18,7 @@ def settings(name: str) -> dict[str, Any]:
     chosen: dict[str, Any] = {"method": name, "data": SMALL_DATA.get(method.modalities[0], "DATA")}
     if method.encoders is VisionTransformer:
         chosen["model"] = "vit_micro"
-    frames = recipe(method.recipe).views[0].num_frames
+    frames = method.own_recipe().views[0].num_frames
     if frames:
         chosen["model_args"] = {"num_frames": frames}
     if method.files:
@@ -47,7 +46,7 @@ def line(name: str) -> str:
     paper = re.sub(
         r"arXiv:([\d.]+)", r"[arXiv:\1](https://arxiv.org/abs/\1)", method.reference.paper
     )
-    views = len(recipe(method.recipe).views)
+    views = len(method.own_recipe().views)
     kinds = " or ".join(f"{modality}s" for modality in method.modalities)
     data = f"{kinds}, {views} view{'s' if views > 1 else ''} of each"
     encoder = "any" if method.encoders is nn.Module else f"`{method.encoders.__name__}`"

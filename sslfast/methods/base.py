@@ -3,12 +3,13 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import MethodType
+from types import MappingProxyType, MethodType
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from sslfast._arguments import checked
+from sslfast.data import recipe
 from sslfast.data.batch import Batch
 from sslfast.ema import EMATeacher
 from sslfast.losses import cached
@@ -102,7 +103,8 @@ class Method(nn.Module, ABC):
     (a two-pass loss over cached embeddings, activation checkpointing, evaluation).
 
     Class attributes:
-        recipe: name of the augmentation recipe that makes its views (``sslfast.data.recipe``).
+        recipe: what makes its views: the name of a recipe (``sslfast.data.recipe``), a recipe, or a
+            function of the encoder's keywords, as a dict, that returns either.
         modalities: the kinds of data that it accepts.
         encoders: what the encoder must be.
         files: hyperparameters that name files; a run keeps copies of them.
@@ -120,7 +122,7 @@ class Method(nn.Module, ABC):
             has names for ranges); it is a ValueError and a TypeError.
     """
 
-    recipe: ClassVar[str]
+    recipe: ClassVar[Any]
     modalities: ClassVar[tuple[str, ...]] = ("image",)
     encoders: ClassVar[type[nn.Module]] = nn.Module
     files: ClassVar[tuple[str, ...]] = ()
@@ -133,6 +135,16 @@ class Method(nn.Module, ABC):
         if "__init__" in vars(cls):
             # Of the encoder, Method says more clearly what is wrong.
             cls.__init__ = checked(cls.__init__, but=("encoder",))  # type: ignore[method-assign]
+
+    @classmethod
+    def own_recipe(cls, encoder_args: Mapping[str, Any] = MappingProxyType({})) -> Any:
+        """The recipe of its views, for an encoder that is built with these keywords.
+
+        Raises:
+            ValueError: no recipe has its name.
+        """
+        given = cls.recipe if isinstance(cls.recipe, str) or not callable(cls.recipe) else None
+        return recipe(cls.recipe(encoder_args) if given is None else given)
 
     def __init__(self, encoder: nn.Module) -> None:
         super().__init__()

@@ -197,11 +197,14 @@ class VisionTransformer(Intermediates):
 
     def layers(self) -> list[list[nn.Module | nn.Parameter]]:
         """What belongs to each layer from the input up: embedding, every block, what is above."""
-        last: list[nn.Module | nn.Parameter] = [self.norm, self.fc_norm, self.head]
+        last: list[nn.Module] = [self.norm, self.fc_norm, self.head]
         last += [] if self.attn_pool is None else [self.attn_pool]
-        above = {p for part in (*self.blocks, *last) for p in part.parameters()}  # type: ignore[union-attr]
-        first: list[nn.Module | nn.Parameter] = [p for p in self.parameters() if p not in above]
-        return [first, *([block] for block in self.blocks), last]
+        above = {p for part in (*self.blocks, *last) for p in part.parameters()}
+        layers: list[list[nn.Module | nn.Parameter]] = [
+            [p for p in self.parameters() if p not in above]
+        ]
+        layers += [[block] for block in self.blocks]
+        return [*layers, [*last]]
 
     @checked
     def reset_classifier(

@@ -21,22 +21,23 @@ def build_recipe(config: TrainConfig, method: Method | type[Method]) -> Any:
         ConfigError: an unknown recipe or field, a value out of its range, or views of another kind
             of data than the method learns from.
     """
+    own = method.own_recipe(config.encoder_args)
     sizes = {"size": config.image_size, "local_size": config.local_size}
     try:
-        recipe = data.recipe(config.recipe or method.recipe, **sizes, **config.recipe_args)
+        recipe = data.recipe(config.recipe or own, **sizes, **config.recipe_args)
     except (TypeError, ValueError) as error:
         raise setting_error("recipe", config.recipe_args, error) from error
     if recipe.modality not in method.modalities:
         raise ConfigError(
             f"recipe: '{recipe.name}' makes views of {recipe.modality}s, and {config.method} "
             f"learns from {' or '.join(method.modalities)}s: choose another recipe, such as "
-            f"{method.recipe}, or another method"
+            f"{own.name}, or another method"
         )
-    wanted, given = count_views(data.recipe(method.recipe)), count_views(recipe)
+    wanted, given = count_views(own), count_views(recipe)
     if given != wanted:
         raise ConfigError(
             f"recipe: '{recipe.name}' makes {given} views of a sample, and {config.method} learns "
-            f"from {wanted}: choose another recipe, such as {method.recipe}"
+            f"from {wanted}: choose another recipe, such as {own.name}"
         )
     return recipe
 

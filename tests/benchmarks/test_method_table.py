@@ -17,7 +17,7 @@ def test_a_training_takes_the_settings(name: str, tmp_path: Path) -> None:
     chosen: dict[str, Any] = {**method_table.ALL, **method_table.settings(name)}
     config = TrainConfig(**{**chosen, "out": str(tmp_path / "run")})
     config.validate()
-    view = recipe(methods.get(name).recipe, size=config.image_size).views[0]
+    view = recipe(methods.get(name).own_recipe(), size=config.image_size).views[0]
     sizes = {"img_size": view.size} if "vit" in config.model else {}
     encoder = models.create(config.model, **sizes, **config.model_args)
     methods.create(name, encoder, **{**config.method_args, **needed(name)})  # files are only named

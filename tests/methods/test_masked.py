@@ -223,7 +223,7 @@ def test_the_papers_settings_build(name: str) -> None:
             assert width // number == widths[name]
             Decoder(encoder.num_features, width, 3, 1, encoder.grid_size, heads=number)
     assert {"lr", "weight_decay", "batch_size", "epochs"} <= set(published)
-    recipe(methods.get(name).recipe, **published.get("recipe_args", {}))
+    recipe(methods.get(name).own_recipe(), **published.get("recipe_args", {}))
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -8,7 +8,6 @@ from torch import nn
 
 from sslfast import methods, models
 from sslfast.data.batch import Batch
-from sslfast.data.views.recipes import recipe
 from sslfast.losses import NTXentLoss
 from sslfast.methods.base import Context, Method, Reference
 from sslfast.methods.registry import _discover
@@ -22,7 +21,7 @@ def pairs(count: int = 16, views: int = 2, frames: tuple[int, ...] = ()) -> Batc
 def fitting(name: str) -> tuple[Method, Batch]:
     """The method around a small encoder of a kind that it takes, and a batch for it."""
     vit = {"img_size": 16, "embed_dim": 64, "depth": 2, "num_heads": 2}
-    views = len(recipe(methods.get(name).recipe).views)
+    views = len(methods.get(name).own_recipe().views)
     if methods.get(name).modalities == ("video",):
         encoder = models.create("vit_micro", **vit, num_frames=4)
         return methods.create(name, encoder), pairs(4, views, frames=(4,))

@@ -91,9 +91,9 @@ for _name, _groups in {
 
 @checked
 def recipe(
-    name: str, size: int | None = None, local_size: int | None = None, **overrides: Any
+    name: str | Any, size: int | None = None, local_size: int | None = None, **overrides: Any
 ) -> Any:
-    """A registered recipe.
+    """A registered recipe, or one of your own, with changes.
 
     - ``simclr``: two views, SimCLR's ImageNet values (Chen et al. 2020, appendix A); 224 pixels.
     - ``simclr_small``: two views for small images, SimCLR's CIFAR-10 values (the same paper,
@@ -114,7 +114,7 @@ def recipe(
     All normalise by ImageNet's channel statistics, which is the field's habit, not the papers'.
 
     Args:
-        name: which recipe.
+        name: which recipe; or a recipe.
         size: height and width of every view, in pixels, but of those of a group "local"; None keeps
             the recipe's own.
         local_size: of those of the group "local"; None keeps it.
@@ -129,7 +129,7 @@ def recipe(
         ValueError: an unknown name, field or group (the nearest known one is suggested), or a bad
             value.
     """
-    found = RECIPES.get(name)
+    found = RECIPES.get(name) if isinstance(name, str) else name
     overrides = with_new_names(_tuples(overrides), VIEW, stacklevel=4)
     if isinstance(found, Recipe):
         for key, value in overrides.items():

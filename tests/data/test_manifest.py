@@ -1,5 +1,7 @@
 """What a run remembers of its files."""
 
+import gzip
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -27,6 +29,14 @@ def test_changes_in_words():
         "1 file is of another size (the first: 'a/1.jpg')"
     )
     assert "another order" in manifest().changes(manifest(NAMES[::-1], (7, 5, 3)))
+
+
+def test_contents_that_names_and_sizes_do_not_tell():
+    one, two = (Manifest("array", None, ["x"], [8], contents) for contents in ("a1", "b2"))
+    assert len({m.fingerprint for m in (one, two, Manifest("array", None, ["x"], [8]))}) == 3
+    assert one.changes(two) == "its contents are others"
+    assert Manifest.from_bytes(one.to_bytes()) == one
+    assert b"contents" not in gzip.decompress(Manifest("array", None, ["x"], [8]).to_bytes())
 
 
 def test_where_to_find_the_data():

@@ -11,26 +11,32 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Manifest:
-    """The files of a data set, in the order of their sample ids.
+    """What a data set consists of: files in the order of their sample ids, or other parts.
 
     Attributes:
         given: the data as it was asked for: a folder as somebody spelled it, or builtin:NAME.
         root: the folder that this was, absolute; None for a built-in set.
-        names: paths below the folder; the position is the sample id.
-        lengths: bytes of each file.
+        names: paths below the folder, where the position is the sample id; or of shards, tables and
+            whatever else a source is made of.
+        lengths: bytes of each.
+        contents: a digest, of sources whose names and lengths do not tell one from another (arrays
+            in memory); None: they do.
     """
 
     given: str
     root: str | None
     names: list[str]
     lengths: list[int]
+    contents: str | None = None
 
     @cached_property
     def fingerprint(self) -> str:
-        """A digest of names and lengths, wherever the folder is."""
+        """A digest of names, lengths and contents, wherever the folder is."""
         digest = hashlib.sha256()
         for name, length in zip(self.names, self.lengths, strict=True):
             digest.update(b"%s\0%d\0" % (os.fsencode(name), length))
+        if self.contents is not None:
+            digest.update(self.contents.encode())
         return digest.hexdigest()[:32]
 
     @property
@@ -53,12 +59,18 @@ class Manifest:
             for kind, names in kinds.items()
             if names
         ]
-        return ", ".join(parts) or "its files are in another order"
+        return ", ".join(parts) or (
+            "its files are in another order"
+            if self.contents == now.contents
+            else "its contents are others"
+        )
 
     def to_bytes(self) -> bytes:
         """As compressed JSON; the same bytes for the same manifest."""
         plain = {**vars(self), "names": [os.fsencode(n).decode("latin-1") for n in self.names]}
         plain.pop("fingerprint", None)
+        if self.contents is None:  # as earlier versions wrote it
+            del plain["contents"]
         return gzip.compress(json.dumps(plain).encode(), mtime=0)
 
     @classmethod

@@ -196,7 +196,7 @@ def _add_preview(parser: Parser) -> None:
 
 
 def _add_run(parser: Parser) -> None:
-    parser.add_argument("--run", required=True, help="folder of a finished run")
+    parser.add_argument("--run", required=True, help="a finished run, or an encoder's file")
     parser.add_argument(
         "--device", type=Literal["auto", "cpu", "cuda"], default="auto", help="where to compute"
     )

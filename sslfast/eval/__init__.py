@@ -5,15 +5,19 @@ from sslfast.eval.knn import knn_accuracy, knn_predict
 from sslfast.eval.linear import ProbeResult, linear_probe
 from sslfast.eval.map2d import embed_2d
 from sslfast.eval.preprocess import Preprocess
+from sslfast.eval.protocols import evaluate, features_of, score
 
 __all__ = [
     "Features",
     "Preprocess",
     "ProbeResult",
     "embed_2d",
+    "evaluate",
     "extract",
+    "features_of",
     "knn_accuracy",
     "knn_predict",
     "linear_probe",
     "raw_pixels",
+    "score",
 ]

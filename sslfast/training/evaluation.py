@@ -2,9 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,9 +20,9 @@ from sslfast._arguments import (
     check_arguments,
     checked,
 )
-from sslfast.data import Loader, Recipe, Source
+from sslfast.data import Recipe, Source
 from sslfast.data.sources.opening import has_split
-from sslfast.eval import Features, extract, knn_accuracy, linear_probe, raw_pixels
+from sslfast.eval import Features, features_of, score
 from sslfast.training.config import ConfigError, TrainConfig, read_yaml, user_path
 from sslfast.training.distributed import resolve_device
 from sslfast.training.encoder import (
@@ -37,7 +35,6 @@ from sslfast.training.encoder import (
 from sslfast.training.run_folder import RunFolder, RunFolderError
 from sslfast.training.storage import explain_full_disk
 
-_BATCH, _VIDEO_BATCH = 256, 16
 Device = Literal["auto", "cpu", "cuda"]
 
 
@@ -46,7 +43,8 @@ class FinishedRun:
     """A run with its encoder, ready to look at labelled images.
 
     Attributes:
-        folder: its files.
+        folder: its files, or where an encoder's file lies.
+        weights: the encoder's file.
         description: what encoder.safetensors says: model, model_args, image_size, mean, std ...
         settings: what config.yaml says, but ``data`` where it is found from any working directory.
         device: where to compute.
@@ -54,6 +52,7 @@ class FinishedRun:
     """
 
     folder: RunFolder
+    weights: Path
     description: dict[str, Any]
     settings: dict[str, Any]
     device: torch.device
@@ -64,13 +63,15 @@ class FinishedRun:
     def open(
         cls, path: Path | str, device: Device = "auto", threads: Threads | None = None
     ) -> "FinishedRun":
-        """Open a run's folder.
+        """Open a run's folder, or an encoder's file alone, which says nothing of data.
 
         Raises:
             RunFolderError: it holds no finished run.
             ConfigError: its config.yaml is damaged.
             ValueError: its encoder is.
         """
+        if Path(path).is_file():
+            return cls._of_file(Path(path), device, threads)
         folder = RunFolder(path)
         for file in (folder.config, folder.encoder):
             if not file.is_file():
@@ -79,11 +80,31 @@ class FinishedRun:
         manifest = folder.manifest()
         if manifest is not None and os.path.exists(manifest.place):
             settings["data"] = manifest.place
-        return cls(folder, description, settings, resolve_device(device), threads)
+        return cls(folder, folder.encoder, description, settings, resolve_device(device), threads)
+
+    @classmethod
+    def _of_file(cls, path: Path, device: Device, threads: int | None) -> "FinishedRun":
+        settings = {"data": None, "seed": 0}
+        folder, where = RunFolder(path.parent), resolve_device(device)
+        return cls(folder, path, read_description(path), settings, where, threads)
+
+    def spec(self, given: Path | str | None) -> str:
+        """The data that was asked for: the run's own where none is given.
+
+        Raises:
+            ConfigError: none is given, and an encoder's file alone has none.
+        """
+        found = self.settings["data"] if given is None else given
+        if not found:
+            raise ConfigError(
+                "data is missing or empty: --data names labelled data, and an encoder's file has "
+                "none of its own"
+            )
+        return str(found)
 
     def encoder(self) -> nn.Module:
         """The pre-trained encoder, on the device."""
-        return place(load_encoder(self.folder.encoder), self.device)
+        return place(load_encoder(self.weights), self.device)
 
     def random_encoder(self) -> nn.Module:
         """The encoder as it was before its training (or before --init), on the device."""
@@ -100,25 +121,18 @@ class FinishedRun:
         return has_split(spec, split, self._recipe().modality)
 
     def features(self, encoder: nn.Module | None, images: Source) -> Features:
-        """The features of all images, in their order; without an encoder, the pixels."""
-        with self._loader(images) as loader:
-            if encoder is None:
-                return raw_pixels(loader)
-            return extract(encoder, loader, self.device)
-
-    @contextmanager
-    def _loader(self, images: Source) -> Iterator[Loader]:
-        recipe = self._recipe()
-        size = _BATCH if recipe.modality == "image" else _VIDEO_BATCH
-        loader = data.make_loader(
-            images, recipe, batch_size=size, device=self.device, threads=self.threads, train=False
+        """The features of all samples, in their order; without an encoder, the pixels."""
+        return features_of(
+            nn.Flatten() if encoder is None else encoder,
+            images,
+            self._recipe(),
+            device=self.device,
+            threads=self.threads,
         )
-        with closing(loader):
-            yield loader
 
     def _recipe(self) -> Recipe:
         """Views as the encoder expects them, without randomness."""
-        return evaluation_recipe(self.folder.encoder, self.description)
+        return evaluation_recipe(self.weights, self.description)
 
 
 @checked
@@ -149,15 +163,20 @@ def evaluate(
     Raises:
         ValueError: no labels, no test split, or limits that the data cannot meet.
     """
-    spec = str(spec or run.settings["data"])
+    spec = run.spec(spec)
     encoder = run.encoder()
     train, test = (run.features(encoder, run.dataset(spec, split)) for split in ("train", "test"))
-    found: dict[str, Any] = {"protocol": protocol, "data": spec}
-    if protocol == "knn":
-        found |= {"accuracy": knn_accuracy(train, test, k=k, device=run.device), "k": k}
-        found |= {"n_train": len(train), "n_test": len(test)}
-    else:
-        found |= asdict(linear_probe(train, test, labels_per_class, label_fraction, seed))
+    result = score(
+        train,
+        test,
+        protocol,
+        k=k,
+        labels_per_class=labels_per_class,
+        label_fraction=label_fraction,
+        seed=seed,
+        device=run.device,
+    )
+    found: dict[str, Any] = {"protocol": protocol, "data": spec, **result}
     path = run.folder.path / f"eval_{protocol}.json"
     path.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     return found
@@ -180,7 +199,7 @@ def embed(
         split: which of them.
         out: the file to write; None: features_SPLIT.npz in the run's folder.
     """
-    images = run.dataset(spec or run.settings["data"], split)
+    images = run.dataset(run.spec(spec), split)
     features = run.features(run.encoder(), images)
     ids = features.sample_ids.numpy()
     arrays: dict[str, Any] = {

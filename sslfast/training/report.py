@@ -81,6 +81,8 @@ def report(
     Raises:
         ValueError: a class has fewer labels than asked for.
     """
+    if run.settings["data"] is None:
+        raise RunFolderError(f"a report is of a run's folder: {run.weights} is an encoder alone")
     config = TrainConfig(**run.settings)
     folder = run.folder.path
     train = run.dataset(config.data, "train")

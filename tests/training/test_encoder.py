@@ -24,6 +24,8 @@ from sslfast.training.weights import load_weights
 
 DESCRIPTION = {"model": "convnet_small", "model_args": {"width": 8}, "method": "simclr"}
 
+CPU = torch.device("cpu")
+
 
 IMAGES = {"image_size": 16, "mean": (0.1, 0.5, 0.7), "std": (0.2, 0.3, 0.4), "num_frames": None}
 
@@ -54,7 +56,9 @@ def test_a_loaded_encoder_knows_its_inputs(tmp_path: Path) -> None:
     original = encoder()
     save_encoder(tmp_path / "encoder.safetensors", original.state_dict(), DESCRIPTION | IMAGES)
     description = read_description(tmp_path)
-    run = FinishedRun(RunFolder(tmp_path), description, {}, torch.device("cpu"), threads=1)
+    run = FinishedRun(
+        RunFolder(tmp_path), tmp_path / "encoder.safetensors", description, {}, CPU, threads=1
+    )
     images = data.open_dataset(str(tmp_path), cache_dir=str(tmp_path))
     expected = run.features(run.encoder(), images).features
 
@@ -75,7 +79,9 @@ def test_an_encoder_of_other_data_loads_and_says_what_eval_cannot(tmp_path: Path
     said = {"image_size": None, "mean": None}
     save_encoder(tmp_path / "encoder.safetensors", encoder().state_dict(), DESCRIPTION | said)
     assert load_encoder(tmp_path).preprocess is None
-    run = FinishedRun(RunFolder(tmp_path), read_description(tmp_path), {}, torch.device("cpu"))
+    run = FinishedRun(
+        RunFolder(tmp_path), tmp_path / "encoder.safetensors", read_description(tmp_path), {}, CPU
+    )
     with pytest.raises(ValueError, match=r"safetensors does not say .* \(image_size, mean, std"):
         run.dataset(str(tmp_path), "train")
 

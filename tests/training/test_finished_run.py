@@ -12,6 +12,7 @@ import yaml
 from sslfast.training.config import ConfigError
 from sslfast.training.encoder import build_encoder, load_encoder, save_encoder
 from sslfast.training.evaluation import FinishedRun, embed, evaluate
+from sslfast.training.report import report
 from sslfast.training.run_folder import RunFolderError
 from sslfast.training.tokenizer import TokenizerConfig
 
@@ -91,3 +92,19 @@ def test_other_files_in_the_place_of_an_encoder_are_named(tmp_path: Path) -> Non
     path.mkdir()
     with pytest.raises(RunFolderError, match="holds no finished run: there is no encoder"):
         FinishedRun.open(tmp_path, "cpu")
+
+
+def test_an_encoders_file_alone(tmp_path: Path, image_folder: Path) -> None:
+    """It is evaluated on what is named; a report is of a run."""
+    path = tmp_path / "mine.safetensors"
+    weights = build_encoder(**MODEL, seed=0).state_dict()
+    save_encoder(path, weights, {**MODEL, **IMAGES})
+    run = FinishedRun.open(path, "cpu", threads=1)
+    with pytest.raises(ConfigError, match="data is missing or empty: --data names labelled data"):
+        evaluate(run, "knn")
+    with pytest.raises(ConfigError, match="data is missing or empty"):
+        evaluate(run, "knn", "")
+    with pytest.raises(RunFolderError, match="a report is of a run's folder"):
+        report(run)
+    assert evaluate(run, "knn", image_folder, k=5)["accuracy"] > 0.5
+    assert (tmp_path / "eval_knn.json").is_file()

@@ -1,0 +1,39 @@
+"""Any encoder on any source: features in the source's order, scores of them."""
+
+import pytest
+import torch
+from byte_tokens import SPEC, register
+from torch import Tensor, nn
+
+from sslfast import data
+from sslfast.eval import Preprocess, evaluate, features_of, knn_accuracy
+
+VIEW = data.View(size=16, crop_scale=None)
+
+
+def test_an_encoder_says_what_it_takes_or_is_told() -> None:
+    source = data.open_dataset("builtin:mnist", "test")
+    encoder = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 8))
+    with pytest.raises(ValueError, match=r"Sequential does not say what views it takes.*recipe"):
+        features_of(encoder, source)
+    told = features_of(encoder, source, data.Recipe("eval", (VIEW,)), batch_size=200)
+    assert told.features.shape == (len(source), 8)
+    assert told.sample_ids.tolist() == list(range(len(source)))
+    encoder.preprocess = Preprocess(VIEW)
+    known = features_of(encoder, source, threads=1)
+    torch.testing.assert_close(known.features, told.features)
+    found = evaluate(encoder, source, source, k=1)
+    assert found == {"accuracy": 1.0, "k": 1, "n_train": len(source), "n_test": len(source)}
+    assert knn_accuracy(known, known, k=5) < 1
+
+
+def test_a_source_of_any_kind_but_one_view_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Count(nn.Module):
+        def forward(self, view: Tensor) -> Tensor:
+            return nn.functional.one_hot(view, 256).float().mean(1)
+
+    register(monkeypatch)
+    source = data.open_dataset(SPEC, modality="tokens")
+    recipe = data.recipe("noisy_text", noise=0.0)
+    with pytest.raises(ValueError, match="one view"):
+        features_of(Count(), source, recipe)

@@ -82,9 +82,11 @@ def test_what_pillow_decodes_and_what_cannot_be_read(tmp_path: Path, folder: Pat
     images[3] = OSError(5, "Input/output error")
     images[4] = images[4][: len(images[4]) // 2]
     source = Pictures(images, [0] * len(images))
+    before = len(os.listdir("/proc/self/fd"))
     loader: Loader = make_loader(source, SMALL, batch_size=8, threads=1, train=False)
     batches = list(loader)
     loader.close()
+    assert len(os.listdir("/proc/self/fd")) <= before
     ids = [i for batch in batches for i in batch.sample_ids.tolist()]
     assert ids == [0, 1, *range(5, len(images))]
     assert {name: why.partition(":")[0] for name, why in loader.skipped} == {  # type: ignore[attr-defined]

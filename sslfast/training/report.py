@@ -16,12 +16,12 @@ import torch
 from sslfast import data, methods
 from sslfast._arguments import PositiveInt, checked
 from sslfast._printable import printable
-from sslfast.data import Batch, Source, View
+from sslfast.data import Batch, Recipe, Source, View
 from sslfast.eval import Features, embed_2d, knn_accuracy, linear_probe
 from sslfast.eval.plots import plot_loss_curve, plot_map, plot_views
 from sslfast.methods.base import Context
 from sslfast.training import checkpoint
-from sslfast.training.config import TrainConfig
+from sslfast.training.config import ConfigError, TrainConfig
 from sslfast.training.evaluation import FinishedRun
 from sslfast.training.pipeline import build_recipe
 from sslfast.training.run_folder import RunFolderError
@@ -185,6 +185,11 @@ def _samples_per_class(source: Source) -> Counter[int]:
 def _first_batch(config: TrainConfig, samples: int | None) -> tuple[Batch, View]:
     """The first training images, as the method would see them, and what made their first view."""
     recipe = build_recipe(config, methods.get(config.method))
+    if not isinstance(recipe, Recipe):
+        raise ConfigError(
+            f"recipe: pictures are drawn of images and videos, and '{recipe.name}' makes views of "
+            f"{recipe.modality}"
+        )
     images = data.open_dataset(config.data, "train", modality=recipe.modality)
     size = min(samples or _SAMPLES.get(recipe.modality, 16), len(images))
     loader = data.make_loader(images, recipe, batch_size=size, seed=config.seed, threads=1)

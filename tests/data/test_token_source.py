@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,11 @@ from torch import Tensor
 from sslfast.data import Batch, Loader, Source, make_loader, open_dataset, recipe
 from sslfast.data.executors.executor import EXECUTORS, AnyRecipe
 from sslfast.eval import extract
+from sslfast.methods import registry
+from sslfast.methods.base import Method
+from sslfast.training import TrainConfig
+from sslfast.training.config import ConfigError
+from sslfast.training.report import preview
 
 
 @pytest.fixture
@@ -143,3 +149,16 @@ def test_features_of_any_source(loader: Any) -> None:
     features = extract(Counts(), batches)
     assert features.features.shape == (159, 256)
     assert features.labels is None
+
+
+def test_pictures_are_of_images_and_videos(
+    source: TextSource, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    class TextMethod(Method):
+        recipe = "noisy_text"
+        modalities = ("tokens",)
+
+    monkeypatch.setitem(registry._METHODS, "text_method", TextMethod)
+    config = TrainConfig(method="text_method", data=SPEC, out=str(tmp_path), steps=1)
+    with pytest.raises(ConfigError, match=r"pictures are .* 'noisy_text' makes views of tokens"):
+        preview(config, tmp_path / "views.png")

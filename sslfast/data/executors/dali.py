@@ -3,6 +3,7 @@
 import logging
 from collections import deque
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -10,12 +11,17 @@ from torch import Tensor
 
 from sslfast._extras import MissingExtra
 from sslfast.data.executors.drawing import Drawer, recolored
-from sslfast.data.executors.executor import EXECUTORS, Executor, Options, Planned
+from sslfast.data.executors.executor import (
+    EXECUTORS,
+    BadSampleError,
+    Executor,
+    Options,
+    Planned,
+)
+from sslfast.data.executors.image_files import ImageFiles, OpenFiles
 from sslfast.data.executors.pillow import BadPixelsError, decode
 from sslfast.data.executors.pipeline import ViewPipeline
-from sslfast.data.sources.check import check_file
 from sslfast.data.sources.header import pillow
-from sslfast.data.sources.images import ImageDataset
 from sslfast.data.sources.source import Source
 from sslfast.data.sources.walk import why_not_a_file
 from sslfast.data.views.draws import Draw
@@ -32,24 +38,18 @@ class DaliExecutor(Executor):
 
     def __init__(self, source: Source, recipe: Any, options: Options) -> None:
         super().__init__(source, recipe, options)
-        if not isinstance(source, ImageDataset):
-            raise ValueError(f"DALI reads image files, and {source.manifest.given} has none")
-        sizes, by_pillow = source.sizes, set(source.by_pillow)
-        if sizes is None:
-            seen = [check_file(path) for path in source.paths]
-            sizes = [(one.height, one.width) for one in seen]
-            by_pillow |= {
-                path for path, one in zip(source.paths, seen, strict=True) if one.by_pillow
-            }
-        if by_pillow:
+        self._files = ImageFiles(source, options.threads)
+        if self._files.by_pillow:
             pillow()  # or say at once that it is missing
-        self._paths, self._by_pillow = source.paths, by_pillow
+        sizes = self._files.sizes or []
         self._drawer = Drawer(recipe.views, sizes, options.batch_size, options.seed)
         self._pipeline: ViewPipeline | None = None
-        self._draws: deque[list[Draw]] = deque()  # of the batches in work
+        self._work: deque[tuple[OpenFiles, list[Draw]]] = deque()  # of the batches in work
 
     def start(self, depth: int) -> None:
         """Build the pipeline."""
+        self._files.reserve(depth * self.options.batch_size)
+        self._pool = ThreadPoolExecutor(self.options.threads, "sslfast-samples")
         self._pipeline = ViewPipeline(
             self.recipe.views,
             self.options.batch_size,
@@ -61,67 +61,79 @@ class DaliExecutor(Executor):
     def submit(self, batch: Planned) -> None:
         """Feed a batch to the pipeline."""
         assert self._pipeline is not None
-        draws = self._drawer.draws(batch)
-        self._draws.append(draws)
-        self._pipeline.submit([self._paths[i] for i in batch.ids], draws, self._by_pillow)
+        ids = batch.ids.tolist()
+        files, draws = self._files.open(ids, self._pool), self._drawer.draws(batch)
+        self._work.append((files, draws))
+        pairs = zip(ids, files.paths, strict=True)
+        by_pillow = {path for i, path in pairs if i in self._files.by_pillow}
+        self._pipeline.submit(files.paths, draws, by_pillow)
 
     def collect(self) -> tuple[Tensor, ...]:
         """The views of the oldest batch: float32 [B, 3, size, size] each."""
         assert self._pipeline is not None
         images = self._pipeline.collect()
-        rows = zip(images, self.recipe.views, self._draws.popleft(), strict=True)
+        files, draws = self._work.popleft()
+        files.close()
+        rows = zip(images, self.recipe.views, draws, strict=True)
         return tuple(recolored(*row) for row in rows)
 
     def stop(self) -> None:
         """Free the pipeline."""
         if self._pipeline is not None:
+            self._pool.shutdown(cancel_futures=True)
             self._pipeline.close()
         self._pipeline = None
-        self._draws.clear()
+        for files, _ in self._work:
+            files.close()
+        self._work.clear()
         self._drawer.forget()
 
     def find_bad(self, batches: Sequence[Planned]) -> dict[int, str] | None:
-        """Those that neither DALI nor Pillow can decode."""
+        """Those that cannot be read, or that neither DALI nor Pillow can decode."""
         candidates = torch.cat([batch.ids for batch in batches]).unique().tolist()
-        paths = [self._paths[i] for i in candidates]
-        bad, mended = find_undecodable(paths, self._by_pillow, self.options.device)
-        self._by_pillow |= mended
-        if not bad and not mended:
-            return None
-        return {candidates[i]: reason for i, reason in bad.items()}
+        bad, mended = find_undecodable(self._files, candidates, self.options.device)
+        self._files.by_pillow |= mended
+        return bad if bad or mended else None
 
 
 EXECUTORS.add("image", DaliExecutor)
 
 
 def find_undecodable(
-    paths: list[str], by_pillow: set[str], device: torch.device
-) -> tuple[dict[int, str], set[str]]:
-    """Decode files one by one, as the loader does, to find those that fail.
+    files: ImageFiles, ids: list[int], device: torch.device
+) -> tuple[dict[int, str], set[int]]:
+    """Decode samples one by one, as the loader does, to find those that fail.
 
     Args:
-        paths: image files.
-        by_pillow: those that Pillow decodes.
+        files: of all samples.
+        ids: the samples to look at.
         device: where the loader decodes.
 
     Returns:
-        bad: {position in paths: reason}.
+        bad: {sample: reason}.
         mended: those that DALI cannot decode and Pillow can.
     """
     bad: dict[int, str] = {}
-    mended: set[str] = set()
+    mended: set[int] = set()
     pipeline = None
-    for i, path in enumerate(paths):
+    for i in ids:
+        try:
+            opened = files.open([i])
+        except BadSampleError as error:
+            bad[i] = str(error)
+            continue
+        (path,) = opened.paths
         reason = why_not_a_file(path)
         if reason is not None:
             bad[i] = reason
             continue
-        if path not in by_pillow:
+        if i not in files.by_pillow:
             if pipeline is None:
                 pipeline = ViewPipeline((), 1, device, depth=1)
             try:
                 pipeline.submit([path], [])
                 pipeline.collect()
+                opened.close()
                 continue
             except RuntimeError as error:
                 reason = _reason(error)
@@ -135,8 +147,10 @@ def find_undecodable(
             bad[i] = f"{reason}; Pillow, which may read it, is not installed"
         else:
             if reason is not None:
-                logger.info("%s: Pillow decodes it, as DALI cannot (%s)", path, reason)
-                mended.add(path)
+                name = files.name(i)
+                logger.info("%s: Pillow decodes it, as DALI cannot (%s)", name, reason)
+                mended.add(i)
+        opened.close()
     if pipeline is not None:
         pipeline.close()
     return bad, mended

@@ -13,7 +13,6 @@ The same graph runs on a GPU: decoder "mixed", later steps "gpu", parameters sti
 """
 
 import os
-import resource
 from collections import deque
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +23,12 @@ import torch
 from torch import Tensor
 
 from sslfast._extras import require
+from sslfast.data.executors.image_files import (
+    allow_open_files,
+    close_files,
+    path_of,
+    write_in_memory,
+)
 from sslfast.data.executors.pillow import decode
 from sslfast.data.sources.walk import why_not_a_file
 from sslfast.data.views.draws import Draw
@@ -133,7 +138,7 @@ class ViewPipeline:
         outputs = self.pipeline.share_outputs(cuda_stream=stream)
         tensors = [torch.from_dlpack(output.as_tensor()) for output in outputs]
         self.pipeline.release_outputs()
-        _close(self._in_memory.popleft())
+        close_files(self._in_memory.popleft())
         return tensors
 
     def close(self) -> None:
@@ -141,7 +146,7 @@ class ViewPipeline:
         self._pool.shutdown(cancel_futures=True)
         del self.pipeline  # before what it may still be reading
         while self._in_memory:
-            _close(self._in_memory.popleft())
+            close_files(self._in_memory.popleft())
 
     def _readable(self, paths: list[str], by_pillow: Collection[str]) -> list[str]:
         """The paths, but of files in memory where Pillow decodes."""
@@ -152,14 +157,14 @@ class ViewPipeline:
                 raise RuntimeError(reason)
         chosen = [i for i, path in enumerate(paths) if path in by_pillow]
         if chosen:
-            _allow_open_files(self.depth * len(paths))
+            allow_open_files(self.depth * len(paths))
         self._in_memory.append([])
         paths = list(paths)
         work = [self._pool.submit(decode, paths[i]) for i in chosen]
         for i, future in zip(chosen, work, strict=True):
-            handle = _in_memory(future.result())
+            handle = write_in_memory(future.result())
             self._in_memory[-1].append(handle)
-            paths[i] = f"/proc/self/fd/{handle}"
+            paths[i] = path_of(handle)
         return paths
 
 
@@ -169,30 +174,6 @@ def _first_reason(paths: list[str]) -> str | None:
         if reason is not None:
             return f"{path}: {reason}"
     return None
-
-
-def _allow_open_files(count: int) -> None:
-    """Raise the process's limit of open files, 1,024 on most systems, as far as that goes."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = count + 1024
-    if resource.RLIM_INFINITY != soft < wanted:
-        limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
-
-
-def _in_memory(pixels: np.ndarray) -> int:
-    """An image uint8 [H, W, 3] as a PPM file without a name: its descriptor."""
-    height, width, _ = pixels.shape
-    handle = os.memfd_create("sslfast-image")
-    with os.fdopen(handle, "wb", closefd=False) as file:
-        file.write(b"P6\n%d %d\n255\n" % (width, height))
-        file.write(np.ascontiguousarray(pixels).data)
-    return handle
-
-
-def _close(handles: list[int]) -> None:
-    for handle in handles:
-        os.close(handle)
 
 
 def _view(fn: Any, types: Any, images: Any, v: int, view: View) -> Any:

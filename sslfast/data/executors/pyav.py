@@ -6,6 +6,7 @@ and recoloured alike.
 """
 
 import logging
+from collections import deque
 
 import numpy as np
 import torch
@@ -35,11 +36,13 @@ class VideoExecutor(ThreadedExecutor):
             )
         self._paths, self._frames = source.paths, source.frames
         self._drawer = Drawer(recipe.views, source.sizes, options.batch_size, options.seed)
+        self._draws: deque[list[Draw]] = deque()  # of the batches in work
         _warn_of_short_videos(source, recipe)
 
     def prepare(self, batch: Planned) -> list[list[Draw]]:
         """The draws of each sample."""
         draws = self._drawer.draws(batch)
+        self._draws.append(draws)
         return [[one.rows(slice(i, i + 1)) for one in draws] for i in range(len(batch.ids))]
 
     def make(self, sample: int, place: int, epoch: int, extra: list[Draw]) -> list[Tensor]:
@@ -51,7 +54,8 @@ class VideoExecutor(ThreadedExecutor):
 
     def join(self, batch: Planned, samples: list[list[Tensor]]) -> tuple[Tensor, ...]:
         """Views float32 [B, 3, num_frames, size, size], normalised."""
-        draws, device = self._drawer.draws(batch), self.options.device
+        del batch
+        draws, device = self._draws.popleft(), self.options.device
         views = []
         for v, view in enumerate(self.recipe.views):
             clips = torch.stack([sample[v] for sample in samples]).to(device)
@@ -61,6 +65,7 @@ class VideoExecutor(ThreadedExecutor):
     def stop(self) -> None:
         """End the threads."""
         super().stop()
+        self._draws.clear()
         self._drawer.forget()
 
 

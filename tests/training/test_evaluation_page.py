@@ -22,11 +22,12 @@ def test_snippets_run(
     save_encoder(path, encoder.state_dict(), MODEL | IMAGES)
     monkeypatch.chdir(tmp_path)
     snippets = re.findall(r"^```python\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
-    assert len(snippets) == 2
+    assert len(snippets) == 3
     found: list[dict[str, Any]] = []
     for text in snippets:
-        small = text.replace("builtin:photos", str(image_folder)).replace("=100", "=10")
+        small = re.sub("builtin:(photos|mnist)", str(image_folder), text).replace("=100", "=10")
         found.append({})
         exec(compile(small, "docs/guide/evaluation.md", "exec"), found[-1])
     assert (len(found[0]["train"]), len(found[0]["test"])) == (64, 16)
     assert found[1]["features"].shape == (8, encoder.num_features)
+    assert 0 < found[2]["pixels"]["accuracy"] <= 1

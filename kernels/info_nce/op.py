@@ -60,7 +60,9 @@ def _by_blocks(x: Tensor, y: Tensor, positive: Tensor, row_weight: Tensor, both:
     """By linear cross-entropy, in which a row's positive is a class of its own."""
     backend = registry.pick("linear_cross_entropy", linear_cross_entropy.problem(x, y))
     lse, _, d_rows, d_negatives, _ = backend.gradients(
-        x, y, None, positive, row_weight, 0.0, Wants(True, both, False)
+        *(x, y, None, positive, row_weight),
+        smoothing=0.0,
+        wants=Wants(hidden=True, weight=both, bias=False),
     )
     gap = lse - positive
     total = (row_weight * F.softplus(gap, threshold=40.0)).sum()

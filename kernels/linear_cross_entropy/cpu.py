@@ -27,7 +27,7 @@ def forward(
     softcap: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Log-sum-exps over the other classes, and the targets' logits; see the package."""
-    none = Wants(False, False, False)
+    none = Wants(hidden=False, weight=False, bias=False)
     return _run(hidden, weight, bias, targets, None, 0.0, none, softcap)[:2]
 
 

@@ -114,7 +114,7 @@ def linear_cross_entropy(
     Returns:
         Losses [N] in the accumulation dtype, 0 where ignored.
     """
-    none = Wants(False, False, False)
+    none = Wants(hidden=False, weight=False, bias=False)
     return _run(hidden, weight, bias, targets, ignore_index, smoothing, None, none, softcap)[0]
 
 

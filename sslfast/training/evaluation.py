@@ -20,6 +20,7 @@ from sslfast._arguments import (
     check_arguments,
     checked,
 )
+from sslfast._files import replacing
 from sslfast.data import Recipe, Source
 from sslfast.data.sources.opening import has_split
 from sslfast.eval import Features, features_of, score
@@ -33,7 +34,7 @@ from sslfast.training.encoder import (
     read_description,
 )
 from sslfast.training.run_folder import RunFolder, RunFolderError
-from sslfast.training.storage import explain_full_disk
+from sslfast.training.storage import explain_full_disk, write_text
 
 Device = Literal["auto", "cpu", "cuda"]
 
@@ -178,7 +179,7 @@ def evaluate(
     )
     found: dict[str, Any] = {"protocol": protocol, "data": spec, **result}
     path = run.folder.path / f"eval_{protocol}.json"
-    path.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(found, indent=2) + "\n")
     return found
 
 
@@ -210,7 +211,7 @@ def embed(
     if features.labels is not None and images.classes is not None:
         arrays |= {"labels": features.labels.numpy(), "classes": np.array(images.classes)}
     path = Path(user_path(out)) if out else run.folder.path / f"features_{split}.npz"
-    with explain_full_disk(path), open(path, "wb") as file:
+    with explain_full_disk(path), replacing(path) as temporary, open(temporary, "wb") as file:
         np.savez(file, **arrays)
     return path
 

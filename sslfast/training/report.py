@@ -26,6 +26,7 @@ from sslfast.training.evaluation import FinishedRun
 from sslfast.training.pipeline import build_recipe
 from sslfast.training.run_folder import RunFolderError
 from sslfast.training.run_log import read_metrics
+from sslfast.training.storage import write_text
 from sslfast.training.trainer import build_method
 
 logger = logging.getLogger("sslfast")
@@ -119,8 +120,8 @@ def report(
             scores.append(Score(name, knn_accuracy(*pair, k=k), fmean(probes)))
 
     found = Report(config.data, scores, labels, k, ["loss.png", "views.png", "map.png"])
-    (folder / "report.json").write_text(json.dumps(asdict(found), indent=2) + "\n")
-    (folder / "report.html").write_text(_page(found, run.settings, folder), encoding="utf-8")
+    write_text(folder / "report.json", json.dumps(asdict(found), indent=2) + "\n")
+    write_text(folder / "report.html", _page(found, run.settings, folder))
     return found
 
 

@@ -115,3 +115,8 @@ def has_good_checksum(path: Path) -> bool:
     if line.startswith(_CHECKSUM.split("{")[0].encode()):
         raise ValueError("its checksum differs")
     return False
+
+
+def write_text(path: Path, text: str) -> None:
+    """``write_atomically`` of a text, as UTF-8."""
+    write_atomically(path, lambda file: file.write(text.encode()))

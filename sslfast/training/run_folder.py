@@ -88,6 +88,18 @@ class RunFolder:
         found = {name: self.files / name for name in names}
         return {name: str(copy) for name, copy in found.items() if copy.is_file()}
 
+    def begin(self, config: TrainConfig, manifest: Manifest, files: Mapping[str, Any]) -> None:
+        """Write down what a run is made of, before its first step.
+
+        Args:
+            config: its settings.
+            manifest: of what it learns from.
+            files: of its method; see ``keep_copies``.
+        """
+        config.write(self.config)
+        self.keep_manifest(manifest)
+        self.keep_copies(files)
+
     def keep_copies(self, files: Mapping[str, Any]) -> None:
         """Copy files into the folder: the run goes on, and can be looked at, without them.
 

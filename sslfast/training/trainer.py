@@ -90,9 +90,7 @@ def train(config: TrainConfig | Mapping[str, Any]) -> Path:
         else:
             session = build_session(config, method, loader, run, ranks)
             if ranks.is_main:
-                config.write(run.config)
-                run.keep_manifest(loader.manifest)
-                run.keep_copies(method_files(type(method), config, run))
+                run.begin(config, loader.manifest, method_files(type(method), config, run))
             fit(session, saved)
             weights = session.strategy.exported()
         # Also of a finished run: it may have been killed between its last checkpoint and this.

@@ -81,6 +81,7 @@ def test_a_run_from_beginning_to_end(tmp_path: Path) -> None:
         assert entry["lr"] == rate
     names = [path.name for path in checkpoint.listed(run.checkpoints)]
     assert names == ["step_00000004.pt", "step_00000008.pt", "step_00000012.pt"]
+    assert run.config.is_file()
     assert list(run.path.glob("events.out.tfevents.*"))
 
     contexts = method.seen

@@ -139,5 +139,8 @@ def entries(run: RunFolder) -> list[dict[str, float]]:
 def toy_fit(config: TrainConfig, method: Method, loader: Any, saved: Any = None) -> RunFolder:
     run = RunFolder(config.out)
     with run.locked():
-        fit(build_session(config, method, loader, run, Ranks(torch.device("cpu"))), saved)
+        session = build_session(config, method, loader, run, Ranks(torch.device("cpu")))
+        if saved is None or saved["step"] < session.plan.total_steps:  # as train does
+            run.begin(config, loader.manifest, {})
+            fit(session, saved)
     return run

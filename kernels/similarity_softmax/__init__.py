@@ -24,7 +24,7 @@ values: non-finite in, non-finite out.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -64,7 +64,8 @@ class Pairing:
     @property
     def numbers(self) -> list[int]:
         """The fields in their order, as ops take them."""
-        return [*astuple(self)[:4], int(self.leave_out_self)]
+        around = self.length, self.shift, self.row_base, self.column_base
+        return [*around, int(self.leave_out_self)]
 
     def transposed(self) -> "Pairing":
         """The same pairs with the roles of rows and columns exchanged."""

@@ -1,6 +1,5 @@
 """C++ on the CPU (csrc/cpu/similarity_softmax.cpp): float32, AVX-512 or AVX2 where there."""
 
-from dataclasses import astuple
 from typing import Any
 
 import torch
@@ -30,7 +29,7 @@ def describe(
     """The problem as the extension takes it; pairing fields are in the order of its class."""
     m, dim = rows.shape
     n = m if columns is None else len(columns)
-    fields, threads = astuple(pairing), torch.get_num_threads()
+    fields, threads = tuple(pairing.numbers), torch.get_num_threads()
     # No address means the symmetric form; columns of no element have none of their own.
     start = address(rows if columns is not None and not columns.numel() else columns)
     return rows.data_ptr(), m, start, n, dim, scale.item(), fields, threads

@@ -4,7 +4,25 @@ Names are imported when first used, so that a script which needs one loss loads 
 """
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sslfast import (
+        data,
+        ema,
+        eval,
+        functional,
+        losses,
+        masking,
+        methods,
+        models,
+        optim,
+        tokenizers,
+        training,
+    )
+    from sslfast.ema import EMATeacher
+    from sslfast.kernels.registry import backends, use_backend
+    from sslfast.training import load_encoder, train
 
 __version__ = "0.1.0"
 
@@ -23,12 +41,14 @@ _MODULES = (
 __all__ = ["__version__", *_LAZY]
 
 
-def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        return getattr(import_module(_LAZY[name]), name)
-    if name in _MODULES:
-        return import_module(f"{__name__}.{name}")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+if not TYPE_CHECKING:  # which sees the names above, and no others
+
+    def __getattr__(name: str) -> Any:
+        if name in _LAZY:
+            return getattr(import_module(_LAZY[name]), name)
+        if name in _MODULES:
+            return import_module(f"{__name__}.{name}")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

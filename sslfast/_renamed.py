@@ -21,20 +21,31 @@ class OldName(DeprecationWarning):
 
 
 def with_new_names(
-    values: Mapping[str, Any], names: Mapping[str, str], *, stacklevel: int = 3
+    values: Mapping[str, Any],
+    names: Mapping[str, str],
+    *,
+    replaces: bool = False,
+    stacklevel: int = 3,
 ) -> dict[str, Any]:
-    """Keywords under their new names; of one that is given under both, what the old name has.
+    """Keywords under their new names.
 
     Args:
         values: keywords.
         names: new names by old ones.
+        replaces: both names may be there, as ``dataclasses.replace`` gives all fields beside the
+            change; then the old name's value counts.
         stacklevel: who is warned, as in ``warnings.warn``.
+
+    Raises:
+        ValueError: a keyword under both names.
 
     Warns:
         OldName: for each old one.
     """
     found = {name: value for name, value in values.items() if name not in names}
     for old in values.keys() & names.keys():
+        if names[old] in found and not replaces:
+            raise ValueError(f"{old} is the old name of {names[old]}: give one of them")
         _warn(old, names[old], stacklevel + 1)
         found[names[old]] = values[old]
     return found
@@ -52,7 +63,7 @@ def accepts_old_names(names: Mapping[str, str]) -> Callable[[C], C]:
 
         @functools.wraps(make)
         def with_old_names(self: Any, *args: Any, **kwargs: Any) -> None:
-            make(self, *args, **with_new_names(kwargs, names))
+            make(self, *args, **with_new_names(kwargs, names, replaces=True))
 
         dataclass.__init__ = with_old_names  # type: ignore[misc]
         for old, new in names.items():

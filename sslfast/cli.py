@@ -114,7 +114,17 @@ def _set_up_logging() -> None:
     level, who = (logging.INFO, "") if rank == "0" else (logging.ERROR, f"rank {rank}: ")
     handler.setFormatter(_Printable(f"{who}%(message)s"))
     logging.basicConfig(level=level, handlers=[handler])
-    warnings.simplefilter("default", OldName)  # Python hides what is for programmers
+    warnings.simplefilter("once", OldName)  # Python hides what is for programmers
+    show = warnings.showwarning
+
+    def shown(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+        """An old name is a matter of the settings, not of a line of code."""
+        if issubclass(category, OldName):
+            logger.warning("%s", message)
+        else:
+            show(message, category, *where, **more)
+
+    warnings.showwarning = shown
     # A file that cannot be decoded turns up on one rank alone, whichever it is.
     logging.getLogger("sslfast.data.steps").setLevel(logging.WARNING)
 

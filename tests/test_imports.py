@@ -27,6 +27,7 @@ ANYWHERE = {
     "_digest",
     "_extras",
     "_files",
+    "_nests",
     "_printable",
     "_renamed",
     "_suggest",
@@ -106,16 +107,26 @@ def test_a_loss_imports_no_optional_package() -> None:
 
 
 def test_a_loss_imports_little_of_this_package() -> None:
-    code = (
-        "import sys; from sslfast.losses import NTXentLoss; "
-        "print(*(m for m in sys.modules if m.partition('.')[0] == 'sslfast'))"
-    )
+    """Each in a process of its own, forked from one that has imported torch alone."""
+    code = """
+import os, sys, torch
+from torch import nn
+import sslfast.losses
+for loss in sslfast.losses.__all__:
+    if not os.fork():
+        getattr(sslfast.losses, loss)
+        print(loss, *(m for m in sys.modules if m.partition(".")[0] == "sslfast"), flush=True)
+        os._exit(0)
+    assert os.wait()[1] == 0
+"""
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    found = shown.stdout.split()
-    assert "sslfast.losses.ntxent" in found
-    assert len(found) < 25, found
-    rooms = {name.split(".")[1] for name in found if "." in name}
-    assert rooms <= {"losses", "kernels", "_arguments"}
+    loaded = {line.split()[0]: line.split()[1:] for line in shown.stdout.splitlines()}
+    assert set(loaded) >= {"NTXentLoss", "ClipLoss", "SupConLoss", "cached"}
+    assert len(loaded["NTXentLoss"]) < 25, loaded["NTXentLoss"]
+    for name, found in loaded.items():
+        assert len(found) < 30, (name, found)
+        rooms = {module.split(".")[1] for module in found if "." in module}
+        assert rooms <= {"losses", "kernels", "_arguments", "_nests", "_suggest"}, (name, rooms)
 
 
 def test_no_top_level_package_called_kernels() -> None:

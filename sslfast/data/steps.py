@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sslfast._nests import map_tensors
 from sslfast._versions import check_version
-from sslfast.data.batch import Batch, map_tensors
+from sslfast.data.batch import Batch
 from sslfast.data.executors.executor import Executor, Planned
 from sslfast.data.order import EpochOrder
 from sslfast.data.sources.manifest import Manifest

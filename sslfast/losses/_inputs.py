@@ -84,7 +84,7 @@ def check_temperature(temperature: float | Tensor) -> None:
         if temperature.numel() != 1:
             raise ValueError(f"temperature must be one number, got {list(temperature.shape)}")
     elif not abs(temperature) >= 1e-8:
-        raise ValueError(f"temperature must be a number other than 0, got {temperature}")
+        raise ValueError(f"temperature must be at least 1e-8 in magnitude, got {temperature}")
 
 
 def scale_of(temperature: float | Tensor, like: Tensor) -> Tensor:

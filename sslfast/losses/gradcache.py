@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
-from sslfast.data.batch import join_tensors, map_tensors
+from sslfast._nests import join_tensors, map_tensors
 
 Encoder = Callable[[Any], Any]
 

@@ -13,10 +13,12 @@ __all__ = ["TrainConfig", "load_encoder", "train"]
 _LAZY = {"load_encoder": "encoder", "train": "trainer"}
 
 
-def __getattr__(name: str) -> Any:
-    # Importing torch takes seconds; the command line's --help reads the configuration only.
-    if name not in _LAZY:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    import importlib
+if not TYPE_CHECKING:  # which sees the names above, and no others
 
-    return getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
+    def __getattr__(name: str) -> Any:
+        # Importing torch takes seconds; the command line's --help reads the configuration only.
+        if name not in _LAZY:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        import importlib
+
+        return getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)

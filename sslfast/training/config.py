@@ -148,7 +148,10 @@ class TrainConfig:
             if isinstance(value, os.PathLike) or (name != "data" and isinstance(value, str)):
                 setattr(self, name, user_path(value))
         if isinstance(self.recipe_args, Mapping):
-            self.recipe_args = with_new_names(self.recipe_args, VIEW, stacklevel=4)
+            try:
+                self.recipe_args = with_new_names(self.recipe_args, VIEW, stacklevel=4)
+            except ValueError as error:
+                raise ConfigError(f"recipe_args: {error}") from error
         if isinstance(self.method_args, Mapping):
             paths = {k: v for k, v in self.method_args.items() if isinstance(v, os.PathLike)}
             self.method_args = {**self.method_args, **{k: os.fspath(v) for k, v in paths.items()}}

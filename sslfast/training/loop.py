@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from sslfast._nests import map_tensors
 from sslfast.data import Batch, Loader
-from sslfast.data.batch import map_tensors
 from sslfast.methods.base import Context, Progress
 from sslfast.training.monitors import NEVER, NonFiniteError
 from sslfast.training.run_log import RunLog

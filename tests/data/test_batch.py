@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from sslfast._nests import join_tensors, map_tensors
 from sslfast.data import Batch
-from sslfast.data.batch import join_tensors, map_tensors
 
 
 class Pair(NamedTuple):

@@ -16,7 +16,7 @@ from torch import Tensor
 from toys import entries
 
 import sslfast
-from sslfast.data.batch import map_tensors
+from sslfast._nests import map_tensors
 from sslfast.training import checkpoint
 from sslfast.training.config import ConfigError
 from sslfast.training.run_folder import RunFolder

@@ -80,7 +80,7 @@ class Pairs:
 def pair_by_name(
     teacher: nn.Module, student: nn.Module, buffers: Literal["average", "copy"]
 ) -> Pairs:
-    """What follows what, by name.
+    """What follows what, by name; what both networks share follows nothing.
 
     Raises:
         ValueError: a name that only one of them has.
@@ -104,12 +104,13 @@ def pair_by_name(
         return buffers if name in are_buffers else "average"
 
     modules = [*teacher.modules(), *student.modules()]
+    names = [name for name in ours if ours[name] is not theirs[name]]
     return Pairs(
         networks=(teacher, student),
-        names=list(ours),
-        teacher=list(ours.values()),
-        student=[theirs[name] for name in ours],
-        ways=[way(name) for name in ours],
+        names=names,
+        teacher=[ours[name] for name in names],
+        student=[theirs[name] for name in names],
+        ways=[way(name) for name in names],
         modules=modules,
         contents=_contents(modules),
     )

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from sslfast import data
 from sslfast._arguments import Part, PositiveInt, Seed, Threads, checked
 from sslfast.data import Recipe, Source, make_loader
 from sslfast.eval.features import Features, extract
@@ -33,8 +34,8 @@ def features_of(
     Args:
         encoder: maps the one view of a batch to features [B, D].
         source: of the samples (``sslfast.data.open_dataset``).
-        recipe: of that view, without randomness; None: as ``encoder.preprocess`` has it, which
-            ``load_encoder`` sets.
+        recipe: of that view, without randomness, or its name; None: as ``encoder.preprocess`` has
+            it, which ``load_encoder`` sets.
         batch_size: None: 256, and 16 of videos.
         device: where the encoder is; None: where its first parameter is (else the CPU).
         threads: on the CPU, for loading; None: chosen by the loader.
@@ -51,6 +52,8 @@ def features_of(
                 'sslfast.data.recipe("eval", size=224)'
             )
         recipe = Recipe("eval", (known.view,))
+    if isinstance(recipe, str):
+        recipe = data.recipe(recipe)
     if device is None:
         device = next((parameter.device for parameter in encoder.parameters()), "cpu")
     loader = make_loader(
@@ -96,31 +99,45 @@ def score(
         ValueError: no labels, or limits that the data cannot meet.
     """
     if protocol == "knn":
+        if labels_per_class is not None or label_fraction is not None:
+            raise ValueError("labels_per_class and label_fraction are of linear: knn uses all")
         accuracy = knn_accuracy(train, test, k=k, device=device)
         return {"accuracy": accuracy, "k": k, "n_train": len(train), "n_test": len(test)}
     return asdict(linear_probe(train, test, labels_per_class, label_fraction, seed))
 
 
+@checked
 def evaluate(
     encoder: nn.Module,
     train: Source,
     test: Source,
     protocol: Protocol = "knn",
     recipe: Any = None,
-    **options: Any,
+    *,
+    batch_size: PositiveInt | None = None,
+    device: torch.device | str | None = None,
+    threads: Threads | None = None,
+    k: PositiveInt = 20,
+    labels_per_class: PositiveInt | None = None,
+    label_fraction: Part | None = None,
+    seed: Seed = 0,
 ) -> dict[str, Any]:
-    """``score`` of an encoder's ``features_of`` two sources.
-
-    Args:
-        encoder: any module; see ``features_of``.
-        train: samples with labels.
-        test: samples with labels of the same classes.
-        protocol: "knn" or "linear".
-        recipe: of the view that the encoder takes; None: as its file has it.
-        **options: of ``score``.
+    """``score`` of an encoder's ``features_of`` two sources, with the arguments of both.
 
     Raises:
         ValueError: see ``features_of`` and ``score``.
     """
-    known, asked = (features_of(encoder, source, recipe) for source in (train, test))
-    return score(known, asked, protocol, **options)
+    known, asked = (
+        features_of(encoder, source, recipe, batch_size=batch_size, device=device, threads=threads)
+        for source in (train, test)
+    )
+    return score(
+        known,
+        asked,
+        protocol,
+        k=k,
+        labels_per_class=labels_per_class,
+        label_fraction=label_fraction,
+        seed=seed,
+        device=device or "cpu",
+    )

@@ -60,7 +60,7 @@ class Context:
         device_step: ``step`` in the same form, int64.
         rank: this process among those that train together.
         world_size: how many these are.
-        process_group: their group, as losses take it; None: all ranks of torch.distributed.
+        process_group: their group, as losses take it; None where there is one process.
     """
 
     step: int
@@ -143,8 +143,7 @@ class Method(nn.Module, ABC):
         Raises:
             ValueError: no recipe has its name.
         """
-        given = cls.recipe if isinstance(cls.recipe, str) or not callable(cls.recipe) else None
-        return recipe(cls.recipe(encoder_args) if given is None else given)
+        return recipe(cls.recipe(encoder_args) if callable(cls.recipe) else cls.recipe)
 
     def __init__(self, encoder: nn.Module) -> None:
         super().__init__()

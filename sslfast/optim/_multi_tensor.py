@@ -149,8 +149,11 @@ class MultiTensor(ABC):
         if self.ema is not None:
             momentum = self.ema.next_momentum()
             teachers, rest = self._divide(params)
-        found_inf: Tensor | None = getattr(self, "found_inf", None)
-        taken = None if found_inf is None else found_inf.reshape(()) == 0
+        # Without any gradient, GradScaler has a plain 0 here.
+        found_inf: Tensor | int | None = getattr(self, "found_inf", None)
+        taken = found_inf.reshape(()) == 0 if isinstance(found_inf, Tensor) else None
+        if not params and self.max_norm is not None:
+            self.grad_norm = torch.zeros(())
         if params:
             control, numbers = self._upload(params, momentum, taken)
             locals_ = list(map(local_shard, params))

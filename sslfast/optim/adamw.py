@@ -67,6 +67,8 @@ class AdamW(MultiTensor, torch.optim.AdamW):
     ) -> None:
         asked = {"amsgrad": amsgrad, "maximize": maximize, "differentiable": differentiable}
         self._refuse_unsupported([asked])
+        if len(betas) != 2:
+            raise ValueError(f"betas must be two numbers, got {betas}")
         super().__init__(params, lr, betas, eps, weight_decay, capturable=capturable, fused=True)
         self.attach(ema, max_norm)
 

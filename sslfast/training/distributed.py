@@ -57,6 +57,11 @@ class Ranks:
         """Whether this rank writes files and talks."""
         return self.rank == 0
 
+    @property
+    def group(self) -> Any:
+        """The process group of all ranks, as losses take it; None where there is one."""
+        return None if self.world_size == 1 else dist.group.WORLD
+
     def barrier(self) -> None:
         """Wait for all ranks."""
         if self.world_size > 1:

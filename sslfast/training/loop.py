@@ -15,6 +15,7 @@ from sslfast.data import Batch, Loader
 from sslfast.methods.base import Context, Progress
 from sslfast.training.monitors import NEVER, NonFiniteError
 from sslfast.training.run_log import RunLog
+from sslfast.training.schedule import scheduled
 from sslfast.training.session import Session
 from sslfast.training.signals import StopPoll, TrainingStopped, catch_signals
 
@@ -57,10 +58,10 @@ def fit(session: Session, saved: dict[str, Any] | None = None) -> int:
             logger.info("going on after step %d of %d", step, plan.total_steps)
         while step < plan.total_steps:
             progress = plan.at(step)
-            scheduled = method.schedules(progress)
-            lr = session.rates.set(optimizer, progress, scheduled)
-            ctx = context(session, progress, scheduled)
-            for teacher in method.teachers() if "momentum" in scheduled else ():
+            now = scheduled(method, progress)
+            lr = session.rates.set(optimizer, progress, now)
+            ctx = context(session, progress, now)
+            for teacher in method.teachers() if "momentum" in now else ():
                 teacher.momentum = ctx.schedules["momentum"]
 
             for part in range(plan.parts):
@@ -118,7 +119,7 @@ def fit(session: Session, saved: dict[str, Any] | None = None) -> int:
     return step
 
 
-def context(session: Session, progress: Progress, scheduled: dict[str, float]) -> Context:
+def context(session: Session, progress: Progress, values: dict[str, float]) -> Context:
     """What a method is told in one step."""
     device, ranks = session.ranks.device, session.ranks
     return Context(
@@ -126,10 +127,11 @@ def context(session: Session, progress: Progress, scheduled: dict[str, float]) -
         epoch=int(progress.epoch),
         total_steps=progress.total_steps,
         seed=session.plan.seed,
-        schedules={k: torch.full((), v, device=device) for k, v in scheduled.items()},
+        schedules={k: torch.full((), float(v), device=device) for k, v in values.items()},
         device_step=torch.full((), progress.step, device=device),
         rank=ranks.rank,
         world_size=ranks.world_size,
+        process_group=ranks.group,
     )
 
 

@@ -22,6 +22,9 @@ def build_recipe(config: TrainConfig, method: Method | type[Method]) -> Any:
             of data than the method learns from.
     """
     own = method.own_recipe(config.encoder_args)
+    for key, setting in (("size", "image_size"), ("local_size", "local_size"), ("name", "recipe")):
+        if key in config.recipe_args:
+            raise ConfigError(f"recipe_args.{key}: that is the setting {setting}")
     sizes = {"size": config.image_size, "local_size": config.local_size}
     try:
         recipe = data.recipe(config.recipe or own, **sizes, **config.recipe_args)
@@ -34,7 +37,7 @@ def build_recipe(config: TrainConfig, method: Method | type[Method]) -> Any:
             f"{own.name}, or another method"
         )
     wanted, given = count_views(own), count_views(recipe)
-    if given != wanted:
+    if given != wanted and f"{given} and local" != wanted:  # which may be none, too
         raise ConfigError(
             f"recipe: '{recipe.name}' makes {given} views of a sample, and {config.method} learns "
             f"from {wanted}: choose another recipe, such as {own.name}"

@@ -22,7 +22,7 @@ logger = logging.getLogger("sslfast")
 _MAY_CHANGE = (
     *("data", "out", "epochs", "steps", "lr", "weight_decay", "momentum", "warmup_epochs", "init"),
     *("device", "compile", "threads", "resume", "log_every", "schema_version", "on_bad_image"),
-    *("checkpoint_every", "keep_checkpoints"),
+    *("checkpoint_every", "keep_checkpoints", "lr_scaling", "min_lr", "weight_decay_end"),
 )
 
 

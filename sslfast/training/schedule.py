@@ -7,7 +7,8 @@ from typing import Any
 
 from torch.optim import Optimizer
 
-from sslfast.methods.base import Progress
+from sslfast.methods.base import Method, Progress
+from sslfast.training.config import ConfigError
 
 
 def warmup_cosine(step: int, *, peak: float, warmup: int, total: int, end: float = 0.0) -> float:
@@ -48,6 +49,28 @@ class Curve:
         )
 
 
+def scheduled(method: Method, progress: Progress) -> dict[str, float]:
+    """What the method's schedules say now.
+
+    Raises:
+        ConfigError: a value that is no finite number, or one for the trainer that is out of range.
+    """
+    found = method.schedules(progress)
+    for name, value in found.items():
+        number = isinstance(value, (int, float)) and math.isfinite(value)
+        if not number or (name in _LARGEST and not 0 <= value <= _LARGEST[name]):
+            wanted = "a finite number"
+            if name in _LARGEST:
+                wanted += " not below 0" if _LARGEST[name] == math.inf else " in [0, 1]"
+            raise ConfigError(
+                f"schedules of {type(method).__name__}: {name} must be {wanted}, got {value!r}"
+            )
+    return found
+
+
+_LARGEST = {"lr": math.inf, "weight_decay": math.inf, "momentum": 1.0}
+
+
 @dataclass(frozen=True)
 class _Group:
     lr_scale: float
@@ -66,10 +89,13 @@ class Rates:
         groups: as ``Method.param_groups`` returns them; what only this class knows is taken out.
         lr: the learning rate.
         weight_decay: of the groups that have none of their own.
+        momentum: of optimisers that have one; an older one may come with a checkpoint.
     """
 
-    def __init__(self, groups: list[dict[str, Any]], lr: Curve, weight_decay: Curve) -> None:
-        self._lr, self._weight_decay = lr, weight_decay
+    def __init__(
+        self, groups: list[dict[str, Any]], lr: Curve, weight_decay: Curve, momentum: float = 0.9
+    ) -> None:
+        self._lr, self._weight_decay, self._momentum = lr, weight_decay, momentum
         self._groups = [
             _Group(
                 group.pop("lr_scale", 1.0),
@@ -99,6 +125,8 @@ class Rates:
             group["lr"] = own.lr_scale * lr
             if own.decays:
                 group["weight_decay"] = weight_decay
+            if "momentum" in group:
+                group["momentum"] = self._momentum
         return lr
 
     def freeze(self, optimizer: Optimizer, progress: Progress) -> None:

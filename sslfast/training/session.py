@@ -9,13 +9,14 @@ import torch
 
 from sslfast import __version__
 from sslfast.data import Loader
+from sslfast.ema import EMATeacher
 from sslfast.methods.base import Method, Progress
 from sslfast.optim import LARS, AdamW
 from sslfast.training import checkpoint
-from sslfast.training.config import TrainConfig
+from sslfast.training.config import ConfigError, TrainConfig
 from sslfast.training.distributed import Ranks
 from sslfast.training.monitors import Clock, Meter
-from sslfast.training.optimizers import build_optimizer, layered, scaled_lr
+from sslfast.training.optimizers import build_optimizer, parameter_groups, scaled_lr
 from sslfast.training.run_folder import RunFolder
 from sslfast.training.schedule import Curve, Rates
 from sslfast.training.state import TrainState
@@ -146,10 +147,8 @@ def build_session(
     """
     plan, device = Plan.of(config, loader), ranks.device
     strategy = strategy_for(ranks)(method, compile=config.compile)
-    groups = method.param_groups()
-    if config.layer_decay is not None:
-        groups = layered(groups, method.encoder, config.layer_decay)
-    rates = Rates(groups, *_curves(config, plan, ranks))
+    groups = parameter_groups(config, method)
+    rates = Rates(groups, *_curves(config, plan, ranks), config.momentum)
     optimizer = build_optimizer(config, groups, method.teachers())
     scaler = torch.amp.GradScaler(device.type, enabled=plan.amp == torch.float16)
     meter = Meter(device)
@@ -172,6 +171,37 @@ def build_session(
             {"sslfast": __version__, "config": config.to_dict()},
         ),
     )
+
+
+def check_method(config: TrainConfig, method: Method) -> None:
+    """Find out before anything is written whether a session can be built around the method.
+
+    Raises:
+        ConfigError: groups, teachers or a module for export that cannot be used.
+    """
+    name, groups = type(method).__name__, parameter_groups(config, method)
+    Rates(groups, Curve(1.0), Curve(1.0))  # takes out what the optimiser does not know
+    teachers = method.teachers()
+    if not isinstance(teachers, (list, tuple)) or not all(
+        isinstance(teacher, EMATeacher) for teacher in teachers
+    ):
+        raise ConfigError(f"teachers of {name} must be a list of EMATeacher, got {teachers!r:.80}")
+    if len(set(map(id, teachers))) < len(teachers):
+        raise ConfigError(f"teachers of {name}: a teacher is named twice")
+    try:
+        build_optimizer(config, groups, teachers)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{name}: {error}") from error
+    exported, encoder = method.exported(), method.encoder
+    found, wanted = (
+        {key: tuple(value.shape) for key, value in module.state_dict().items()}
+        for module in (exported, encoder)
+    )
+    if found != wanted:
+        raise ConfigError(
+            f"exported of {name} must return an encoder like its own, such as teacher.module; the "
+            f"{type(exported).__name__} that it returns holds other weights"
+        )
 
 
 def _curves(config: TrainConfig, plan: Plan, ranks: Ranks) -> tuple[Curve, Curve]:

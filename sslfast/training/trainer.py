@@ -16,7 +16,7 @@ from sslfast.training.encoder import build_encoder, place, save_encoder
 from sslfast.training.loop import fit, seed_all
 from sslfast.training.pipeline import build_loader, build_recipe, check_image_size
 from sslfast.training.run_folder import RunFolder
-from sslfast.training.session import Plan, build_session
+from sslfast.training.session import Plan, build_session, check_method
 from sslfast.training.storage import explain_full_disk
 from sslfast.training.weights import first_few, load_weights
 
@@ -58,6 +58,7 @@ def train(config: TrainConfig | Mapping[str, Any]) -> Path:
         ranks = stack.enter_context(distributed.ranks(config.device))
         method = build_method(config, ranks.device, run)
         check_image_size(build_recipe(config, method), method.encoder)
+        check_method(config, method)
         loader = stack.enter_context(closing(build_loader(config, method, ranks)))
         data = {
             "samples": loader.num_samples,

@@ -25,6 +25,10 @@ def test_an_encoder_says_what_it_takes_or_is_told() -> None:
     found = evaluate(encoder, source, source, k=1)
     assert found == {"accuracy": 1.0, "k": 1, "n_train": len(source), "n_test": len(source)}
     assert knn_accuracy(known, known, k=5) < 1
+    with pytest.raises(ValueError, match="are of linear: knn uses all"):
+        evaluate(encoder, source, source, labels_per_class=5)
+    pixels = nn.Flatten()
+    assert evaluate(pixels, source, source, "knn", "eval", batch_size=64, k=1)["accuracy"] == 1.0
 
 
 def test_a_source_of_any_kind_but_one_view_of_it(monkeypatch: pytest.MonkeyPatch) -> None:

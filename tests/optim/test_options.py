@@ -167,3 +167,23 @@ def test_numbers_that_are_none_are_refused(kind: str, name: str, value: float) -
     group = {"params": [nn.Parameter(torch.ones(2))], name: value}
     with pytest.raises(ValueError, match=f"{name} must be a finite number, not below 0|Invalid"):
         KINDS[kind]([group])
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_what_teacher_and_student_share_is_the_students(fused: bool) -> None:
+    """It follows nothing: in the optimiser's pass it would else move hardly at all."""
+    torch.manual_seed(0)
+    student = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    alone = copy.deepcopy(student)
+    teacher = EMATeacher(student, 0.9)
+    teacher.module[1] = student[1]
+    x = torch.randn(5, 3)
+    ours = AdamW(student.parameters(), 0.1, ema=teacher if fused else None)
+    for net, optimizer in ((student, ours), (alone, AdamW(alone.parameters(), 0.1))):
+        net(x).square().sum().backward()
+        optimizer.step()
+    if not fused:
+        teacher.update(student)
+    torch.testing.assert_close(student.state_dict(), alone.state_dict())
+    assert teacher.module[1].weight is student[1].weight
+    assert not torch.equal(teacher.module[0].weight, student[0].weight)

@@ -78,7 +78,7 @@ def test_what_is_built() -> None:
     assert isinstance(adamw, AdamW)
     assert adamw.max_norm == 0.5
     assert isinstance(lars, LARS)
-    assert [g["trust"] for g in lars.param_groups] == [None, None]
+    assert [g["trust"] for g in lars.param_groups] == [True, False]
     assert [g["weight_decay"] for g in lars.param_groups] == [1e-4, 0.0]
     assert (lars.defaults["lr"], lars.defaults["momentum"]) == (0.3, 0.8)
     assert isinstance(sgd, LARS)

@@ -8,16 +8,18 @@ import pytest
 import torch
 from test_trainer import Interrupting, PowerCutError, power_cut
 from torch import Tensor, nn
-from toys import ToyEncoder, ToyLoader, ToyMethod, toy_config, toy_fit, weights
+from toys import ToyEncoder, ToyLoader, ToyMethod, entries, toy_config, toy_fit, weights
 
+import sslfast
 from sslfast.ema import EMATeacher
+from sslfast.methods import registry
 from sslfast.methods.base import Context, Progress
 from sslfast.models import vit_micro
 from sslfast.optim import AdamW
 from sslfast.training import checkpoint
 from sslfast.training.config import ConfigError
 from sslfast.training.optimizers import build_optimizer, layered, scaled_lr
-from sslfast.training.schedule import Curve, Rates
+from sslfast.training.schedule import Curve, Rates, scheduled
 
 
 class Taught(ToyMethod):
@@ -188,12 +190,122 @@ def test_settings_of_the_optimizer() -> None:
         ({"beta": 0.9}, r"optimizer_args.beta: adamw has no such option. .*'betas'"),
         ({"lr": 0.1}, "optimizer_args.lr: that is the setting lr"),
         ({"max_norm": 1.0}, "that is the setting clip_grad"),
-        ({"betas": [0.9, 1.5]}, r"optimizer_args .*betas.*: .*1.5"),
+        ({"betas": [0.9, 1.5]}, r"optimizer_args.betas must be .*1.5"),
+        ({"betas": [0.9, 0.999, 0.1]}, r"optimizer_args.betas must be .*2 values"),
+        ({"betas": [0.9]}, r"optimizer_args.betas must be .*2 values"),
+        ({"betas": {"a": 1}}, "optimizer_args.betas must be"),
+        ({"eps": "1e-8"}, "optimizer_args.eps must be"),
+        ({"eps": True}, "optimizer_args.eps must be"),
     ):
         with pytest.raises(ConfigError, match=words):
             build(optimizer_args=options)
+    for options in ({"eps": 1e-3}, {"nesterov": "maybe"}):  # sgd has no ratio to add it to
+        with pytest.raises(ConfigError, match=rf"optimizer_args.{next(iter(options))}"):
+            build(optimizer="sgd", optimizer_args=options)
+    with pytest.raises(ValueError, match="betas must be two numbers"):
+        AdamW([nn.Parameter(torch.ones(1))], betas=(0.9, 0.99, 0.1))  # type: ignore[arg-type]
     for scaling, factor in (("none", 1.0), ("linear", 1 / 32), ("sqrt", math.sqrt(1 / 32))):
         assert scaled_lr(toy_config("x", lr_scaling=scaling)) == pytest.approx(0.01 * factor)
     with pytest.raises(ConfigError, match="are the same: give one"):
         toy_config("x", drop_path=0.1, model_args={"drop_path_rate": 0.2})
     assert toy_config("x", drop_path=0.1).encoder_args == {"drop_path_rate": 0.1}
+
+
+def test_what_a_method_says_is_looked_at_first(
+    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the run's folder is made, in a line that names the method."""
+    parts: dict[str, Any] = {}
+
+    class Odd(Taught):
+        recipe = "simclr_small"
+
+        def __init__(self, encoder: nn.Module) -> None:
+            super().__init__()
+
+        def param_groups(self) -> Any:
+            return parts.get("groups", super().param_groups())
+
+        def teachers(self) -> Any:
+            return parts["teachers"](self) if "teachers" in parts else super().teachers()
+
+        def exported(self) -> Any:
+            return parts["exported"](self) if "exported" in parts else self.encoder
+
+    monkeypatch.setitem(registry._METHODS, "odd", Odd)
+    config = {**settings, "method": "odd", "method_args": {}, "out": str(tmp_path / "run")}
+    p = [nn.Parameter(torch.ones(2))]
+    for odd, words in (
+        ({"groups": [{"params": p, "lr": 0.1}]}, "the trainer sets lr; give .* lr_scale"),
+        ({"groups": [{"params": p, "lr_scal": 0.1}]}, "unknown 'lr_scal'.*'lr_scale'"),
+        ({"groups": [{"params": p, "lr_scale": math.nan}]}, "lr_scale must be"),
+        ({"groups": [{"params": p, "freeze_until": "1"}]}, "freeze_until must be"),
+        ({"groups": p}, "must be dicts with 'params'"),
+        ({"teachers": lambda m: m.teacher}, "teachers of Odd must be a list of EMATeacher"),
+        ({"teachers": lambda m: None}, "teachers of Odd must be a list of EMATeacher"),
+        ({"teachers": lambda m: [m.teacher, m.teacher]}, "a teacher is named twice"),
+        ({"exported": lambda m: m.teacher}, "exported of Odd .* such as teacher.module"),
+        ({"exported": lambda m: m.head}, "exported of Odd .* the Linear that it returns"),
+    ):
+        parts.clear()
+        parts.update(odd)
+        with pytest.raises(ConfigError, match=words):
+            sslfast.train(config)
+    parts.clear()
+    with pytest.raises(ConfigError, match=r"optimizer_args.betas"):
+        sslfast.train({**config, "optimizer_args": {"betas": [0.9]}})
+    with pytest.raises(ConfigError, match="layer_decay"):
+        sslfast.train({**config, "layer_decay": 0.5})
+    assert not (tmp_path / "run").exists()
+
+
+def test_schedules_are_numbers_in_range() -> None:
+    method = taught()
+    for name, value in (
+        ("momentum", 1.5),
+        ("lr", -0.1),
+        ("lr", math.nan),
+        ("weight_decay", -3.0),
+        ("other", torch.tensor(1.0)),
+    ):
+        method.schedules = lambda progress, n=name, v=value: {n: v}  # type: ignore[method-assign]
+        with pytest.raises(ConfigError, match=f"schedules of Taught: {name} must be a finite"):
+            scheduled(method, Progress(0, 10, 2.0))
+    method.schedules = lambda progress: {"other": -2}  # type: ignore[method-assign]
+    assert scheduled(method, Progress(0, 10, 2.0)) == {"other": -2}
+
+
+def test_the_trust_ratio_stays_where_weight_decay_begins_at_zero() -> None:
+    """A layer takes 1e-3 of its norm times lr, and not its whole gradient."""
+    groups = [{"params": [nn.Parameter(torch.ones(4, 4))]}]
+    config = toy_config("x", optimizer="lars", lr=1.0, momentum=0.0)
+    rates = Rates(groups, Curve(1.0), Curve(1.0))
+    optimizer = build_optimizer(config, groups)
+    rates.set(optimizer, Progress(0, 10, 2.0), {"lr": 1.0, "weight_decay": 0.0})
+    (parameter,) = groups[0]["params"]
+    parameter.grad = torch.full((4, 4), 100.0)
+    optimizer.step()
+    torch.testing.assert_close(parameter.detach(), torch.full((4, 4), 1 - 1e-3))
+
+
+def test_all_frozen_is_a_step_without_a_gradient(tmp_path: Path) -> None:
+    class Frozen(Taught):
+        def param_groups(self) -> list[dict[str, Any]]:
+            return [{"params": list(self.parameters()), "freeze_until": 1.0}]
+
+    torch.manual_seed(0)
+    logged = entries(toy_fit(toy_config(tmp_path, log_every=4), Frozen(), ToyLoader()))
+    assert [entry["grad_norm"] > 0 for entry in logged] == [False, True, True]
+
+
+def test_a_changed_momentum_counts_after_a_resume(tmp_path: Path) -> None:
+    config = toy_config(tmp_path, optimizer="sgd", steps=4)
+    toy_fit(config, taught(), ToyLoader())
+    saved = checkpoint.load_newest(tmp_path / "checkpoints")
+    ends = []
+    for momentum in (0.9, 0.0):
+        method = taught()
+        changed = toy_config(tmp_path, optimizer="sgd", steps=6, momentum=momentum)
+        toy_fit(changed, method, ToyLoader(), saved)
+        ends.append(weights(method)["encoder.conv.weight"])
+    assert not torch.equal(*ends)

@@ -65,7 +65,7 @@ class ThreadedExecutor(Executor):
         for i, future in zip(batch.ids.tolist(), futures, strict=True):
             try:
                 samples.append(future.result())
-            except BadSampleError as error:
+            except (BadSampleError, OSError) as error:  # a file that has gone, too
                 self._bad[i] = str(error)
         if self._bad:
             raise BadSampleError(f"{len(self._bad)} samples of a batch cannot be read")

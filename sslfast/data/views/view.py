@@ -8,7 +8,6 @@ from typing import Annotated, Any, Literal
 from sslfast._arguments import (
     BadArgument,
     NonNegativeFloat,
-    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     Probability,
@@ -117,7 +116,7 @@ class Group:
 
     name: str
     view: View
-    count: NonNegativeInt = 1
+    count: Annotated[int, Range(0, 1000)] = 1
 
     def __post_init__(self) -> None:
         check_arguments(Group, vars(self))
@@ -185,8 +184,9 @@ class Recipe:
         return tuple(view.shape for view in self.views)
 
     def inputs(self) -> dict[str, Any]:
-        """What an encoder's file says of the views it was trained on: of the first one."""
-        view = self.views[0]
+        """What an encoder's file says of its views: of the first one that is not local."""
+        groups = [group for group in self.groups if group.count] or list(self.groups)
+        view = next((g.view for g in groups if g.name != LOCAL), groups[0].view)
         names = ("num_frames", "sampling_rate", "mean", "std")
         return {"image_size": view.size, **{name: getattr(view, name) for name in names}}
 

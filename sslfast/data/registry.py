@@ -44,9 +44,13 @@ class Registry(Generic[T]):
         """All things by name."""
         if not self._walked:
             self._walked = True  # before the walk: a module may ask for what came before it
-            package = importlib.import_module(self._package)
-            for module in pkgutil.iter_modules(package.__path__):
-                importlib.import_module(f"{self._package}.{module.name}")
+            try:
+                package = importlib.import_module(self._package)
+                for module in pkgutil.iter_modules(package.__path__):
+                    importlib.import_module(f"{self._package}.{module.name}")
+            except BaseException:
+                self._walked = False  # the next call meets the error again, not half of the things
+                raise
         return self.found
 
     def get(self, name: str) -> T:

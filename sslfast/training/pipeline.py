@@ -83,12 +83,11 @@ def check_image_size(recipe: AnyRecipe, encoder: nn.Module) -> None:
             ) from error
 
 
-def build_loader(config: TrainConfig, method: Method, ranks: Ranks) -> Loader:
+def build_loader(config: TrainConfig, recipe: AnyRecipe, ranks: Ranks) -> Loader:
     """The loader of this rank's micro-batches.
 
     Raises:
-        ConfigError: the batch cannot be split evenly over ranks and micro-batches, or the recipe is
-            not for the method.
+        ConfigError: the batch cannot be split evenly over ranks and micro-batches.
     """
     parts = ranks.world_size * config.accumulate
     if config.batch_size % parts:
@@ -96,7 +95,6 @@ def build_loader(config: TrainConfig, method: Method, ranks: Ranks) -> Loader:
             f"batch_size {config.batch_size} is over all ranks, and must be a multiple of "
             f"{ranks.world_size} ranks x accumulate {config.accumulate} = {parts}"
         )
-    recipe = build_recipe(config, method)
     dataset = data.open_dataset(
         config.data, "train", on_bad_image=config.on_bad_image, modality=recipe.modality
     )

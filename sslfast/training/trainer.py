@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from sslfast import __version__, methods
+from sslfast.data.executors.executor import AnyRecipe
 from sslfast.methods.base import Method
 from sslfast.training import checkpoint, distributed
 from sslfast.training.config import TOO_LARGE, ConfigError, TrainConfig, setting_error, user_path
@@ -57,9 +58,10 @@ def train(config: TrainConfig | Mapping[str, Any]) -> Path:
     with ExitStack() as stack:
         ranks = stack.enter_context(distributed.ranks(config.device))
         method = build_method(config, ranks.device, run)
-        check_image_size(build_recipe(config, method), method.encoder)
+        recipe = build_recipe(config, method)
+        check_image_size(recipe, method.encoder)
         check_method(config, method)
-        loader = stack.enter_context(closing(build_loader(config, method, ranks)))
+        loader = stack.enter_context(closing(build_loader(config, recipe, ranks)))
         data = {
             "samples": loader.num_samples,
             "batches an epoch": loader.steps_per_epoch,
@@ -95,7 +97,8 @@ def train(config: TrainConfig | Mapping[str, Any]) -> Path:
             fit(session, saved)
             weights = session.strategy.exported()
         # Also of a finished run: it may have been killed between its last checkpoint and this.
-        if ranks.is_main and save_encoder(run.encoder, weights, describe(config, method, step)):
+        described = describe(config, method, recipe, step)
+        if ranks.is_main and save_encoder(run.encoder, weights, described):
             logger.info("the encoder is in %s", run.encoder)
         ranks.barrier()
     return run.path
@@ -148,10 +151,10 @@ def method_files(
     return files | (run.copies(names) if run else {})
 
 
-def describe(config: TrainConfig, method: Method, step: int) -> dict[str, Any]:
+def describe(config: TrainConfig, method: Method, recipe: AnyRecipe, step: int) -> dict[str, Any]:
     """What the encoder's file says of it: its model, the views it expects, where it comes from."""
     # What a recipe for other data says of its views is its own matter.
-    inputs: dict[str, Any] = getattr(build_recipe(config, method), "inputs", dict)()
+    inputs: dict[str, Any] = getattr(recipe, "inputs", dict)()
     return {
         "model": config.model,
         "model_args": config.encoder_args,

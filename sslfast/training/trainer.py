@@ -117,7 +117,14 @@ def build_method(config: TrainConfig, device: torch.device, run: RunFolder | Non
     """
     if config.precision == "fp16" and device.type == "cpu":
         raise ConfigError("precision fp16 needs a GPU: use bf16 or fp32 on the CPU")
-    encoder = build_encoder(config.model, config.encoder_args, config.seed)
+    try:
+        encoder = build_encoder(config.model, config.encoder_args, config.seed)
+    except ConfigError as error:
+        if config.drop_path is None or "drop_path_rate" not in str(error):
+            raise
+        raise ConfigError(
+            f"drop_path: {config.model} skips no blocks: leave it out, or take a Vision Transformer"
+        ) from error
     seed_all(config.seed)
     try:
         if config.micro_batches > 1 and not methods.get(config.method).contrastive:

@@ -256,6 +256,8 @@ def test_what_a_method_says_is_looked_at_first(
         sslfast.train({**config, "optimizer_args": {"betas": [0.9]}})
     with pytest.raises(ConfigError, match="layer_decay"):
         sslfast.train({**config, "layer_decay": 0.5})
+    with pytest.raises(ConfigError, match="drop_path: convnet_small skips no blocks"):
+        sslfast.train({**config, "drop_path": 0.1})
     assert not (tmp_path / "run").exists()
 
 

@@ -6,9 +6,9 @@ At most LINES lines: what has failed comes first, and where there is more to say
 timings of peers are left out before those of this package.
 """
 
+import argparse
 import json
 import re
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -153,5 +153,12 @@ def screen(journal: dict[str, Any]) -> list[str]:
     return lines
 
 
+def main() -> None:
+    """Print the last screen of a run again."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("journal", type=Path, help="gpu.json of a run of benchmarks.gpu")
+    print("\n".join(screen(json.loads(parser.parse_args().journal.read_text()))))
+
+
 if __name__ == "__main__":
-    print("\n".join(screen(json.loads(Path(sys.argv[1]).read_text()))))
+    main()

@@ -262,9 +262,9 @@ def masked_mse() -> Iterator[Case]:
     def both(dtype: torch.dtype, dim: int, backend: Any) -> None:
         prediction, target = (empty(392, dim, dtype=dtype) for _ in range(2))
         mask = empty(392, dtype=torch.bool)
-        for normalise, wanted in itertools.product((False, True), repeat=2):
-            loss = backend.forward(prediction, target, mask, normalise, 1e-6)
-            backend.backward(loss, prediction, target, mask, normalise, 1e-6, wanted)
+        for normalize, wanted in itertools.product((False, True), repeat=2):
+            loss = backend.forward(prediction, target, mask, normalize, 1e-6)
+            backend.backward(loss, prediction, target, mask, normalize, 1e-6, wanted)
 
     for label, dtype, dim in _features():
         yield label, partial(both, dtype, dim)

@@ -42,7 +42,7 @@ def cases(device: torch.device, dtype: torch.dtype) -> dict[str, Callable[[int],
 
         return make
 
-    def labelled(m: int) -> Run:
+    def labeled(m: int) -> Run:
         x, labels = embeddings(m), torch.arange(m, device=device) % 100
         return lambda turn: losses.SupConLoss()(x, labels).backward()
 
@@ -61,7 +61,7 @@ def cases(device: torch.device, dtype: torch.dtype) -> dict[str, Callable[[int],
         "ClipLoss": pairs(losses.ClipLoss(), scale),
         "SigLipLoss": pairs(losses.SigLipLoss(), scale, bias),
         "MatryoshkaLoss": pairs(prefixes),
-        "SupConLoss": labelled,
+        "SupConLoss": labeled,
         "LinearCrossEntropyLoss": classes,
     }
 

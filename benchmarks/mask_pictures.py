@@ -28,7 +28,7 @@ VISIBLE, HIDDEN, PAGE = (222, 226, 230), (52, 58, 64), (255, 255, 255)
 TARGETS = ((230, 119, 0), (25, 113, 194), (47, 158, 68), (156, 54, 181))
 
 
-def coloured(mask: Tensor) -> Tensor:
+def colored(mask: Tensor) -> Tensor:
     """Colours uint8 [..., 3] of a mask."""
     return torch.where(mask[..., None], torch.tensor(HIDDEN), torch.tensor(VISIBLE)).byte()
 
@@ -49,8 +49,8 @@ def multiblock() -> Tensor:
     cells = torch.tensor(HIDDEN, dtype=torch.uint8).repeat(SAMPLES, SIDE * SIDE, 1)
     for sample in range(SAMPLES):
         cells[sample, drawn.context[sample]] = torch.tensor(VISIBLE, dtype=torch.uint8)
-        for target, colour in zip(drawn.targets[sample], TARGETS, strict=True):
-            cells[sample, target] = torch.tensor(colour, dtype=torch.uint8)
+        for target, color in zip(drawn.targets[sample], TARGETS, strict=True):
+            cells[sample, target] = torch.tensor(color, dtype=torch.uint8)
     return cells.view(SAMPLES, SIDE, SIDE, 3)
 
 
@@ -61,12 +61,12 @@ def pictures() -> dict[str, Image.Image]:
     tubes = tube_mask(1, SAMPLES, SIDE * SIDE, seed=0).mask.view(square)
     spans = span_mask(24, 120, seed=0)[None]
     return {
-        "random_mask": sheet(coloured(random_mask(SAMPLES, SIDE * SIDE, seed=0).mask.view(square))),
-        "block_mask": sheet(coloured(block_mask(SAMPLES, grid, seed=0).mask.view(square))),
-        "image_ratio_mask": sheet(coloured(image_ratio_mask(SAMPLES, grid, seed=0).view(square))),
+        "random_mask": sheet(colored(random_mask(SAMPLES, SIDE * SIDE, seed=0).mask.view(square))),
+        "block_mask": sheet(colored(block_mask(SAMPLES, grid, seed=0).mask.view(square))),
+        "image_ratio_mask": sheet(colored(image_ratio_mask(SAMPLES, grid, seed=0).view(square))),
         "multiblock_mask": sheet(multiblock()),
-        "tube_mask": sheet(coloured(tubes)),
-        "span_mask": sheet(coloured(spans)),
+        "tube_mask": sheet(colored(tubes)),
+        "span_mask": sheet(colored(spans)),
     }
 
 

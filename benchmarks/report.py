@@ -44,7 +44,9 @@ def machine(results: dict[str, Any], *commits: str) -> str:
 
 def provenance(results: dict[str, Any]) -> str:
     """The machine, how times were taken, and what gave none."""
-    failed = [f"{f['provider']} ({f['problem']})" for f in results.get("failures", [])]
+    failed = [
+        f"{floors.shown(f['provider'])} ({f['problem']})" for f in results.get("failures", [])
+    ]
     without = f" Without a result: {', '.join(failed)}." if failed else ""
     return f"{machine(results)} Medians of interleaved runs; ratios are within one run.{without}\n"
 
@@ -54,9 +56,9 @@ def ratio(above: dict[str, Any] | None, row: dict[str, Any], digits: int = 1) ->
     return f"{above['seconds'] / row['seconds']:.{digits}f}x" if above else "-"
 
 
-def share(floor: dict[str, Any] | None, row: dict[str, Any]) -> str:
-    """The floor's time over the row's, where there is one."""
-    return f"{floor['seconds'] / row['seconds']:.2f}" if floor else "-"
+def share(products: dict[str, Any] | None, row: dict[str, Any]) -> str:
+    """The time of the matrix products alone over the row's, where there is one."""
+    return f"{products['seconds'] / row['seconds']:.2f}" if products else "-"
 
 
 def mebibytes(row: dict[str, Any]) -> str:
@@ -97,7 +99,7 @@ def masking(results: dict[str, Any]) -> str:
         eager = next((r for r in rows if r["provider"] == "eager"), None)
         for row in rows:
             lines.append(
-                f"| {problem} | {row['provider']} | {milliseconds(row['seconds'])} "
+                f"| {problem} | {floors.shown(row['provider'])} | {milliseconds(row['seconds'])} "
                 f"| {ratio(eager, row)} | {mebibytes(row)} |"
             )
     return "\n".join([*lines, "", provenance(results)])
@@ -114,10 +116,8 @@ def many_tensors(results: dict[str, Any]) -> str:
         rows = [r for r in whole if r["problem"] == problem]
         for row in rows:
             rate = f"{row['bytes'] / row['seconds'] / 1e9:.3g}" if row["bytes"] else "-"
-            lines.append(
-                f"| {problem} | {row['provider']} | {milliseconds(row['seconds'])} | {rate} "
-                f"| {ratio(rows[0], row, 2)} |"
-            )
+            cells = [problem, floors.shown(row["provider"]), milliseconds(row["seconds"]), rate]
+            lines.append(f"| {' | '.join(cells)} | {ratio(rows[0], row, 2)} |")
     return "\n".join([*lines, "", provenance(results)])
 
 
@@ -134,7 +134,7 @@ def of_the_first(
     lines.append("|---" * len(heads) + "|")
     for row in rows:
         part = format(row["seconds"] / rows[0]["seconds"], digits)
-        cells = [row["provider"], milliseconds(row["seconds"]), part]
+        cells = [floors.shown(row["provider"]), milliseconds(row["seconds"]), part]
         lines.append(f"| {' | '.join([*cells, *([mebibytes(row)] if memory else [])])} |")
     return "\n".join([*lines, "", provenance(results)])
 
@@ -154,13 +154,13 @@ def losses(results: dict[str, Any]) -> str:
     ]
     for problem in dict.fromkeys(row["problem"] for row in results["rows"]):
         rows = [r for r in results["rows"] if r["problem"] == problem]
-        floor = next((r for r in rows if r["provider"] == floors.PRODUCTS), None)
+        products = next((r for r in rows if r["provider"] == floors.PRODUCTS), None)
         for row in rows:
             if row["provider"] == floors.PRODUCTS:
                 continue
             lines.append(
-                f"| {problem} | {row['provider']} | {milliseconds(row['seconds'])} "
-                f"| {ratio(rows[0], row, 2)} | {share(floor, row)} | {mebibytes(row)} |"
+                f"| {problem} | {floors.shown(row['provider'])} | {milliseconds(row['seconds'])} "
+                f"| {ratio(rows[0], row, 2)} | {share(products, row)} | {mebibytes(row)} |"
             )
     return "\n".join([*lines, "", provenance(results)])
 

@@ -1,10 +1,19 @@
-"""What bounds a timing: torch's own matrix products and copies on the same device."""
+"""What a timing is compared with: torch's own matrix products and copies on the same device.
+
+Neither is a limit: a product is torch's, of the fewest known operations, and ours may be faster.
+"""
 
 import torch
 
 from benchmarks.harness.timing import Run
 
-PRODUCTS, COPY = "floor: torch.mm", "floor: copy"  # as providers
+PRODUCTS, COPY = "floor: torch.mm", "floor: copy"  # as providers in results
+SHOWN = {PRODUCTS: "torch.mm alone", COPY: "copy alone"}
+
+
+def shown(provider: str) -> str:
+    """A provider's name on pages and plots."""
+    return SHOWN.get(provider, provider)
 
 
 def product_of(side: int, dtype: torch.dtype, device: torch.device) -> tuple[Run, float]:

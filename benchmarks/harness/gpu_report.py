@@ -154,25 +154,28 @@ def _title(results: dict[str, Any], what: str) -> str:
 
 
 def time_plot(results: dict[str, Any]) -> str:
-    """Time against M, with the floor."""
+    """Time against M, with that of the matrix products alone."""
+    alone = floors.shown(floors.PRODUCTS)
     series = {
-        provider: [(m, row["seconds"] * 1e3) for m, row in rows.items()]
+        floors.shown(provider): [(m, row["seconds"] * 1e3) for m, row in rows.items()]
         for provider, rows in _by_rows(results).items()
     }
     title = _title(results, "forward + backward")
-    return line_plot(title, "rows M", "milliseconds", series, dashed=[floors.PRODUCTS])
+    return line_plot(title, "rows M", "milliseconds", series, dashed=[alone])
 
 
 def floor_plot(results: dict[str, Any]) -> str:
-    """The floor's time in per cent of each provider's, against M."""
-    found = _by_rows(results)
-    floor = found.pop(floors.PRODUCTS)
+    """The matrix products' time in per cent of each provider's, against M."""
+    found, alone = _by_rows(results), floors.shown(floors.PRODUCTS)
+    products = found.pop(floors.PRODUCTS)
     series = {
         provider: [
-            (m, 100 * floor[m]["seconds"] / row["seconds"]) for m, row in rows.items() if m in floor
+            (m, 100 * products[m]["seconds"] / row["seconds"])
+            for m, row in rows.items()
+            if m in products
         ]
         for provider, rows in found.items()
     }
-    series[floors.PRODUCTS] = [(m, 100.0) for m in floor]
+    series[alone] = [(m, 100.0) for m in products]
     title = _title(results, "per cent of the matrix product's rate")
-    return line_plot(title, "rows M", "per cent", series, dashed=[floors.PRODUCTS], log_y=False)
+    return line_plot(title, "rows M", "per cent", series, dashed=[alone], log_y=False)

@@ -26,7 +26,7 @@ sys.setprofile(saw)
 loss(a, b).backward()
 sys.setprofile(None)
 ours = {m.__file__ for name, m in sys.modules.items() if name.partition(".")[0] == "sslfast"}
-print(sum(f in files and not f.endswith("/_arguments.py") for f in ours if f))
+print(sum(f in files for f in ours if f))
 """
 
 
@@ -48,24 +48,35 @@ def takes_settings(path: Path) -> bool:
     return False
 
 
-def rows_of_a_new_op() -> int:
-    """Files that CONTRIBUTING names for a new op without C++: the rows of its table."""
+def files_of_a_new_op() -> tuple[int, int]:
+    """Files that CONTRIBUTING names for a new op, and those that a backend in C++ adds."""
     text = (ROOT / "CONTRIBUTING.md").read_text().partition("## A new op")[2].partition("\n## ")[0]
-    return sum(line.startswith("| `") for line in text.splitlines())
+    files = [line for line in text.splitlines() if line.startswith("| `")]
+    compiled = sum(line.startswith("| `csrc/") for line in files)
+    return len(files) - compiled, compiled
 
 
 def table() -> str:
     """The counts as a Markdown table."""
     training = sorted((ROOT / "sslfast" / "training").glob("*.py"))
     settings = [path.name for path in training if takes_settings(path)]
-    rows = rows_of_a_new_op()
+    plain, compiled = files_of_a_new_op()
+    # What is counted: before, now, the goal. Before: at commit aa4a8e2, by the programs above; the
+    # files of a new op as the design counted them then.
     counts = {
-        "modules of sslfast that `from sslfast.losses import NTXentLoss` loads": number(LOADED),
-        "files that a call of NTXentLoss and its gradient run through on a CPU": number(CALLED),
-        "files that a new op touches": rows,
-        "the same with a backend in C++": rows + 3,
-        "files of sslfast/training whose functions take the settings of a run": len(settings),
-        "of these, the loop": settings.count("loop.py"),
-    }
-    lines = [f"| {what} | {count} |" for what, count in counts.items()]
-    return "\n".join(["| what | number |", "|---|---|", *lines, ""])
+        "modules of sslfast that `from sslfast.losses import NTXentLoss` loads": (
+            *(87, number(LOADED)), "< 25",
+        ),
+        "files that a call of NTXentLoss and its gradient run through on a CPU": (
+            *(13, number(CALLED)), 5,
+        ),
+        "files that a new op touches": (12, plain, 6),
+        "the same with a backend in C++": (17, plain + compiled, 10),
+        "files of sslfast/training whose functions take the settings of a run": (
+            *(4, len(settings)), "-",
+        ),
+        "of these, the loop": (1, settings.count("loop.py"), 0),
+    }  # fmt: skip
+    lines = [f"| {what} | {' | '.join(map(str, row))} |" for what, row in counts.items()]
+    head = ["| what | before | now | goal |", "|---|---|---|---|"]
+    return "\n".join([*head, *lines, ""])

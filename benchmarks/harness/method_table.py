@@ -9,7 +9,8 @@ from sslfast import methods
 from sslfast.models import VisionTransformer
 
 SMALL_DATA = {"image": "builtin:photos", "video": "builtin:clips"}  # of each modality
-ALL = {"image_size": 32, "epochs": 20, "out": "runs/x"}
+FILES = {"tokenizer": "tokens.safetensors"}  # as pages and messages call them
+ALL = {"image_size": 32, "epochs": 20, "out": "runs/METHOD"}
 
 
 def settings(name: str) -> dict[str, Any]:
@@ -22,7 +23,9 @@ def settings(name: str) -> dict[str, Any]:
     if frames:
         chosen["model_args"] = {"num_frames": frames}
     if method.files:
-        chosen["method_args"] = {file: f"{file}.safetensors" for file in method.files}
+        chosen["method_args"] = {
+            file: FILES.get(file, f"{file}.safetensors") for file in method.files
+        }
     return chosen
 
 

@@ -93,18 +93,18 @@ def line_plot(
     for y in y_axis.ticks():
         out.append(_line([(LEFT, y_axis(y)), (right, y_axis(y))], GRID))
         out.append(_text(LEFT - 8, y_axis(y) + 4, number(y), 'text-anchor="end"'))
-    colours = iter(PALETTE * (1 + len(series) // len(PALETTE)))
+    colors = iter(PALETTE * (1 + len(series) // len(PALETTE)))
     for n, (name, points) in enumerate(series.items()):
         bound = name in dashed
-        colour = INK if bound else next(colours)
+        color = INK if bound else next(colors)
         more = ' stroke-width="2"' + (' stroke-dasharray="6 4"' if bound else "")
         at = [(x_axis(x), y_axis(y)) for x, y in sorted(points)]
         legend = TOP + 10 + 20 * n
-        out.append(_line(at, colour, more))
-        out.append(_line([(right + 14, legend), (right + 42, legend)], colour, more))
+        out.append(_line(at, color, more))
+        out.append(_line([(right + 14, legend), (right + 42, legend)], color, more))
         out.append(_text(right + 50, legend + 4, name))
         if not bound:
-            out += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>' for x, y in at]
+            out += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{color}"/>' for x, y in at]
     return "\n".join([*out, "</svg>\n"])
 
 
@@ -112,6 +112,6 @@ def _text(x: float, y: float, text: str, more: str = "") -> str:
     return f'<text x="{x:.1f}" y="{y:.1f}" {more}>{escape(text)}</text>'.replace(" >", ">")
 
 
-def _line(points: Points, colour: str, more: str = "") -> str:
+def _line(points: Points, color: str, more: str = "") -> str:
     joined = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-    return f'<polyline points="{joined}" fill="none" stroke="{colour}"{more}/>'
+    return f'<polyline points="{joined}" fill="none" stroke="{color}"{more}/>'

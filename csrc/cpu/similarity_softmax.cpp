@@ -1,4 +1,5 @@
-// Similarity softmax on the CPU, without ever holding the M x N matrix.
+// Similarity softmax on the CPU, in memory linear in M + N; at most 16 MiB of the M x N logits are
+// kept for the backward pass (kept_logits.h).
 //
 // A tile of base-2 logits is computed (tile.cpp), then one fused pass goes over it while it is in
 // the L2 cache: online softmax forward, weights backward. In the symmetric form tiles below the

@@ -1,4 +1,4 @@
-"""On a CPU rows are added one after another, in float64: index_add has a fixed order there."""
+"""On a CPU rows are added in turn, in float64: index_add has a deterministic order there."""
 
 import torch
 from torch import Tensor

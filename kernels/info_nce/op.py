@@ -45,7 +45,7 @@ def _fused(x: Tensor, y: Tensor, positive: Tensor, row_weight: Tensor, both: boo
     none = Pairing(0)
     backend = registry.pick("similarity_softmax", similarity_softmax.problem(x, y, none))
     one = positive.new_ones(())
-    lse, _, _ = backend.forward(x, y, one, none, False)
+    lse, _, _ = backend.forward(x, y, one, none, column_lse=False)
     gap = lse - positive
     total = (row_weight * F.softplus(gap, threshold=40.0)).sum()
     share = row_weight * gap.sigmoid()

@@ -13,7 +13,7 @@ available = cpu_unavailable
 
 
 def supports(problem: Problem) -> str | None:
-    """Float32."""
+    """Everything in float32."""
     if problem.dtype != torch.float32:
         return f"takes float32, not {str(problem.dtype).removeprefix('torch.')}"
     return None

@@ -12,8 +12,8 @@ GPU no index is looked at by the host, and rows that are no permutation give und
 ``backward(gradient [B, L, D], ids_restore, keep) -> (d_visible [B, K, D], d_token [D])``
     d_visible[b, k] sums the gradient of the places with ids_restore[b, l] = k, of which there is
     one in a permutation; zeros where there is none. d_token sums that of all hidden places, in the
-    accumulation dtype (float32, or float64 for float64) and a fixed order; that of the positions is
-    the gradient's sum over the batch.
+    accumulation dtype (float32, or float64 for float64) and a deterministic order; that of the
+    positions is the gradient's sum over the batch.
 """
 
 from dataclasses import dataclass

@@ -2,9 +2,9 @@
 
 One sweep of tiles, 2 M N D FLOP, gives losses, d_bias and the weights G in the operands' dtype,
 with one exponential and one division a logit; cuBLAS forms U = G Y and V = G^T X, which adds block
-to block in a fixed order: 6 M N D FLOP in all. A program has its tile of logits from a product over
-all features and never writes it; float32 logits come from cuBLAS through memory, where G takes
-their place. When, and memory: see ``in_blocks`` of kernels/products.py and
+to block in a deterministic order: 6 M N D FLOP in all. A program has its tile of logits from a
+product over all features and never writes it; float32 logits come from cuBLAS through memory, where
+G takes their place. When, and memory: see ``in_blocks`` of kernels/products.py and
 similarity_softmax/_triton_blocks.py.
 
 Predicted, never measured, for N = 32,768, D = 512, bf16, on an H100: a sweep of 32,768 tiles of

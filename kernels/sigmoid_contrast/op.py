@@ -22,7 +22,9 @@ OP = "sigmoid_contrast"
 def _prepare(
     rows: Tensor, columns: Tensor, column_base: int | None
 ) -> tuple[Tensor, Tensor, Pairing, Any]:
-    pairing = Pairing(0) if column_base is None else Pairing(len(rows), 0, 0, column_base)
+    pairing = Pairing(0)
+    if column_base is not None:
+        pairing = Pairing(len(rows), column_base=column_base)
     x, y = rows.contiguous(), columns.contiguous()
     return x, y, pairing, registry.pick(OP, kernels.problem(x, y, pairing))
 

@@ -43,11 +43,13 @@ def global_sigmoid_contrast(
             total += factor * sigmoid_contrast(image, texts, scale, bias, own).sum()
             continue
         loss, d_rows, _, d_s, d_b = weighted_sigmoid_contrast(
-            image, texts, scale, bias, weight, own, False
+            *(image, texts, scale, bias, weight), column_base=own, columns_gradient=False
         )
         for sum_, part in ((total, loss), (d_scale, d_s), (d_bias, d_b), (d_image, d_rows)):
             sum_ += part
-        d_text += weighted_sigmoid_contrast(text, images, scale, bias, weight, own, False)[1]
+        d_text += weighted_sigmoid_contrast(
+            *(text, images, scale, bias, weight), column_base=own, columns_gradient=False
+        )[1]
     return total, d_image, d_text, d_scale, d_bias
 
 

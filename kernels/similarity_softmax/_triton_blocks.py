@@ -2,8 +2,8 @@
 
 Forward: one sweep of tiles gives the log-sum-exps of both sides, 2 M N D FLOP and 2 M N
 exponentials. Backward: the same sweep writes the weights G in the operands' dtype, and cuBLAS forms
-U = G Y and V = G^T X, which adds block to block in a fixed order: 6 M N D FLOP. The symmetric form
-of many rows takes its triangle only, M^2 D FLOP forward and 3 M^2 D backward. See
+U = G Y and V = G^T X, which adds block to block in a deterministic order: 6 M N D FLOP. The
+symmetric form of many rows takes its triangle only, M^2 D FLOP forward and 3 M^2 D backward. See
 _triton_block_kernels.py for the sweep and ``in_blocks`` of kernels/products.py for when.
 
 Memory beside the results: at most ``block_bytes`` (2.5 GiB on an H100), the size of V in float32 or

@@ -88,7 +88,7 @@ def merge_kernel(
     p_part_lse, p_part_positive, p_lse, p_positive, M, parts,
     BLOCK_M: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
-    """Log-sum-exps [M] from partial ones [S, M], positives from partial sums, in a fixed order.
+    """Log-sum-exps [M] from parts [S, M], positives from partial sums, in a deterministic order.
 
     Both pointers of positives may be None.
     """

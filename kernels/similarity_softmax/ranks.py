@@ -27,14 +27,19 @@ from sslfast.kernels.similarity_softmax.op import similarity_softmax, similarity
 Side = tuple[Tensor, Tensor]  # log-sum-exps of rows, and their upstream gradients
 
 
+def _pairing(rows: Tensor, own: int, shift: int, itself: bool) -> Pairing:
+    """Of this rank's rows with the columns from ``own`` on, which are this rank's too."""
+    return Pairing(len(rows), shift, column_base=own, leave_out_self=itself)
+
+
 def _forward(
-    exchange: Exchange, rows: Tensor, columns: Tensor, scale: Tensor, shift: int, itself: bool
+    exchange: Exchange, rows: Tensor, columns: Tensor, scale: Tensor, *, shift: int, itself: bool
 ) -> tuple[Tensor, Tensor]:
     """(lse, positive) of this rank's rows among the columns of all ranks."""
     lse: Tensor | None = None
     positive: Tensor | None = None
     for own, (block,) in exchange.blocks(columns):
-        pairing = None if own is None else Pairing(len(rows), shift, 0, own, itself)
+        pairing = None if own is None else _pairing(rows, own, shift, itself)
         found, at, _ = similarity_softmax(rows, block, scale, pairing)
         lse = found if lse is None else torch.logaddexp(lse, found)
         positive = positive if own is None else at
@@ -48,6 +53,7 @@ def _backward(
     rows: Tensor,
     columns: Tensor,
     scale: Tensor,
+    *,
     shift: int,
     itself: bool,
     own_side: Side | None,
@@ -72,7 +78,7 @@ def _backward(
             scale,
             lse,
             lse_columns,
-            None if own is None else Pairing(len(rows), shift, 0, own, itself).numbers,
+            None if own is None else _pairing(rows, own, shift, itself).numbers,
             columns_gradient=False,
             scale_gradient=True,
         )
@@ -112,10 +118,10 @@ def global_similarity_softmax(
     exchange = Exchange.of(rows, group, how)
     x = rows.contiguous()
     y = x if columns is None else columns.contiguous()
-    lse, positive = _forward(exchange, x, y, scale, shift, columns is None)
+    lse, positive = _forward(exchange, x, y, scale, shift=shift, itself=columns is None)
     lse_columns = lse.new_empty(0)
     if both:
-        lse_columns, _ = _forward(exchange, y, x, scale, 0, False)
+        lse_columns, _ = _forward(exchange, y, x, scale, shift=0, itself=False)
     return lse, lse_columns, positive, torch.full_like(scale, exchange.factor), exchange.sizes
 
 
@@ -156,13 +162,21 @@ def _global_backward(
     if columns is None:
         # A pair is the positive of both its rows.
         mutual = d_positive + d_positive.roll(shift)
-        dx, d_scale = _backward(exchange, x, x, scale, shift, True, side, side, mutual)
+        dx, d_scale = _backward(
+            *(exchange, x, x, scale),
+            shift=shift,
+            itself=True,
+            own_side=side,
+            columns_side=side,
+            d_positive=mutual,
+        )
         # Every similarity is counted from both its ends.
         return dx, x.new_empty(0), d_scale / 2
-    y, structure = columns.contiguous(), (scale, shift, False)
+    y = columns.contiguous()
     other = None if d_lse_columns is None else (lse_columns, d_lse_columns)
-    dx, d_scale = _backward(exchange, x, y, *structure, side, other, d_positive)
-    dy, _ = _backward(exchange, y, x, *structure, other, side, d_positive)
+    same: dict[str, Any] = {"shift": shift, "itself": False, "d_positive": d_positive}
+    dx, d_scale = _backward(exchange, x, y, scale, own_side=side, columns_side=other, **same)
+    dy, _ = _backward(exchange, y, x, scale, own_side=other, columns_side=side, **same)
     return dx, dy, d_scale
 
 
@@ -219,7 +233,7 @@ def global_ntxent_rows(
         of the sum of this rank's losses.
     """
     lse, _, positive, factor, _ = global_similarity_softmax(
-        z, None, scale, len(z) // 2, False, name_of(group), how
+        z, None, scale, shift=len(z) // 2, both=False, group=name_of(group), how=how
     )
     return lse, positive, factor
 
@@ -242,4 +256,6 @@ def global_pair_rows(
         logits [n], and W / N, 0-d: the factor of the sum of this rank's losses, for N pairs over
         all W ranks.
     """
-    return global_similarity_softmax(x, y, scale, 0, both, name_of(group), how)[:4]
+    return global_similarity_softmax(
+        x, y, scale, shift=0, both=both, group=name_of(group), how=how
+    )[:4]

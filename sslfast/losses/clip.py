@@ -79,11 +79,11 @@ def clip(
 class ClipLoss(nn.Module):
     """Symmetric contrastive loss of CLIP (Radford et al. 2021); drop-in for open_clip's class.
 
-    Never holds the matrix of logits. Over several ranks, negatives are the pairs of all ranks, and
-    gradients averaged over ranks (DDP, FSDP) are those of one process with the global batch,
-    whatever ``local_loss`` and ``gather_with_grad`` say. open_clip's are smaller by world_size
-    without gather_with_grad and local_loss, and miss what other ranks' rows contribute with
-    local_loss alone.
+    Memory grows linearly with the batch; on a CPU at most 16 MiB of logits are kept. Over several
+    ranks, negatives are the pairs of all ranks, and gradients averaged over ranks (DDP, FSDP) are
+    those of one process with the global batch, whatever ``local_loss`` and ``gather_with_grad``
+    say. open_clip's are smaller by world_size without gather_with_grad and local_loss, and miss
+    what other ranks' rows contribute with local_loss alone.
 
     Args:
         local_loss: return this rank's share (its rows' losses, W / N times their sum); otherwise

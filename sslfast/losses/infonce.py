@@ -167,7 +167,7 @@ def summed_info_nce(
 class InfoNCE(nn.Module):
     """InfoNCE (van den Oord et al. 2018); drop-in for info-nce-pytorch's class of this name.
 
-    Without negative keys, and with unpaired ones, the matrix of similarities is never held.
+    Without negative keys, and with unpaired ones, memory grows linearly with the batch.
 
     Args:
         temperature: divides the cosine similarities; not 0.

@@ -77,9 +77,9 @@ def ntxent(
 class NTXentLoss(nn.Module):
     """NT-Xent (SimCLR, Chen et al. 2020, equation 1); drop-in for lightly's class of this name.
 
-    Never holds the 2N x 2N similarities: forward and backward take memory linear in N. With a
-    memory bank, negatives are the bank's entries instead of the batch's, as in MoCo (He et al.
-    2020, equation 1); the bank takes up ``out1`` after each call whose ``out0`` needs a gradient.
+    Memory grows linearly with N; on a CPU at most 16 MiB of logits are kept. With a memory bank,
+    negatives are the bank's entries instead of the batch's, as in MoCo (He et al. 2020, equation
+    1); the bank takes up ``out1`` after each call whose ``out0`` needs a gradient.
 
     Args:
         temperature: divides the cosine similarities; not 0, negative values are allowed.

@@ -69,9 +69,9 @@ EXCHANGES = {None: "gather", "gather": "gather", "bidir": "ring", "shift": "ring
 class SigLipLoss(nn.Module):
     """Pairwise sigmoid loss (Zhai et al. 2023); drop-in for open_clip's class of this name.
 
-    Never holds the matrix of logits. Over several ranks, negatives are the texts of all ranks, and
-    gradients averaged over ranks (DDP, FSDP) are those of one process with the global batch, with
-    batches of different sizes too.
+    Memory grows linearly with the batch. Over several ranks, negatives are the texts of all ranks,
+    and gradients averaged over ranks (DDP, FSDP) are those of one process with the global batch,
+    with batches of different sizes too.
 
     Args:
         cache_labels: accepted for compatibility; no labels are made.

@@ -119,7 +119,7 @@ def _global_losses(
     z, labels, here = z[order], labels[order], here[order]
     # With shift 0 a row is its own positive, which the sum leaves out: all others remain.
     lse, _, partner, _, sizes = global_similarity_softmax(
-        z, None, scale, 0 if n % 2 else n // 2, False, name, how
+        z, None, scale, shift=0 if n % 2 else n // 2, both=False, group=name, how=how
     )
     if n % 2:
         partner = torch.full_like(lse, -torch.inf)

@@ -1,7 +1,7 @@
 """The CUDA kernels of the similarity softmax, thread by thread on an emulated GPU.
 
 The code that nvcc compiles (csrc/include/sslfast/similarity_*.h) runs here as plain C++ over
-tests/emulation: every index, mask, pipeline stage and split, with the matrix units' documented
+tests/emulation: every index, mask, pipeline stage and split, with the tensor cores' documented
 layouts. What it cannot see is said in docs/developers/performance.md.
 """
 

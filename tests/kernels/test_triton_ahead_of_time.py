@@ -1,6 +1,6 @@
 """Every Triton kernel compiles for every supported architecture, well: no GPU needed.
 
-Well means: nothing spilled, shared memory within the limit, matrix units in use, and on Hopper no
+Well means: nothing spilled, shared memory within the limit, tensor cores in use, and on Hopper no
 wgmma that ptxas makes wait for the one before. Compilations are cached by Triton in the user's
 cache. ``compile_ahead_of_time.py`` has a process of its own, for another version of Triton.
 """

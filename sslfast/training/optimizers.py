@@ -90,9 +90,9 @@ def parameter_groups(config: TrainConfig, method: Method) -> list[dict[str, Any]
     Raises:
         ConfigError: what no group may say, or an encoder without layers.
     """
-    groups = method.param_groups()
     whose = f"param_groups of {type(method).__name__}"
-    for group in groups:
+    groups = []
+    for group in method.param_groups():
         if not isinstance(group, dict) or "params" not in group:
             raise ConfigError(f"{whose} must be dicts with 'params', got {type(group).__name__}")
         if "lr" in group:
@@ -105,6 +105,7 @@ def parameter_groups(config: TrainConfig, method: Method) -> list[dict[str, Any]
             check_arguments(_Group, {k: v for k, v in group.items() if k != "params"})
         except BadArgument as error:
             raise ConfigError(f"{whose}: {error}") from error
+        groups.append(dict(group))  # of our own: what the optimiser does not know is taken out
     if config.layer_decay is not None:
         groups = layered(groups, method.encoder, config.layer_decay)
     return groups

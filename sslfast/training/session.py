@@ -190,6 +190,8 @@ def check_method(config: TrainConfig, method: Method) -> None:
         raise ConfigError(f"teachers of {name}: a teacher is named twice")
     try:
         build_optimizer(config, groups, teachers)
+    except ConfigError:
+        raise
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{name}: {error}") from error
     exported, encoder = method.exported(), method.encoder

@@ -20,6 +20,7 @@ from sslfast.training import checkpoint
 from sslfast.training.config import ConfigError
 from sslfast.training.optimizers import build_optimizer, layered, scaled_lr
 from sslfast.training.schedule import Curve, Rates, scheduled
+from sslfast.training.session import check_method
 
 
 class Taught(ToyMethod):
@@ -252,7 +253,7 @@ def test_what_a_method_says_is_looked_at_first(
         with pytest.raises(ConfigError, match=words):
             sslfast.train(config)
     parts.clear()
-    with pytest.raises(ConfigError, match=r"optimizer_args.betas"):
+    with pytest.raises(ConfigError, match=r"^optimizer_args.betas"):
         sslfast.train({**config, "optimizer_args": {"betas": [0.9]}})
     with pytest.raises(ConfigError, match="layer_decay"):
         sslfast.train({**config, "layer_decay": 0.5})
@@ -311,3 +312,18 @@ def test_a_changed_momentum_counts_after_a_resume(tmp_path: Path) -> None:
         toy_fit(changed, method, ToyLoader(), saved)
         ends.append(weights(method)["encoder.conv.weight"])
     assert not torch.equal(*ends)
+
+
+def test_groups_that_a_method_keeps_stay_as_they_are(tmp_path: Path) -> None:
+    class Keeps(Taught):
+        def param_groups(self) -> list[dict[str, Any]]:
+            if not hasattr(self, "kept"):
+                self.kept = super().param_groups()
+            return self.kept
+
+    torch.manual_seed(0)
+    method = Keeps()
+    check_method(toy_config(tmp_path), method)
+    toy_fit(toy_config(tmp_path), method, ToyLoader())
+    assert method.kept[0]["lr_scale"] == 0.5
+    assert [torch.equal(w, method.frozen[0]) for w in method.frozen[:5]] == [True] * 4 + [False]

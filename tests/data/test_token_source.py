@@ -89,6 +89,22 @@ def test_two_ranks_share_every_batch(loader: Any) -> None:
         assert rows([whole]) == rows([Batch.join(parts)])
 
 
+def test_a_file_that_has_gone_is_a_bad_sample(
+    loader: Any, source: TextSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = TextSource.read
+
+    def gone(self: TextSource, i: int) -> bytes:
+        if i == 7:
+            raise FileNotFoundError("it has gone")
+        return read(self, i)
+
+    monkeypatch.setattr(TextSource, "read", gone)
+    one = loader()
+    assert 7 not in [i for batch in one for i in batch.sample_ids.tolist()]
+    assert one.skipped == [(f"{SPEC}, piece 7", "it has gone")]
+
+
 def test_bad_samples_are_left_out(
     loader: Any, source: TextSource, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -147,6 +147,34 @@ def test_settings_reach_groups(config: Callable[..., TrainConfig]) -> None:
         build_recipe(config(recipe="dino"), get("simclr"))
 
 
+def test_local_views_are_of_any_number_and_say_nothing_of_the_encoder(
+    config: Callable[..., TrainConfig],
+) -> None:
+    class Crops(get("simclr")):  # type: ignore[misc]
+        recipe = "dino"
+
+    for count in (0, 1, 5):
+        changes = {"local": {"count": count}}
+        assert len(build_recipe(config(recipe_args=changes), Crops).views) == 2 + count
+    with pytest.raises(ConfigError, match=r"local\.count must be at most 1000"):
+        build_recipe(config(recipe_args={"local": {"count": 10**9}}), Crops)
+    first = Recipe.of_groups(
+        "mine", Group("local", View(size=8), 3), Group("global", View(size=16))
+    )
+    assert first.inputs()["image_size"] == 16
+    assert recipe("eval", size=20).inputs()["image_size"] == 20
+
+
+@pytest.mark.parametrize(
+    ("name", "setting"), [("size", "image_size"), ("local_size", "local_size"), ("name", "recipe")]
+)
+def test_settings_are_no_fields_of_a_recipe(
+    config: Callable[..., TrainConfig], name: str, setting: str
+) -> None:
+    with pytest.raises(ConfigError, match=rf"^recipe_args\.{name}: that is the setting {setting}$"):
+        build_recipe(config(recipe_args={name: 16}), get("simclr"))
+
+
 def test_the_encoder_is_asked_for_every_size() -> None:
     made = recipe("dino", size=32, local_size=16)
     with pytest.raises(ConfigError, match=r"^local_size: .* for images of \[32, 32\], got \[16"):

@@ -3,6 +3,7 @@
 import logging
 from collections import deque
 from collections.abc import Iterator
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -102,7 +103,7 @@ class StepLoader:
         self._restart()
         self._closed = True
 
-    @property
+    @cached_property  # a source may make it anew each time, and every checkpoint asks
     def manifest(self) -> Manifest:
         """The contents that positions and sample ids are about."""
         return self._source.manifest

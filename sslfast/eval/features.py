@@ -52,6 +52,11 @@ class Features:
         return Features(self.features[index], labels, self.sample_ids[index])
 
 
+def device_of(encoder: nn.Module) -> torch.device:
+    """Where its first parameter is, else the CPU."""
+    return next((parameter.device for parameter in encoder.parameters()), torch.device("cpu"))
+
+
 def extract(
     encoder: nn.Module,
     loader: Iterable[Batch],
@@ -76,7 +81,7 @@ def extract(
             only; or the encoder does not return a tensor [B, D].
     """
     if device is None:
-        device = next((parameter.device for parameter in encoder.parameters()), "cpu")
+        device = device_of(encoder)
     features, labels, sample_ids = [], [], []
     with _evaluating(encoder):
         for batch in loader:

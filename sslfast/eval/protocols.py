@@ -10,7 +10,7 @@ from torch import nn
 from sslfast import data
 from sslfast._arguments import Part, PositiveInt, Seed, Threads, checked
 from sslfast.data import Recipe, Source, make_loader
-from sslfast.eval.features import Features, extract
+from sslfast.eval.features import Features, device_of, extract
 from sslfast.eval.knn import knn_accuracy
 from sslfast.eval.linear import linear_probe
 from sslfast.eval.preprocess import Preprocess
@@ -55,7 +55,7 @@ def features_of(
     if isinstance(recipe, str):
         recipe = data.recipe(recipe)
     if device is None:
-        device = next((parameter.device for parameter in encoder.parameters()), "cpu")
+        device = device_of(encoder)
     loader = make_loader(
         source,
         recipe,

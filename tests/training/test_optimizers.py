@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 import torch
-from test_trainer import Interrupting, PowerCutError, power_cut
-from toys import ToyLoader, entries, toy_config, toy_fit, toy_method, weights
+from test_trainer import Interrupting, power_cut
+from toys import PowerCutError, ToyLoader, entries, toy_config, toy_fit, toy_method, weights
 
 from sslfast.optim import LARS, AdamW
 from sslfast.training import checkpoint, session

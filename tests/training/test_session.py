@@ -6,9 +6,18 @@ from typing import Any
 
 import pytest
 import torch
-from test_trainer import Interrupting, PowerCutError, power_cut
+from test_trainer import Interrupting, power_cut
 from torch import Tensor, nn
-from toys import ToyEncoder, ToyLoader, ToyMethod, entries, toy_config, toy_fit, weights
+from toys import (
+    PowerCutError,
+    ToyEncoder,
+    ToyLoader,
+    ToyMethod,
+    entries,
+    toy_config,
+    toy_fit,
+    weights,
+)
 
 import sslfast
 from sslfast.ema import EMATeacher

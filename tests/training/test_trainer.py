@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 from toys import (
+    PowerCutError,
     ToyContrast,
     ToyEncoder,
     ToyLoader,
@@ -43,10 +44,6 @@ class Interrupting(ToyLoader):
             if self.at == 0:
                 batch = self.action(batch) or batch
             yield batch
-
-
-class PowerCutError(Exception):
-    pass
 
 
 def power_cut(batch: Batch) -> None:

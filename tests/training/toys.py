@@ -5,13 +5,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
+import sslfast
 from sslfast.data.batch import Batch
 from sslfast.data.sources.manifest import Manifest
 from sslfast.functional import ntxent
 from sslfast.methods.base import Context, Method, Progress, Reference
+from sslfast.training import checkpoint
 from sslfast.training.config import TrainConfig
 from sslfast.training.distributed import Ranks
 from sslfast.training.loop import fit
@@ -144,3 +147,35 @@ def toy_fit(config: TrainConfig, method: Method, loader: Any, saved: Any = None)
             run.begin(config, loader.manifest, {})
             fit(session, saved)
     return run
+
+
+class PowerCutError(Exception):
+    pass
+
+
+def whole_and_resumed(
+    config: dict[str, Any], method: type[Method], patch: pytest.MonkeyPatch, cut_at: int = 33
+) -> tuple[RunFolder, RunFolder, dict[str, Any]]:
+    """A run, and the same one cut off after a step and resumed, which end alike.
+
+    Returns:
+        The folders of both, and the last checkpoint of the first.
+    """
+    out = Path(config["out"])
+    whole, cut = ({**config, "out": str(out / name)} for name in ("whole", "cut"))
+
+    def cut_off(self: Method, ctx: Context) -> None:
+        if ctx.step == cut_at:
+            raise PowerCutError
+
+    runs = [RunFolder(sslfast.train(whole))]
+    with patch.context() as cutting:
+        cutting.setattr(method, "after_step", cut_off)
+        with pytest.raises(PowerCutError):
+            sslfast.train(cut)
+    runs.append(RunFolder(sslfast.train(cut)))
+    paths = (checkpoint.path_of(run.checkpoints, config["steps"]) for run in runs)
+    ends = [checkpoint.load(path) for path in paths]
+    assert ends[0]["fingerprint"] == ends[1]["fingerprint"]
+    assert runs[0].encoder.read_bytes() == runs[1].encoder.read_bytes()
+    return runs[0], runs[1], ends[0]

@@ -185,8 +185,7 @@ class Recipe:
 
     def inputs(self) -> dict[str, Any]:
         """What an encoder's file says of its views: of the first one that is not local."""
-        groups = [group for group in self.groups if group.count] or list(self.groups)
-        view = next((g.view for g in groups if g.name != LOCAL), groups[0].view)
+        view = next((g.view for g in self.groups if g.name != LOCAL), self.views[0])
         names = ("num_frames", "sampling_rate", "mean", "std")
         return {"image_size": view.size, **{name: getattr(view, name) for name in names}}
 

@@ -10,6 +10,7 @@ from sslfast.losses.clip import clip
 from sslfast.losses.infonce import info_nce
 from sslfast.losses.linear_cross_entropy import linear_cross_entropy
 from sslfast.losses.masked_mse import masked_mse
+from sslfast.losses.negative_cosine import negative_cosine_similarity
 from sslfast.losses.ntxent import ntxent
 from sslfast.losses.siglip import siglip
 from sslfast.losses.supcon import supcon
@@ -22,6 +23,7 @@ __all__ = [
     "info_nce",
     "linear_cross_entropy",
     "masked_mse",
+    "negative_cosine_similarity",
     "ntxent",
     "patchify_visible",
     "restore_with_tokens",

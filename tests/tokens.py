@@ -16,5 +16,14 @@ def toy_tokenizer(vocab_size: int = 32, patch_size: int = 4, **keywords: Any) ->
 
 
 def needed(name: str) -> dict[str, Any]:
-    """Hyperparameters without which a method cannot be built."""
-    return {"tokenizer": toy_tokenizer()} if name == "beit" else {}
+    """Hyperparameters without which a method cannot be built, or only with wide heads."""
+    heads = {"hidden_dim": 32, "out_dim": 16}
+    return {
+        "barlow_twins": heads,
+        "beit": {"tokenizer": toy_tokenizer()},
+        "byol": {**heads, "momentum": 0.9},
+        "mocov2": {"queue": 40, "out_dim": 16},
+        "mocov3": heads,
+        "simsiam": {**heads, "predictor_dim": 8},
+        "vicreg": heads,
+    }.get(name, {})

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from sslfast.losses.infonce import InfoNCE, info_nce
     from sslfast.losses.linear_cross_entropy import LinearCrossEntropyLoss
     from sslfast.losses.matryoshka import MatryoshkaLoss
+    from sslfast.losses.negative_cosine import NegativeCosineSimilarity
     from sslfast.losses.ntxent import NTXentLoss
     from sslfast.losses.siglip import SigLipLoss
     from sslfast.losses.supcon import SupConLoss
@@ -25,6 +26,7 @@ _HOME = {
     "LinearCrossEntropyLoss": "linear_cross_entropy",
     "MatryoshkaLoss": "matryoshka",
     "NTXentLoss": "ntxent",
+    "NegativeCosineSimilarity": "negative_cosine",
     "SigLipLoss": "siglip",
     "SupConLoss": "supcon",
     "cached": "gradcache",
@@ -39,6 +41,7 @@ __all__ = [
     "LinearCrossEntropyLoss",
     "MatryoshkaLoss",
     "NTXentLoss",
+    "NegativeCosineSimilarity",
     "SigLipLoss",
     "SupConLoss",
     "cached",

@@ -110,6 +110,7 @@ class Method(nn.Module, ABC):
         files: hyperparameters that name files; a run keeps copies of them.
         contrastive: whether the loss compares samples of a batch with each other, so that it is
             another loss in micro-batches.
+        smallest_batch: images of a micro-batch that batch norm and the loss need at least.
         reference: the paper and its settings.
 
     Attributes:
@@ -127,6 +128,7 @@ class Method(nn.Module, ABC):
     encoders: ClassVar[type[nn.Module]] = nn.Module
     files: ClassVar[tuple[str, ...]] = ()
     contrastive: ClassVar[bool] = False
+    smallest_batch: ClassVar[int] = 1
     reference: ClassVar[Reference]
 
     def __init_subclass__(cls, **keywords: Any) -> None:
@@ -212,8 +214,9 @@ class Method(nn.Module, ABC):
         """Parameter groups for the optimiser: biases, norms and scalars take no weight decay.
 
         Neither does what a module names in ``no_weight_decay()`` (positions and tokens). A group
-        may also have "lr_scale", a factor of the learning rate, a "weight_decay" of its own, and
-        "freeze_until", the epoch before which it is not trained.
+        may also have "lr_scale", a factor of the learning rate, "fix_lr", which holds it at its
+        peak, a "weight_decay" of its own, and "freeze_until", the epoch before which it is not
+        trained.
         """
         return param_groups(self)
 
@@ -228,6 +231,11 @@ class Method(nn.Module, ABC):
     def exported(self) -> nn.Module:
         """The module that is kept at the end: the encoder, or a teacher's copy of it."""
         return self.encoder
+
+    def remarks(self, samples: int) -> list[str]:
+        """What is unusual, though allowed, in training on so many samples; logged at the start."""
+        del samples
+        return []
 
     def pictures(self, batch: Batch, ctx: Context) -> dict[str, Tensor]:
         """Images [B, C, H, W] (or videos) that show what the method does with a batch, by name.

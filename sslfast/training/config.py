@@ -66,6 +66,8 @@ class TrainConfig:
         contrastive_batch: images that a contrastive loss compares at once, over all ranks: as many
             micro-batches, encoded one at a time, twice, with the memory of one; null: those of one
             micro-batch. Batch norm stays that of a micro-batch.
+        sync_batch_norm: batch norm takes its statistics over the micro-batch of all ranks, so that
+            several ranks learn what one does; false: each over its own images.
         optimizer: adamw, lars (layer-wise rates, for large batches) or sgd.
         optimizer_args: its other options: betas and eps of adamw; trust_coefficient, eps and
             nesterov of lars and sgd.
@@ -112,6 +114,7 @@ class TrainConfig:
     batch_size: PositiveInt = 256
     accumulate: PositiveInt = 1
     contrastive_batch: PositiveInt | None = None
+    sync_batch_norm: bool = True
     optimizer: Literal["adamw", "lars", "sgd"] = "adamw"
     optimizer_args: dict[str, Any] = field(default_factory=dict)
     lr: NonNegativeFloat = 1e-3

@@ -56,6 +56,7 @@ class _Group:
     """What a group of parameters may say beside ``params``; see ``Rates``."""
 
     lr_scale: NonNegativeFloat = 1.0
+    fix_lr: bool = False
     freeze_until: NonNegativeFloat = 0.0
     weight_decay: NonNegativeFloat = 0.0
 

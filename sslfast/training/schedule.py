@@ -74,6 +74,7 @@ _LARGEST = {"lr": math.inf, "weight_decay": math.inf, "momentum": 1.0}
 @dataclass(frozen=True)
 class _Group:
     lr_scale: float
+    fix_lr: bool  # no warm-up, no cosine
     decays: bool  # by the run's weight decay; else the group has one of its own
     freeze_until: float
 
@@ -82,8 +83,9 @@ class Rates:
     """Sets learning rates and weight decays before every step, and holds frozen groups still.
 
     A group of parameters may say, beside what the optimiser knows: ``lr_scale``, a factor of the
-    learning rate; ``weight_decay``, its own, which no schedule changes; ``freeze_until``, the epoch
-    (a fraction may be given) before which its parameters have no gradient.
+    learning rate; ``fix_lr``, whether that is the peak in every step; ``weight_decay``, its own,
+    which no schedule changes; ``freeze_until``, the epoch (a fraction may be given) before which
+    its parameters have no gradient.
 
     Args:
         groups: as ``Method.param_groups`` returns them; what only this class knows is taken out.
@@ -99,6 +101,7 @@ class Rates:
         self._groups = [
             _Group(
                 group.pop("lr_scale", 1.0),
+                group.pop("fix_lr", False),
                 "weight_decay" not in group,
                 group.pop("freeze_until", 0.0),
             )
@@ -122,7 +125,7 @@ class Rates:
         lr = scheduled.get("lr", self._lr.at(progress))
         weight_decay = scheduled.get("weight_decay", self._weight_decay.at(progress))
         for own, group in zip(self._groups, optimizer.param_groups, strict=True):
-            group["lr"] = own.lr_scale * lr
+            group["lr"] = own.lr_scale * (self._lr.peak if own.fix_lr else lr)
             if own.decays:
                 group["weight_decay"] = weight_decay
             if "momentum" in group:

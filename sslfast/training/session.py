@@ -11,6 +11,7 @@ from sslfast import __version__
 from sslfast.data import Loader
 from sslfast.ema import EMATeacher
 from sslfast.methods.base import Method, Progress
+from sslfast.models.batch_norm import synchronize_batch_norm
 from sslfast.optim import LARS, AdamW
 from sslfast.training import checkpoint
 from sslfast.training.config import ConfigError, TrainConfig
@@ -146,6 +147,8 @@ def build_session(
         ConfigError: options that the optimiser or the encoder does not have.
     """
     plan, device = Plan.of(config, loader), ranks.device
+    if config.sync_batch_norm and ranks.world_size > 1:
+        synchronize_batch_norm(method, ranks.group)
     strategy = strategy_for(ranks)(method, compile=config.compile)
     groups = parameter_groups(config, method)
     rates = Rates(groups, *_curves(config, plan, ranks), config.momentum)
@@ -173,12 +176,27 @@ def build_session(
     )
 
 
-def check_method(config: TrainConfig, method: Method) -> None:
+def check_method(config: TrainConfig, method: Method, world_size: int = 1) -> None:
     """Find out before anything is written whether a session can be built around the method.
 
+    Args:
+        config: the settings.
+        method: what is to be trained.
+        world_size: ranks that train together.
+
     Raises:
-        ConfigError: groups, teachers or a module for export that cannot be used.
+        ConfigError: a batch that is too small for it; groups, teachers or a module for export that
+            cannot be used.
     """
+    least, images = method.smallest_batch, config.batch_size // config.accumulate
+    if not config.sync_batch_norm:
+        images //= world_size
+    if images < least:
+        raise ConfigError(
+            f"{config.method} needs {least} images or more at a time, for its batch norm or its "
+            f"loss, and would see {images}: the micro-batch, batch_size / accumulate"
+            f"{'' if config.sync_batch_norm else ' / ranks'}, is too small"
+        )
     name, groups = type(method).__name__, parameter_groups(config, method)
     Rates(groups, Curve(1.0), Curve(1.0))  # takes out what the optimiser does not know
     teachers = method.teachers()

@@ -60,7 +60,7 @@ def train(config: TrainConfig | Mapping[str, Any]) -> Path:
         method = build_method(config, ranks.device, run)
         recipe = build_recipe(config, method)
         check_image_size(recipe, method.encoder)
-        check_method(config, method)
+        check_method(config, method, ranks.world_size)
         loader = stack.enter_context(closing(build_loader(config, recipe, ranks)))
         data = {
             "samples": loader.num_samples,
@@ -93,6 +93,8 @@ def train(config: TrainConfig | Mapping[str, Any]) -> Path:
         else:
             session = build_session(config, method, loader, run, ranks)
             if ranks.is_main:
+                for remark in method.remarks(loader.num_samples):
+                    logger.info("%s: %s", config.method, remark)
                 run.begin(config, loader.manifest, method_files(type(method), config, run))
             fit(session, saved)
             weights = session.strategy.exported()

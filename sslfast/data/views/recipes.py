@@ -32,6 +32,11 @@ _SIMCLR = View(
 _SIMCLR_SMALL = replace(
     _SIMCLR, size=32, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, blur_prob=0.0
 )
+# X. Chen, H. Fan, R. Girshick, K. He, "Improved Baselines with Momentum Contrastive Learning",
+# 2020, and its published code: blur, jitter of strength 0.4, crops of at least 20 %. SimSiam's too.
+_MOCO = replace(
+    _SIMCLR, crop_scale=(0.2, 1.0), brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1
+)
 # K. He et al., "Masked Autoencoders Are Scalable Vision Learners", CVPR 2022, section 4.1: random
 # crops and flips, nothing else.
 _MAE = View(size=224, crop_scale=(0.2, 1.0), flip=0.5)
@@ -70,6 +75,7 @@ _DINO_LOCAL = replace(_BYOL, size=96, crop_scale=(0.05, 0.4), blur_prob=0.5)
 for _name, _views in {
     "simclr": (_SIMCLR, _SIMCLR),
     "simclr_small": (_SIMCLR_SMALL, _SIMCLR_SMALL),
+    "moco": (_MOCO, _MOCO),
     "mae": (_MAE,),
     "simmim": (_SIMMIM,),
     "beit": (_BEIT,),
@@ -98,6 +104,8 @@ def recipe(
     - ``simclr``: two views, SimCLR's ImageNet values (Chen et al. 2020, appendix A); 224 pixels.
     - ``simclr_small``: two views for small images, SimCLR's CIFAR-10 values (the same paper,
       appendix B.9): jitter of strength 0.5 and no blur; 32 pixels.
+    - ``moco``: two views as of ``simclr``, but of at least 20 % of the area, and colours changed by
+      0.4 (Chen et al. 2020, arXiv:2003.04297; also of SimSiam); 224 pixels.
     - ``mae``, ``simmim``, ``ijepa``: one view, a random crop of at least 20, 67 or 30 % of the
       area, with flips but for ``ijepa`` (those papers' values); 224 pixels.
     - ``beit``: one view, a random crop of at least 8 % of the area, flips, and jitter of

@@ -1,0 +1,31 @@
+"""What the methods that compare two views of an image share."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def spread(embeddings: Tensor) -> Tensor:
+    """How far embeddings [N, D] lie apart: 0 is a collapse to one point, 1 even on the sphere.
+
+    sqrt(D) times the mean deviation of a coordinate over rows of unit length (Chen and He 2020,
+    arXiv:2011.10566, section 4.1).
+
+    Returns:
+        A 0-dim float32 tensor without a gradient.
+    """
+    with torch.no_grad(), torch.autocast(embeddings.device.type, enabled=False):
+        rows = F.normalize(embeddings.detach().float(), dim=1)
+        return rows.std(0, correction=0).mean() * math.sqrt(rows.shape[1])
+
+
+def similarity(first: Tensor, second: Tensor) -> Tensor:
+    """Mean cosine similarity of pairs [N, D], float32 without a gradient: 1 when all agree."""
+    return F.cosine_similarity(first.detach().float(), second.detach().float()).mean()
+
+
+def cosine_momentum(start: float, part: float) -> float:
+    """A teacher's momentum that rises from ``start`` to 1 by half a cosine (BYOL, section 3.3)."""
+    return 1 - (1 - start) * (math.cos(math.pi * part) + 1) / 2

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from sslfast._arguments import Width
+from sslfast._arguments import Depth, Width
 from sslfast.data.batch import Batch
 from sslfast.losses import NegativeCosineSimilarity
 from sslfast.methods.base import Context, Method, Reference
@@ -25,6 +25,7 @@ class SimSiam(Method):
 
     Args:
         encoder: maps a view [B, C, H, W] to features [B, F].
+        projector_layers: its linear layers; the paper takes 2 for CIFAR-10 (appendix D).
         hidden_dim: width of the projector's hidden layers.
         out_dim: width of the embeddings.
         predictor_dim: width of the predictor's hidden layer, a bottleneck.
@@ -37,7 +38,7 @@ class SimSiam(Method):
         {
             **{"model": "resnet50", "batch_size": 512, "epochs": 100, "optimizer": "SGD"},
             **{"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-4},  # lr: 0.05 * 512 / 256
-            **{"hidden_dim": 2048, "out_dim": 2048, "predictor_dim": 512},
+            **{"projector_layers": 3, "out_dim": 2048, "predictor_dim": 512},
         },
     )
 
@@ -45,14 +46,16 @@ class SimSiam(Method):
         self,
         encoder: nn.Module,
         *,
+        projector_layers: Depth = 3,
         hidden_dim: Width = 2048,
         out_dim: Width = 2048,
         predictor_dim: Width = 512,
     ) -> None:
         super().__init__(encoder)
         features = int(encoder.num_features)  # type: ignore[arg-type]
+        hidden = [hidden_dim] * (projector_layers - 1)
         self.projector = ProjectionHead(
-            features, [hidden_dim] * 2, out_dim, last_batch_norm=True, last_affine=False
+            features, hidden, out_dim, last_batch_norm=True, last_affine=False
         )
         self.predictor = ProjectionHead(out_dim, [predictor_dim], out_dim)
         self.criterion = NegativeCosineSimilarity()

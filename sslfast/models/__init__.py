@@ -3,7 +3,7 @@
 from sslfast.models.convnet import convnet_small
 from sslfast.models.decoders import Decoder, Predictor
 from sslfast.models.heads import ProjectionHead
-from sslfast.models.registry import create, names
+from sslfast.models.registry import create, names, register
 from sslfast.models.resnet import (
     resnet18,
     resnet34,
@@ -35,6 +35,7 @@ __all__ = [
     "convnet_small",
     "create",
     "names",
+    "register",
     "resnet18",
     "resnet34",
     "resnet50",

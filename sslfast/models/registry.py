@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 from torch import nn
 
 from sslfast._suggest import did_you_mean
+from sslfast.models.timm_models import PREFIX, timm_encoder
 
 Factory = TypeVar("Factory", bound=Callable[..., nn.Module])
 
@@ -35,7 +36,7 @@ def create(name: str, **kwargs: Any) -> nn.Module:
     """Build the encoder ``name``.
 
     Args:
-        name: one of names().
+        name: one of names(), or "timm:NAME" (extra ``timm``).
         **kwargs: keywords of that encoder's factory, such as ``in_channels``.
 
     Returns:
@@ -45,9 +46,12 @@ def create(name: str, **kwargs: Any) -> nn.Module:
         ValueError: no encoder has that name; the message lists those that exist.
         TypeError: the encoder has no such keyword; the message lists those it has.
     """
+    if name.startswith(PREFIX):
+        return timm_encoder(name.removeprefix(PREFIX), **kwargs)
     if name not in _FACTORIES:
         raise ValueError(
-            f"unknown encoder '{name}'; known: {names()}.{did_you_mean(name, names())}"
+            f"unknown encoder '{name}'; known, beside timm:NAME: {names()}."
+            f"{did_you_mean(name, names())}"
         )
     factory = _FACTORIES[name]
     known = list(inspect.signature(factory).parameters)

@@ -47,7 +47,7 @@ class TrainConfig:
             builtin:photos, or builtin:clips, which are videos.
         out: the run's folder: settings, metrics, checkpoints and the encoder.
         method_args: the method's hyperparameters, such as temperature.
-        model: the encoder; ``sslfast doctor`` lists them.
+        model: the encoder; ``sslfast doctor`` lists them; timm:NAME is one of timm's.
         model_args: keywords of the encoder, such as cifar_stem.
         drop_path: the encoder's drop_path_rate, the largest share of blocks that a sample skips;
             null: that of model_args.

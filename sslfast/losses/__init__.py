@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sslfast.losses.barlow_twins import BarlowTwinsLoss
     from sslfast.losses.clip import ClipLoss
     from sslfast.losses.dcl import DCLLoss, DCLWLoss
     from sslfast.losses.gradcache import cached
@@ -16,8 +17,10 @@ if TYPE_CHECKING:
     from sslfast.losses.ntxent import NTXentLoss
     from sslfast.losses.siglip import SigLipLoss
     from sslfast.losses.supcon import SupConLoss
+    from sslfast.losses.vicreg import VICRegLoss
 
 _HOME = {
+    "BarlowTwinsLoss": "barlow_twins",
     "ClipLoss": "clip",
     "DCLLoss": "dcl",
     "DCLWLoss": "dcl",
@@ -27,11 +30,13 @@ _HOME = {
     "NTXentLoss": "ntxent",
     "SigLipLoss": "siglip",
     "SupConLoss": "supcon",
+    "VICRegLoss": "vicreg",
     "cached": "gradcache",
     "info_nce": "infonce",  # as info-nce-pytorch has it beside its class
 }
 
 __all__ = [
+    "BarlowTwinsLoss",
     "ClipLoss",
     "DCLLoss",
     "DCLWLoss",
@@ -41,6 +46,7 @@ __all__ = [
     "NTXentLoss",
     "SigLipLoss",
     "SupConLoss",
+    "VICRegLoss",
     "cached",
     "info_nce",
 ]

@@ -6,6 +6,7 @@ non-finite out.
 """
 
 from sslfast.ema.update import ema_update_
+from sslfast.losses.barlow_twins import barlow_twins
 from sslfast.losses.clip import clip
 from sslfast.losses.infonce import info_nce
 from sslfast.losses.linear_cross_entropy import linear_cross_entropy
@@ -14,9 +15,11 @@ from sslfast.losses.negative_cosine import negative_cosine_similarity
 from sslfast.losses.ntxent import ntxent
 from sslfast.losses.siglip import siglip
 from sslfast.losses.supcon import supcon
+from sslfast.losses.vicreg import vicreg
 from sslfast.masking.patch_functions import gather_patches, patchify_visible, restore_with_tokens
 
 __all__ = [
+    "barlow_twins",
     "clip",
     "ema_update_",
     "gather_patches",
@@ -29,4 +32,5 @@ __all__ = [
     "restore_with_tokens",
     "siglip",
     "supcon",
+    "vicreg",
 ]

@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sslfast.losses.barlow_twins import BarlowTwinsLoss
     from sslfast.losses.clip import ClipLoss
     from sslfast.losses.dcl import DCLLoss, DCLWLoss
     from sslfast.losses.gradcache import cached
@@ -17,8 +18,10 @@ if TYPE_CHECKING:
     from sslfast.losses.ntxent import NTXentLoss
     from sslfast.losses.siglip import SigLipLoss
     from sslfast.losses.supcon import SupConLoss
+    from sslfast.losses.vicreg import VICRegLoss
 
 _HOME = {
+    "BarlowTwinsLoss": "barlow_twins",
     "ClipLoss": "clip",
     "DCLLoss": "dcl",
     "DCLWLoss": "dcl",
@@ -29,11 +32,13 @@ _HOME = {
     "NegativeCosineSimilarity": "negative_cosine",
     "SigLipLoss": "siglip",
     "SupConLoss": "supcon",
+    "VICRegLoss": "vicreg",
     "cached": "gradcache",
     "info_nce": "infonce",  # as info-nce-pytorch has it beside its class
 }
 
 __all__ = [
+    "BarlowTwinsLoss",
     "ClipLoss",
     "DCLLoss",
     "DCLWLoss",
@@ -44,6 +49,7 @@ __all__ = [
     "NegativeCosineSimilarity",
     "SigLipLoss",
     "SupConLoss",
+    "VICRegLoss",
     "cached",
     "info_nce",
 ]

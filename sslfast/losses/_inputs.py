@@ -56,6 +56,12 @@ def _of_one_dtype(tensors: dict[str, Tensor]) -> tuple[Tensor, ...]:
     return tuple(x.to(torch.get_autocast_dtype(device)) for x in tensors.values())
 
 
+def check_rows(rows: int) -> None:
+    """Raise ValueError unless there are two rows at least: one has no variance."""
+    if rows < 2:
+        raise ValueError(f"this loss needs at least 2 rows, of all ranks together, got {rows}")
+
+
 def check_labels(features: Tensor, labels: Tensor) -> None:
     """Raise unless features are embeddings [M, D] and labels integers [M] on the same device.
 

@@ -134,7 +134,7 @@ class VICRegLoss(nn.Module):
                 for z in (z_a, z_b)
             ]
             sums = [(variances, squares) for variances, squares, _ in found]
-            invariance = invariance * (ranks * len(z_a) / found[0][2])
+            invariance = invariance * (ranks * len(z_a) / found[0][2].to(invariance.dtype))
         else:
             check_rows(len(z_a))
             sums = [cross_correlation(z, None, False) for z in (z_a, z_b)]

@@ -96,6 +96,36 @@ def test_mocov3_is_two_t_times_two_cross_entropies() -> None:
     torch.testing.assert_close(loss, 2 * 0.3 * (both[0] + both[1]))
 
 
+def test_barlow_twins_is_its_formula() -> None:
+    method = made("barlow_twins", off_diagonal=0.02)
+    z0, z1 = outputs = method.encode(batch(), Context(0, 0, 1))
+    units = [(z - z.mean(0)) / (z.var(0, correction=0) + 1e-5).sqrt() for z in (z0, z1)]
+    c = units[0].T @ units[1] / len(z0)
+    on, off = (1 - c.diagonal()).square().sum(), (c - c.diagonal().diag()).square().sum()
+    values = method.loss(outputs, Context(0, 0, 1))
+    torch.testing.assert_close(values["loss"], on + 0.02 * off)
+    torch.testing.assert_close(values["redundancy"], off.detach())
+
+
+def test_vicreg_is_its_formula() -> None:
+    weights = {"sim_coeff": 3.0, "std_coeff": 2.0, "cov_coeff": 0.5}
+    method = made("vicreg", **weights)
+    views = outputs = method.encode(batch(), Context(0, 0, 1))
+    expected = 3.0 * (views[0] - views[1]).square().mean()
+    for z in views:
+        expected = expected + (1 - (z.var(0) + 1e-4).sqrt()).relu().mean()
+        covariance = z.T.cov()
+        off = covariance - covariance.diagonal().diag()
+        expected = expected + 0.5 * off.square().sum() / z.shape[1]
+    torch.testing.assert_close(method.loss(outputs, Context(0, 0, 1))["loss"], expected)
+
+
+def test_barlow_twins_slows_biases_and_norms_down() -> None:
+    weights, others = made("barlow_twins", bias_lr_scale=0.024).param_groups()
+    assert (weights.get("lr_scale", 1.0), others["lr_scale"]) == (1.0, 0.024)
+    assert {p.ndim for p in others["params"]} == {1}
+
+
 @pytest.mark.parametrize("name", TEACHERS)
 def test_teachers_make_targets_and_get_no_gradient(name: str) -> None:
     method = made(name)

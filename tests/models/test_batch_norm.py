@@ -90,9 +90,7 @@ def compare_methods(rank: int, size: int, names: list[str]) -> None:
             assert (p.grad is None) == (q.grad is None), key
             if p.grad is not None:
                 dist.all_reduce(p.grad)
-                torch.testing.assert_close(
-                    p.grad / size, q.grad, msg=lambda m: f"{name}: {key}: {m}"
-                )
+                torch.testing.assert_close(p.grad / size, q.grad, msg=f"{name}: {key}")
         for key, buffer in other.named_buffers():
             torch.testing.assert_close(buffer, method.get_buffer(key), msg=f"{name}: {key}")
 

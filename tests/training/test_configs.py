@@ -38,18 +38,17 @@ def scaled_down(settings: dict[str, Any], folder: Path, out: Path) -> dict[str, 
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: f"{file.parent.name}-{file.stem}")
-def test_every_configuration_trains(file: Path, image_folder: Path, tmp_path: Path) -> None:
+def test_every_configuration_trains(
+    file: Path, image_folder: Path, video_folder: Path, tmp_path: Path
+) -> None:
     settings = read_yaml(file)
+    videos = "video" in methods.get(settings["method"]).modalities
     assert settings["method"] == file.parent.name
     # As it stands, but for what its user gives.
     given = {"data": "somewhere", "out": "somewhere", **settings}
     config = TrainConfig.from_dict(given)
-    assert config.data == ("builtin:photos" if file.stem == "small" else "somewhere")
-    run = sslfast.train(scaled_down(settings, image_folder, tmp_path))
+    builtin = "builtin:clips" if videos else "builtin:photos"
+    assert config.data == (builtin if file.stem == "small" else "somewhere")
+    folder = video_folder if videos else image_folder
+    run = sslfast.train(scaled_down(settings, folder, tmp_path))
     assert sslfast.load_encoder(run).num_features > 0
-
-
-def test_every_image_method_has_a_small_and_a_papers_run() -> None:
-    found = {(file.parent.name, file.stem) for file in FILES}
-    images = [name for name in methods.names() if "image" in methods.get(name).modalities]
-    assert {(name, "small") for name in images} <= found

@@ -190,3 +190,14 @@ def test_a_long_queue_is_allowed_and_said() -> None:
     assert method.remarks(100) == []
     (remark,) = method.remarks(99)
     assert "queue of 100 keys is longer than the 99 samples" in remark
+
+
+@pytest.mark.parametrize("name", [*TEACHERS, "barlow_twins", "simsiam", "vicreg"])
+def test_a_step_is_one_graph(name: str) -> None:
+    method, plain = made(name), made(name)
+    compiled = torch.compile(method, backend="eager", fullgraph=True)
+    for step in range(2):
+        ctx = Context(step, 0, 2)
+        found, expected = compiled(batch(), ctx)["loss"], plain(batch(), ctx)["loss"]
+        torch.testing.assert_close(found, expected)
+    torch._dynamo.reset()

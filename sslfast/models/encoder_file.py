@@ -99,6 +99,8 @@ def checked_description(path: Path, description: Description | None) -> Descript
         raise WeightsError(
             f"{path} does not say which model it holds: it was not written by sslfast. {BUILD_IT}"
         )
+    if "heads" in description:
+        raise WeightsError(f"{path} holds heads, and no encoder: that is in {FILE_NAME} beside it")
     check_version(str(path), description.get("schema_version"), SCHEMA_VERSION, WeightsError)
     if not {"model", "model_args"} <= description.keys():
         raise WeightsError(f"{path} is damaged: its description does not name a model")

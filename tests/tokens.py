@@ -1,9 +1,10 @@
-"""Tokenizers of noise, for tests that need any."""
+"""Tokenizers of noise, and what else tests need to build every method."""
 
 from typing import Any
 
 import torch
 
+from sslfast import models
 from sslfast.tokenizers import PatchTokenizer, TokenizerSpec
 
 
@@ -17,4 +18,6 @@ def toy_tokenizer(vocab_size: int = 32, patch_size: int = 4, **keywords: Any) ->
 
 def needed(name: str) -> dict[str, Any]:
     """Hyperparameters without which a method cannot be built."""
+    if name == "distill":
+        return {"teacher": models.create("convnet_small", width=8, depth=1)}
     return {"tokenizer": toy_tokenizer()} if name == "beit" else {}

@@ -66,11 +66,17 @@ class MAE(Method):
 
     def encode(self, batch: Batch, ctx: Context) -> tuple[Tensor, Tensor, Tensor]:
         """Predictions and true patches [B, L, P], and what was hidden, bool [B, L]."""
-        images = only_view(batch)
+        return self.reconstruct(only_view(batch), self.mask(batch, ctx))[1]
+
+    def reconstruct(
+        self, images: Tensor, hidden: PatchMask
+    ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+        """The encoder's visible tokens [B, P + K, D], and what ``encode`` returns."""
+        ids_keep, ids_restore, mask = hidden
         target = self.pixels(patchify(images, self.encoder.patch_size))
-        ids_keep, ids_restore, mask = self.mask(batch, ctx)
-        prediction = self.decoder(self.encoder.forward_features(images, ids_keep), ids_restore)
-        return prediction.to(target.dtype), target, mask
+        tokens = self.encoder.forward_features(images, ids_keep)
+        prediction = self.decoder(tokens, ids_restore)
+        return tokens, (prediction.to(target.dtype), target, mask)
 
     def pixels(self, patches: Tensor, back: bool = False) -> Tensor:
         """What is predicted of normalised patches [B, L, P], or the way back: themselves."""
@@ -92,7 +98,7 @@ class MAE(Method):
 
     def pictures(self, batch: Batch, ctx: Context) -> dict[str, Tensor]:
         """Original, masked and reconstructed; with ``norm_pix`` in the true patch's statistics."""
-        prediction, target, mask = self.encode(batch, ctx)
+        prediction, target, mask = self.reconstruct(only_view(batch), self.mask(batch, ctx))[1]
         if self.norm_pix:
             prediction = denormalized(prediction, target, self.norm_parts)
         original, predicted = (self.pixels(x, back=True) for x in (target, prediction))

@@ -76,7 +76,7 @@ class Distill(Method):
     def _apply(self, fn: Any, recurse: bool = True) -> "Distill":
         """Move the teacher to where the method goes."""
         self._frozen[0]._apply(fn, recurse)
-        return super()._apply(fn, recurse)  # type: ignore[return-value]
+        return super()._apply(fn, recurse)
 
     def encode(self, batch: Batch, ctx: Context) -> tuple[Tensor, Tensor]:
         """Features of the student [B, F] and of the teacher [B, T]."""
@@ -108,7 +108,7 @@ def distances(features: Tensor) -> Tensor:
         centered = features - features.mean(0)  # differences of smaller numbers are more exact
         squares = centered.square().sum(1)
         squared = squares[:, None] + squares - 2 * centered @ centered.T
-    first, second = torch.triu_indices(*squared.shape, 1, device=squared.device)
+    first, second = torch.triu_indices(len(squared), len(squared), 1, device=squared.device)
     # Of equal rows there is no gradient.
     found = squared[first, second].clamp_min(torch.finfo(squared.dtype).tiny).sqrt()
     return found / found.mean()

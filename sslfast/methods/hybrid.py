@@ -87,16 +87,18 @@ class Hybrid(MAE):
         if self.contrast_weight:
             masks.append(self.second_mask(batch, ctx))
         hidden = PatchMask(*(torch.cat(parts) for parts in zip(*masks, strict=True)))
-        tokens, outputs = self.reconstruct(images.repeat(len(masks), 1, 1, 1), hidden)
+        tokens, made = self.reconstruct(images.repeat(len(masks), 1, 1, 1), hidden)
+        outputs: tuple[Tensor, ...] = made
         if self.contrast_weight:
             seen = tokens[:, self.encoder.num_prefix_tokens :].mean(1)
-            outputs = *outputs, self.projector(seen)  # type: ignore[assignment]
+            outputs = *made, self.projector(seen)
         return tuple(x.unflatten(0, (len(masks), -1)).transpose(0, 1) for x in outputs)
 
     def loss(self, outputs: tuple[Tensor, ...], ctx: Context) -> dict[str, Tensor]:
         """Both losses weighted, each alone, and the mean cosine of the pairs of embeddings."""
         prediction, target, mask, *embedded = outputs
-        mae = super().loss(tuple(x.flatten(0, 1) for x in (prediction, target, mask)), ctx)["loss"]  # type: ignore[arg-type]
+        hidden = tuple(x.flatten(0, 1) for x in (prediction, target, mask))
+        mae = super().loss(hidden, ctx)["loss"]
         if not embedded:
             return {"loss": mae}
         first, second = embedded[0].unbind(1)

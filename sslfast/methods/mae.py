@@ -64,7 +64,7 @@ class MAE(Method):
             encoder.grid_size, encoder.num_prefix_tokens, decoder_heads,
         )  # fmt: skip
 
-    def encode(self, batch: Batch, ctx: Context) -> tuple[Tensor, Tensor, Tensor]:
+    def encode(self, batch: Batch, ctx: Context) -> tuple[Tensor, ...]:
         """Predictions and true patches [B, L, P], and what was hidden, bool [B, L]."""
         return self.reconstruct(only_view(batch), self.mask(batch, ctx))[1]
 
@@ -82,7 +82,7 @@ class MAE(Method):
         """What is predicted of normalised patches [B, L, P], or the way back: themselves."""
         return patches
 
-    def loss(self, outputs: tuple[Tensor, Tensor, Tensor], ctx: Context) -> dict[str, Tensor]:
+    def loss(self, outputs: tuple[Tensor, ...], ctx: Context) -> dict[str, Tensor]:
         """The error over hidden patches, in units of a patch's variance with ``norm_pix``."""
         *both, mask = outputs
         prediction, target = (x.unflatten(2, (self.norm_parts, -1)).flatten(1, 2) for x in both)

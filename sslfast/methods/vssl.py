@@ -92,13 +92,8 @@ class VSSL(Method):
         Beside it "kl", "log_sigma" (the mean logarithm of the student's deviations: that of the
         floor where the variance collapsed), and "similarity", the mean cosine of the means.
         """
-        mean, variance, target, spread = (
-            x if x.dtype == torch.float64 else x.float() for x in outputs
-        )
-        target, spread = (
-            target.flip(1),
-            spread.flip(1),
-        )  # each posterior meets the other view's prior
+        mean, variance, *prior = (x if x.dtype == torch.float64 else x.float() for x in outputs)
+        target, spread = (x.flip(1) for x in prior)  # each posterior meets the other view's prior
         similarity = F.cosine_similarity(mean.detach(), target, -1).mean()
         if self.form == "cosine":
             radius = math.sqrt(mean.shape[-1])

@@ -1,3 +1,4 @@
+import inspect
 import sys
 from pathlib import Path
 
@@ -18,17 +19,23 @@ def pairs(count: int = 16, views: int = 2, frames: tuple[int, ...] = ()) -> Batc
     return Batch(tuple(torch.randn(shape) for _ in range(views)), torch.arange(count))
 
 
+# Where a method has such a hyperparameter: what trains in a second.
+CHEAP = {"decoder_depth": 1, "predictor_depth": 1, "hidden_dim": 64, "bank_size": 64}
+
+
 def fitting(name: str) -> tuple[Method, Batch]:
     """The method around a small encoder of a kind that it takes, and a batch for it."""
     vit = {"img_size": 16, "embed_dim": 64, "depth": 2, "num_heads": 2}
     views = len(methods.get(name).own_recipe().views)
+    taken = inspect.signature(methods.get(name)).parameters
+    cheap = {key: value for key, value in CHEAP.items() if key in taken}
     if methods.get(name).modalities == ("video",):
         encoder = models.create("vit_micro", **vit, num_frames=4)
-        return methods.create(name, encoder), pairs(4, views, frames=(4,))
+        return methods.create(name, encoder, **cheap), pairs(4, views, frames=(4,))
     encoder = models.create("convnet_small", width=8, depth=2)
     if not isinstance(encoder, methods.get(name).encoders):
         encoder = models.create("vit_micro", **vit)
-    return methods.create(name, encoder, **needed(name)), pairs(views=views)
+    return methods.create(name, encoder, **needed(name), **cheap), pairs(views=views)
 
 
 @pytest.mark.parametrize("name", methods.names())

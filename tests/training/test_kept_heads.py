@@ -14,6 +14,7 @@ from toys import ToyEncoder, ToyMethod
 import sslfast
 from sslfast import methods
 from sslfast.methods.base import Method
+from sslfast.methods.simclr import SimCLR
 from sslfast.models import ProjectionHead, VarianceHead
 from sslfast.training import heads as files
 from sslfast.training.config import ConfigError
@@ -113,6 +114,15 @@ def test_heads_that_no_file_can_rebuild_are_refused_before_the_first_step() -> N
     for wrong in ({"mean": nn.Linear(8, 2)}, {"a.b": ProjectionHead(8)}):
         with pytest.raises(ConfigError, match="heads of ToyMethod must be ProjectionHead or Var"):
             check_heads(with_heads(wrong))
+
+
+def test_a_run_with_such_heads_leaves_no_folder_behind(
+    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(SimCLR, "heads", lambda self: {"scores": nn.Linear(8, 2)})
+    with pytest.raises(ConfigError, match="heads of SimCLR must be"):
+        sslfast.train({**settings, "out": str(tmp_path / "run")})
+    assert not (tmp_path / "run").exists()
 
 
 def test_methods_without_heads_write_none(settings: dict[str, Any], tmp_path: Path) -> None:

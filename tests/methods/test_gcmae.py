@@ -131,6 +131,20 @@ def test_two_ranks_are_one_process_and_hold_the_same_bank() -> None:
     processes.run(2, over_ranks)
 
 
+def test_compiled_the_bank_moves_alike() -> None:
+    torch.compiler.reset()
+    eager, compiled = small().float(), small().float()
+    call = torch.compile(compiled, backend="aot_eager")
+    batch = batch_of([3, 9])
+    batch = Batch((batch.views[0].float(),), batch.sample_ids)
+    for step in range(2):
+        ctx = Context(step, 0, 10, seed=2, device_step=torch.tensor(step))
+        torch.testing.assert_close(call(batch, ctx), eager(batch, ctx))
+    torch.testing.assert_close(compiled.bank, eager.bank)
+    assert torch.equal(compiled.owners, eager.owners)
+    torch.compiler.reset()
+
+
 def test_pictures_are_maes() -> None:
     method, batch = small(), batch_of([3, 9])
     assert torch.equal(method.pictures(batch, CTX)["original"], batch.views[0])

@@ -56,6 +56,18 @@ def test_every_method_learns_on_a_fixed_batch(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", methods.names())
+def test_every_method_trains_in_bf16(name: str) -> None:
+    torch.manual_seed(0)
+    method, batch = fitting(name)
+    with torch.autocast("cpu", torch.bfloat16):
+        values = method(batch, Context(0, 0, 50))
+    assert all(value.dtype == torch.float32 for value in values.values())
+    values["loss"].backward()
+    trained = [p for group in method.param_groups() for p in group["params"]]
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in trained)
+
+
+@pytest.mark.parametrize("name", methods.names())
 def test_every_method_states_its_contract(name: str) -> None:
     method = methods.get(name)
     assert "arXiv" in method.reference.paper

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     )
     from sslfast.ema import EMATeacher
     from sslfast.kernels.registry import backends, use_backend
-    from sslfast.training import load_encoder, train
+    from sslfast.training import load_encoder, load_heads, train
 
 __version__ = "0.1.0"
 
@@ -32,6 +32,7 @@ _LAZY = {
     "use_backend": "sslfast.kernels.registry",
     "train": "sslfast.training",
     "load_encoder": "sslfast.training",
+    "load_heads": "sslfast.training",
 }
 _MODULES = (
     "data", "ema", "eval", "functional", "losses", "masking", "methods", "models", "optim",

@@ -1,9 +1,10 @@
-"""Tokenizers of noise, for tests that need any."""
+"""Tokenizers of noise, and what else tests need to build every method."""
 
 from typing import Any
 
 import torch
 
+from sslfast import models
 from sslfast.tokenizers import PatchTokenizer, TokenizerSpec
 
 
@@ -22,8 +23,10 @@ def needed(name: str) -> dict[str, Any]:
         "barlow_twins": heads,
         "beit": {"tokenizer": toy_tokenizer()},
         "byol": {**heads, "momentum": 0.9},
+        "distill": {"teacher": models.create("convnet_small", width=8, depth=1)},
         "mocov2": {"queue": 40, "out_dim": 16},
         "mocov3": heads,
         "simsiam": {**heads, "predictor_dim": 8},
         "vicreg": heads,
+        "vssl": heads,
     }.get(name, {})

@@ -232,6 +232,14 @@ class Method(nn.Module, ABC):
         """The module that is kept at the end: the encoder, or a teacher's copy of it."""
         return self.encoder
 
+    def heads(self) -> dict[str, nn.Module]:
+        """Modules on the encoder's features that are kept beside it, by name.
+
+        Each is a class of ``sslfast.models.heads``. One called "uncertainty" gives variances
+        [B, D], whose mean ``sslfast embed`` writes for every sample.
+        """
+        return {}
+
     def remarks(self, samples: int) -> list[str]:
         """What is unusual, though allowed, in training on so many samples; logged at the start."""
         del samples

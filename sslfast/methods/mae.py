@@ -64,19 +64,25 @@ class MAE(Method):
             encoder.grid_size, encoder.num_prefix_tokens, decoder_heads,
         )  # fmt: skip
 
-    def encode(self, batch: Batch, ctx: Context) -> tuple[Tensor, Tensor, Tensor]:
+    def encode(self, batch: Batch, ctx: Context) -> tuple[Tensor, ...]:
         """Predictions and true patches [B, L, P], and what was hidden, bool [B, L]."""
-        images = only_view(batch)
+        return self.reconstruct(only_view(batch), self.mask(batch, ctx))[1]
+
+    def reconstruct(
+        self, images: Tensor, hidden: PatchMask
+    ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+        """The encoder's visible tokens [B, P + K, D], and what ``encode`` returns."""
+        ids_keep, ids_restore, mask = hidden
         target = self.pixels(patchify(images, self.encoder.patch_size))
-        ids_keep, ids_restore, mask = self.mask(batch, ctx)
-        prediction = self.decoder(self.encoder.forward_features(images, ids_keep), ids_restore)
-        return prediction.to(target.dtype), target, mask
+        tokens = self.encoder.forward_features(images, ids_keep)
+        prediction = self.decoder(tokens, ids_restore)
+        return tokens, (prediction.to(target.dtype), target, mask)
 
     def pixels(self, patches: Tensor, back: bool = False) -> Tensor:
         """What is predicted of normalised patches [B, L, P], or the way back: themselves."""
         return patches
 
-    def loss(self, outputs: tuple[Tensor, Tensor, Tensor], ctx: Context) -> dict[str, Tensor]:
+    def loss(self, outputs: tuple[Tensor, ...], ctx: Context) -> dict[str, Tensor]:
         """The error over hidden patches, in units of a patch's variance with ``norm_pix``."""
         *both, mask = outputs
         prediction, target = (x.unflatten(2, (self.norm_parts, -1)).flatten(1, 2) for x in both)
@@ -92,7 +98,7 @@ class MAE(Method):
 
     def pictures(self, batch: Batch, ctx: Context) -> dict[str, Tensor]:
         """Original, masked and reconstructed; with ``norm_pix`` in the true patch's statistics."""
-        prediction, target, mask = self.encode(batch, ctx)
+        prediction, target, mask = self.reconstruct(only_view(batch), self.mask(batch, ctx))[1]
         if self.norm_pix:
             prediction = denormalized(prediction, target, self.norm_parts)
         original, predicted = (self.pixels(x, back=True) for x in (target, prediction))

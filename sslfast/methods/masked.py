@@ -37,7 +37,7 @@ def only_view(batch: Batch) -> Tensor:
     views = batch.views
     if len(views) != 1:
         raise ValueError(
-            f"a masked method learns from one view, got {len(views)}: choose a recipe of one view, "
+            f"this method learns from one view, got {len(views)}: choose a recipe of one view, "
             "such as mae"
         )
     return views[0]

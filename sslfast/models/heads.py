@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from sslfast._arguments import Width, checked
+from sslfast._arguments import PositiveFloat, Width, checked
 
 
 class ProjectionHead(nn.Sequential):
@@ -44,6 +46,7 @@ class ProjectionHead(nn.Sequential):
 
     Attributes:
         out_dim: width of the output.
+        settings: the arguments, as plain values: a file of heads is read by them.
 
     Raises:
         ValueError: a width below 1.
@@ -77,3 +80,42 @@ class ProjectionHead(nn.Sequential):
             layers.append(nn.BatchNorm1d(out_dim, affine=last_affine))
         super().__init__(*layers)
         self.out_dim: int = out_dim
+        self.settings: dict[str, Any] = {
+            **{"in_dim": in_dim, "hidden_dims": list(hidden_dims), "out_dim": out_dim},
+            **{"batch_norm": batch_norm, "last_batch_norm": last_batch_norm},
+            **{"last_affine": last_affine, "bias": bias, "last_bias": last_bias},
+        }
+
+
+class VarianceHead(ProjectionHead):
+    """An MLP whose outputs [B, out_dim] are variances: softplus of a ProjectionHead's, and more.
+
+    Args:
+        in_dim: as of ProjectionHead, like what follows.
+        hidden_dims: see there.
+        out_dim: see there.
+        floor: is added; no variance is smaller.
+        **options: see there.
+
+    Raises:
+        ValueError: a width below 1, or a floor that is not positive.
+    """
+
+    @checked
+    def __init__(
+        self,
+        in_dim: Width,
+        hidden_dims: Sequence[Width] = (2048,),
+        out_dim: Width = 128,
+        *,
+        floor: PositiveFloat = 1e-2,
+        **options: Any,
+    ) -> None:
+        super().__init__(in_dim, hidden_dims, out_dim, **options)
+        self.floor = floor
+        self.settings["floor"] = floor
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Features [B, in_dim] -> variances [B, out_dim], in float32 at least."""
+        raw = super().forward(x)
+        return F.softplus(raw if raw.element_size() > 4 else raw.float()) + self.floor

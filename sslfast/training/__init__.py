@@ -6,11 +6,12 @@ from sslfast.training.config import TrainConfig
 
 if TYPE_CHECKING:
     from sslfast.training.encoder import load_encoder
+    from sslfast.training.heads import load_heads
     from sslfast.training.trainer import train
 
-__all__ = ["TrainConfig", "load_encoder", "train"]
+__all__ = ["TrainConfig", "load_encoder", "load_heads", "train"]
 
-_LAZY = {"load_encoder": "encoder", "train": "trainer"}
+_LAZY = {"load_encoder": "encoder", "load_heads": "heads", "train": "trainer"}
 
 
 if not TYPE_CHECKING:  # which sees the names above, and no others

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sslfast._digest import digest
 from sslfast._versions import check_version
+from sslfast.models.encoder_file import FILE_NAME
 from sslfast.training.storage import has_good_checksum, write_atomically
 
 logger = logging.getLogger("sslfast")
@@ -168,3 +169,24 @@ def difference(folder: Path, step: int, weights: str) -> str | None:
     except Exception as error:
         return f"the checkpoint of its step cannot be read ({_reason(error)})"
     return None if same else "it has other weights than the checkpoint of its step"
+
+
+def say_if_behind(path: Path, description: Mapping[str, Any]) -> None:
+    """A warning where a run was lengthened, but ended before it wrote its encoder.
+
+    Args:
+        path: an encoder's file.
+        description: what it says.
+    """
+    checkpoints = path.parent / FOLDER_NAME
+    # A file of an older sslfast does not say where it comes from.
+    if path.name != FILE_NAME or not checkpoints.is_dir() or "checkpoint" not in description:
+        return
+    why = difference(checkpoints, description["step"], description["checkpoint"])
+    if why is not None:
+        logger.warning(
+            "%s is not of its run's newest checkpoint: %s. To bring it up to date, let the run "
+            "finish: give the command that started it again",
+            path,
+            why,
+        )

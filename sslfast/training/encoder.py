@@ -8,22 +8,20 @@ import torch
 from torch import Tensor, nn
 
 from sslfast import data, models
-from sslfast._versions import check_version
 from sslfast.data import Recipe
 from sslfast.eval.preprocess import Preprocess
-from sslfast.training.config import TOO_LARGE, ConfigError, setting_error
-from sslfast.training.encoder_file import (
-    BUILD_IT,
+from sslfast.models.encoder_file import (
+    SCHEMA_VERSION,
     WeightsError,
+    checked_description,
     described_bytes,
     encoder_path,
-    read_safetensors,
-    say_if_behind,
+    read_encoder,
 )
-from sslfast.training.encoder_file import read_description as read_file_description
+from sslfast.models.encoder_file import read_description as read_file_description
+from sslfast.training import checkpoint
+from sslfast.training.config import TOO_LARGE, setting_error
 from sslfast.training.storage import write_atomically
-
-SCHEMA_VERSION = 1
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -86,19 +84,7 @@ def read_description(path: Path | str) -> dict[str, Any]:
         ValueError: the file was not written by sslfast, or by a newer one.
     """
     path = encoder_path(path)
-    return _ours(path, read_file_description(path))
-
-
-def _ours(path: Path, description: dict[str, Any] | None) -> dict[str, Any]:
-    """The description of a file that this sslfast can read."""
-    if description is None:
-        raise WeightsError(
-            f"{path} does not say which model it holds: it was not written by sslfast. {BUILD_IT}"
-        )
-    check_version(str(path), description.get("schema_version"), SCHEMA_VERSION, WeightsError)
-    if not {"model", "model_args"} <= description.keys():
-        raise WeightsError(f"{path} is damaged: its description does not name a model")
-    return description
+    return checked_description(path, read_file_description(path))
 
 
 def load_encoder(path: Path | str) -> nn.Module:
@@ -121,20 +107,10 @@ def load_encoder(path: Path | str) -> nn.Module:
         ValueError: the file is damaged, or was not written by sslfast, or by a newer one.
     """
     path = encoder_path(path)
-    tensors, stated = read_safetensors(path)
-    description = _ours(path, stated)
-    try:
-        encoder = build_encoder(description["model"], description["model_args"], seed=0)
-        encoder.load_state_dict(tensors)
-    except (ConfigError, KeyError, TypeError, RuntimeError) as error:
-        raise WeightsError(
-            f"the encoder in {path} cannot be rebuilt ({' '.join(str(error).split())[:300]}). "
-            "Register its model first if that is your own; else the file is damaged, or of another "
-            "version of sslfast"
-        ) from error
+    encoder, description = read_encoder(path)
     _tell_inputs(encoder, path, description)
-    say_if_behind(path, description)
-    return encoder.eval()
+    checkpoint.say_if_behind(path, description)
+    return encoder
 
 
 def evaluation_recipe(path: Path | str, description: Mapping[str, Any]) -> Recipe:

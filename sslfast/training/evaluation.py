@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sslfast import data
 from sslfast._arguments import (
@@ -24,6 +24,7 @@ from sslfast._files import replacing
 from sslfast.data import Recipe, Source
 from sslfast.data.sources.opening import has_split
 from sslfast.eval import Features, features_of, score
+from sslfast.models.encoder_file import WeightsError
 from sslfast.training.config import ConfigError, TrainConfig, read_yaml, user_path
 from sslfast.training.distributed import resolve_device
 from sslfast.training.encoder import (
@@ -33,6 +34,8 @@ from sslfast.training.encoder import (
     place,
     read_description,
 )
+from sslfast.training.heads import FILE_NAME as HEADS
+from sslfast.training.heads import read_heads
 from sslfast.training.run_folder import RunFolder, RunFolderError
 from sslfast.training.storage import explain_full_disk, write_text
 
@@ -131,6 +134,26 @@ class FinishedRun:
             threads=self.threads,
         )
 
+    def uncertainty(self, features: Features) -> Tensor | None:
+        """The mean predicted variance [N] of samples; None where the run has no such head.
+
+        Raises:
+            ValueError: the run's heads are of another step than its encoder.
+        """
+        path = self.weights.parent / HEADS
+        if not path.is_file():
+            return None
+        heads, description = read_heads(path)
+        if description.get("checkpoint") != self.description.get("checkpoint"):
+            raise WeightsError(
+                f"{path} is of another step than the encoder beside it: let the run finish, by the "
+                "command that started it"
+            )
+        if "uncertainty" not in heads:
+            return None
+        with torch.inference_mode():
+            return heads["uncertainty"](features.features).mean(1)
+
     def _recipe(self) -> Recipe:
         """Views as the encoder expects them, without randomness."""
         return evaluation_recipe(self.weights, self.description)
@@ -192,13 +215,17 @@ def embed(
     """Write the features of images as an .npz file.
 
     The file holds ``features`` float32 [N, F], ``sample_ids`` int64 [N], ``paths`` [N] and, where
-    there are labels, ``labels`` int64 [N] and ``classes``.
+    there are labels, ``labels`` int64 [N] and ``classes``. Where the run has kept a head called
+    "uncertainty" (``vssl``), ``uncertainty`` float32 [N] is the mean of its variances.
 
     Args:
         run: a finished run.
         spec: the images; None: the run's own.
         split: which of them.
         out: the file to write; None: features_SPLIT.npz in the run's folder.
+
+    Raises:
+        ValueError: the run's heads are of another step than its encoder.
     """
     images = run.dataset(run.spec(spec), split)
     features = run.features(run.encoder(), images)
@@ -210,6 +237,9 @@ def embed(
     }
     if features.labels is not None and images.classes is not None:
         arrays |= {"labels": features.labels.numpy(), "classes": np.array(images.classes)}
+    uncertainty = run.uncertainty(features)
+    if uncertainty is not None:
+        arrays["uncertainty"] = uncertainty.numpy()
     path = Path(user_path(out)) if out else run.folder.path / f"features_{split}.npz"
     with explain_full_disk(path), replacing(path) as temporary, open(temporary, "wb") as file:
         np.savez(file, **arrays)

@@ -11,9 +11,9 @@ from typing import Any
 
 from sslfast._files import remove_leftovers
 from sslfast.data.sources.manifest import Manifest
+from sslfast.models.encoder_file import FILE_NAME
 from sslfast.training import checkpoint
 from sslfast.training.config import ConfigError, TrainConfig, user_path
-from sslfast.training.encoder_file import FILE_NAME
 from sslfast.training.storage import write_atomically
 
 logger = logging.getLogger("sslfast")

@@ -54,6 +54,10 @@ class Strategy:
         """The weights of the module that is kept at the end, whole, on rank 0."""
         return self.method.exported().state_dict()
 
+    def heads(self) -> dict[str, Tensor]:
+        """The weights of the heads that are kept beside it, whole, on rank 0."""
+        return nn.ModuleDict(self.method.heads()).state_dict()
+
 
 class DDP(Strategy):
     """Gradients averaged over ranks, which all start from rank 0's weights.

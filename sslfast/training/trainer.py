@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from sslfast import __version__, methods
 from sslfast.data.executors.executor import AnyRecipe
@@ -14,6 +15,8 @@ from sslfast.methods.base import Method
 from sslfast.training import checkpoint, distributed
 from sslfast.training.config import TOO_LARGE, ConfigError, TrainConfig, setting_error, user_path
 from sslfast.training.encoder import build_encoder, place, save_encoder
+from sslfast.training.heads import FILE_NAME as HEADS
+from sslfast.training.heads import check_heads, save_heads
 from sslfast.training.loop import fit, seed_all
 from sslfast.training.pipeline import build_loader, build_recipe, check_image_size
 from sslfast.training.run_folder import RunFolder
@@ -35,7 +38,8 @@ def train(config: TrainConfig | Mapping[str, Any]) -> Path:
 
     Returns:
         The run's folder: config.yaml, metrics.jsonl, TensorBoard events, checkpoints/ and
-        encoder.safetensors (see ``load_encoder``).
+        encoder.safetensors (see ``load_encoder``); of some methods heads.safetensors (see
+        ``load_heads``).
 
     Raises:
         ConfigError: a setting that cannot work.
@@ -61,6 +65,7 @@ def train(config: TrainConfig | Mapping[str, Any]) -> Path:
         recipe = build_recipe(config, method)
         check_image_size(recipe, method.encoder)
         check_method(config, method, ranks.world_size)
+        check_heads(method)
         loader = stack.enter_context(closing(build_loader(config, recipe, ranks)))
         data = {
             "samples": loader.num_samples,
@@ -84,11 +89,11 @@ def train(config: TrainConfig | Mapping[str, Any]) -> Path:
             if extra and ranks.is_main:
                 names = first_few(extra)
                 logger.warning("init: %s has more than the model: %s", config.init, names)
-        step = Plan.of(config, loader).total_steps
+        step, heads = Plan.of(config, loader).total_steps, method.heads()
         if saved and saved["step"] >= step:
             step = saved["step"]
             method.load_state_dict(saved["model"])
-            weights = method.exported().state_dict()
+            weights, kept = method.exported().state_dict(), nn.ModuleDict(heads).state_dict()
             logger.info("%s holds a finished run: there is nothing left to do", run.path)
         else:
             session = build_session(config, method, loader, run, ranks)
@@ -97,11 +102,13 @@ def train(config: TrainConfig | Mapping[str, Any]) -> Path:
                     logger.info("%s: %s", config.method, remark)
                 run.begin(config, loader.manifest, method_files(type(method), config, run))
             fit(session, saved)
-            weights = session.strategy.exported()
+            weights, kept = session.strategy.exported(), session.strategy.heads()
         # Also of a finished run: it may have been killed between its last checkpoint and this.
         described = describe(config, method, recipe, step)
         if ranks.is_main and save_encoder(run.encoder, weights, described):
             logger.info("the encoder is in %s", run.encoder)
+        if ranks.is_main and heads:
+            save_heads(run.path / HEADS, heads, kept, described)
         ranks.barrier()
     return run.path
 

@@ -16,14 +16,14 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
-from sslfast.training.encoder_file import (
+from sslfast.models.encoder_file import (
     WeightsError,
     first_bytes,
     is_of_torch_save,
     is_safetensors,
     read_safetensors,
-    say_if_behind,
 )
+from sslfast.training import checkpoint
 
 _PYTHON_3 = {"__builtin__": "builtins", "copy_reg": "copyreg"}  # pickles have Python 2's names
 _DICTS = ("dict", "cfgnode", "munch", "bunch", "box")  # how classes of settings that are dicts end
@@ -65,7 +65,7 @@ def read(path: Path) -> Any:
         return _unpickle(path)
     if path.suffix == ".safetensors" or is_safetensors(head):
         tensors, description = read_safetensors(path)
-        say_if_behind(path, description or {})
+        checkpoint.say_if_behind(path, description or {})
         return tensors
     begins = f"begins with {head[:40]!r}" if head else "is empty"
     raise WeightsError(

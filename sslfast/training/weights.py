@@ -11,9 +11,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from sslfast.models import VisionTransformer
+from sslfast.models.encoder_file import WeightsError, encoder_path
 from sslfast.models.positions import fit_positions
 from sslfast.training.config import ConfigError
-from sslfast.training.encoder_file import WeightsError, encoder_path
 from sslfast.training.weight_files import StandIn, in_words, read, state_dicts
 
 logger = logging.getLogger("sslfast")

@@ -1,3 +1,4 @@
+import inspect
 import sys
 from pathlib import Path
 
@@ -18,17 +19,23 @@ def pairs(count: int = 16, views: int = 2, frames: tuple[int, ...] = ()) -> Batc
     return Batch(tuple(torch.randn(shape) for _ in range(views)), torch.arange(count))
 
 
+# Where a method has such a hyperparameter: what trains in a second.
+CHEAP = {"decoder_depth": 1, "predictor_depth": 1, "hidden_dim": 64, "bank_size": 64}
+
+
 def fitting(name: str) -> tuple[Method, Batch]:
     """The method around a small encoder of a kind that it takes, and a batch for it."""
     vit = {"img_size": 16, "embed_dim": 64, "depth": 2, "num_heads": 2}
     views = len(methods.get(name).own_recipe().views)
+    taken = inspect.signature(methods.get(name)).parameters
+    cheap = {key: value for key, value in CHEAP.items() if key in taken}
     if methods.get(name).modalities == ("video",):
         encoder = models.create("vit_micro", **vit, num_frames=4)
-        return methods.create(name, encoder), pairs(4, views, frames=(4,))
+        return methods.create(name, encoder, **cheap), pairs(4, views, frames=(4,))
     encoder = models.create("convnet_small", width=8, depth=2)
     if not isinstance(encoder, methods.get(name).encoders):
         encoder = models.create("vit_micro", **vit)
-    return methods.create(name, encoder, **needed(name)), pairs(views=views)
+    return methods.create(name, encoder, **{**cheap, **needed(name)}), pairs(views=views)
 
 
 @pytest.mark.parametrize("name", methods.names())
@@ -50,6 +57,18 @@ def test_every_method_learns_on_a_fixed_batch(name: str) -> None:
         optimizer.step()
         method.after_step(ctx)
     assert losses[-1] < losses[0] - 0.1
+
+
+@pytest.mark.parametrize("name", methods.names())
+def test_every_method_trains_in_bf16(name: str) -> None:
+    torch.manual_seed(0)
+    method, batch = fitting(name)
+    with torch.autocast("cpu", torch.bfloat16):
+        values = method(batch, Context(0, 0, 50))
+    assert all(value.dtype == torch.float32 for value in values.values())
+    values["loss"].backward()
+    trained = [p for group in method.param_groups() for p in group["params"]]
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in trained)
 
 
 @pytest.mark.parametrize("name", methods.names())

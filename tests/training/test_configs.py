@@ -21,6 +21,10 @@ def scaled_down(settings: dict[str, Any], folder: Path, out: Path) -> dict[str, 
     if "tokenizer" in small:
         small["tokenizer"] = str(out / "tokenizer.safetensors")
         Path(small["tokenizer"]).write_bytes(tokenizer_bytes(toy_tokenizer()))
+    if "teacher" in small:
+        teacher = {"data": str(folder), "out": str(out / "teacher"), "steps": 1, "batch_size": 4}
+        run = sslfast.train({**teacher, "model_args": {"width": 8}, "image_size": 16})
+        small["teacher"] = str(run / "encoder.safetensors")
     model_args = dict(settings.get("model_args", {}))
     if settings.get("model", "").startswith("vit"):
         model_args |= {"img_size": 16, "patch_size": 4, "embed_dim": 64, "depth": 1, "num_heads": 2}

@@ -53,6 +53,9 @@ _BEIT = View(
     contrast=0.4,
     saturation=0.4,
 )
+# S. Gidaris, P. Singh, N. Komodakis, "Unsupervised Representation Learning by Predicting Image
+# Rotations", ICLR 2018, the published code for ImageNet: crops of at least 8 %, and flips.
+_ROTNET = View(size=224, crop_scale=(0.08, 1.0), flip=0.5)
 # M. Assran et al., "Self-Supervised Learning from Images with a Joint-Embedding Predictive
 # Architecture", CVPR 2023, published configurations: crops of at least 30 %, no flips.
 _IJEPA = View(size=224, crop_scale=(0.3, 1.0))
@@ -79,6 +82,7 @@ for _name, _views in {
     "mae": (_MAE,),
     "simmim": (_SIMMIM,),
     "beit": (_BEIT,),
+    "rotnet": (_ROTNET,),
     "ijepa": (_IJEPA,),
     "videomae": (_VIDEOMAE,),
     "eval": (View(size=224, crop_scale=None),),
@@ -110,6 +114,8 @@ def recipe(
       area, with flips but for ``ijepa`` (those papers' values); 224 pixels.
     - ``beit``: one view, a random crop of at least 8 % of the area, flips, and jitter of
       brightness, contrast and saturation of strength 0.4 (the paper's values); 224 pixels.
+    - ``rotnet``: one view, a random crop of at least 8 % of the area, and flips (Gidaris et al.
+      2018); 224 pixels.
     - ``videomae``: one clip of 16 frames, every fourth of the video, a random crop of at least 50 %
       of the area, flips; 224 pixels.
     - ``byol``: two views, "first" and "second", that differ: blur always or with probability 0.1,

@@ -1,20 +1,20 @@
-"""Files of an encoder: .safetensors, ours with a description and a checksum."""
+"""Files of weights: .safetensors, ours with a description and a checksum; encoders from them."""
 
 import json
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from sslfast._digest import checksum
 from sslfast._extras import require
-from sslfast.training import checkpoint
-
-logger = logging.getLogger("sslfast")
+from sslfast._versions import check_version
+from sslfast.models.registry import create
 
 FILE_NAME = "encoder.safetensors"
+SCHEMA_VERSION = 1  # of descriptions
 Description = dict[str, Any]
 _KEY = "sslfast"  # of the metadata of our files
 _CHECKSUM = "sha256"  # of the description
@@ -62,6 +62,49 @@ def is_safetensors(head: bytes) -> bool:
 def is_of_torch_save(head: bytes) -> bool:
     """Whether a file that begins so is of torch.save: a zip archive, or of old a pickle."""
     return head.startswith((b"PK\x03\x04", b"\x80")) and not is_safetensors(head)
+
+
+def read_encoder(path: Path) -> tuple[nn.Module, Description]:
+    """Rebuild the encoder in a file of ours; the global random state is left as it was.
+
+    Returns:
+        The encoder in float32 on the CPU, in evaluation mode, and what its file says of it.
+
+    Raises:
+        WeightsError: the file is damaged, or was not written by sslfast, or by a newer one.
+        OSError: it cannot be opened.
+    """
+    tensors, stated = read_safetensors(path)
+    description = checked_description(path, stated)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            encoder = create(description["model"], **description["model_args"])
+        encoder.load_state_dict(tensors)
+    except (KeyError, TypeError, ValueError, RuntimeError, MemoryError, OverflowError) as error:
+        raise WeightsError(
+            f"the encoder in {path} cannot be rebuilt ({' '.join(str(error).split())[:300]}). "
+            "Register its model first if that is your own; else the file is damaged, or of another "
+            "version of sslfast"
+        ) from error
+    return encoder.eval(), description
+
+
+def checked_description(path: Path, description: Description | None) -> Description:
+    """The description of an encoder that this sslfast can build.
+
+    Raises:
+        WeightsError: there is none, or it is of a newer version, or names no model.
+    """
+    if description is None:
+        raise WeightsError(
+            f"{path} does not say which model it holds: it was not written by sslfast. {BUILD_IT}"
+        )
+    if "heads" in description:
+        raise WeightsError(f"{path} holds heads, and no encoder: that is in {FILE_NAME} beside it")
+    check_version(str(path), description.get("schema_version"), SCHEMA_VERSION, WeightsError)
+    if not {"model", "model_args"} <= description.keys():
+        raise WeightsError(f"{path} is damaged: its description does not name a model")
+    return description
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], Description | None]:
@@ -123,22 +166,6 @@ def _described(path: Path) -> tuple[Description | None, str | None]:
         return description, description.pop(_CHECKSUM, None)
     except (ValueError, AttributeError, TypeError) as error:
         raise WeightsError(f"{path} is damaged: its description cannot be read") from error
-
-
-def say_if_behind(path: Path, description: Description) -> None:
-    """A warning where a run was lengthened, but ended before it wrote its encoder."""
-    checkpoints = path.parent / checkpoint.FOLDER_NAME
-    # A file of an older sslfast does not say where it comes from.
-    if path.name != FILE_NAME or not checkpoints.is_dir() or "checkpoint" not in description:
-        return
-    why = checkpoint.difference(checkpoints, description["step"], description["checkpoint"])
-    if why is not None:
-        logger.warning(
-            "%s is not of its run's newest checkpoint: %s. To bring it up to date, let the run "
-            "finish: give the command that started it again",
-            path,
-            why,
-        )
 
 
 def described_bytes(description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> bytes:

@@ -11,6 +11,7 @@ from sslfast import data
 from sslfast._arguments import Part, PositiveInt, Seed, Threads, checked
 from sslfast.data import Recipe, Source, make_loader
 from sslfast.eval.features import Features, device_of, extract
+from sslfast.eval.health import feature_health
 from sslfast.eval.knn import knn_accuracy
 from sslfast.eval.linear import linear_probe
 from sslfast.eval.preprocess import Preprocess
@@ -93,7 +94,7 @@ def score(
         device: of the neighbours.
 
     Returns:
-        "accuracy", in [0, 1], and how it came about.
+        "accuracy", in [0, 1], how it came about, and ``feature_health`` of the train features.
 
     Raises:
         ValueError: no labels, or limits that the data cannot meet.
@@ -102,8 +103,10 @@ def score(
         if labels_per_class is not None or label_fraction is not None:
             raise ValueError("labels_per_class and label_fraction are of linear: knn uses all")
         accuracy = knn_accuracy(train, test, k=k, device=device)
-        return {"accuracy": accuracy, "k": k, "n_train": len(train), "n_test": len(test)}
-    return asdict(linear_probe(train, test, labels_per_class, label_fraction, seed))
+        found = {"accuracy": accuracy, "k": k, "n_train": len(train), "n_test": len(test)}
+    else:
+        found = asdict(linear_probe(train, test, labels_per_class, label_fraction, seed))
+    return {**found, **feature_health(train.features)}
 
 
 @checked

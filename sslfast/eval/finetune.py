@@ -97,6 +97,14 @@ class FineTuning:
             return self.epochs * steps_per_epoch
         return max(EPOCHS * steps_per_epoch, LEAST_STEPS)
 
+    def from_scratch(self) -> "FineTuning":
+        """The same for random weights: nothing is there to be kept.
+
+        The head starts at zero, batch norm takes the statistics of each batch, and all layers have
+        the same learning rate.
+        """
+        return replace(self, start="zeros", batch_norm="batch", layer_decay=1.0)
+
 
 class Classifier(nn.Module):
     """An encoder and a linear head: inputs as the encoder takes them -> logits [B, C].

@@ -187,8 +187,8 @@ def evaluate(
         seed: draws the labels.
         settings: of "finetune"; None: the defaults.
         draws: "finetune" as often, with labels of seed, seed + 1 and so on.
-        from_scratch: "finetune" the encoder as it was before its training, too: the same labels,
-            crops, batches and steps.
+        from_scratch: "finetune" the encoder as it was before its training, too: with the same
+            labels, crops, batches, steps and learning rate (``FineTuning.from_scratch``).
 
     Returns:
         What is written: "accuracy", in [0, 1], and how it came about. Of several draws it is the
@@ -231,9 +231,11 @@ def _fine_tuned(
 ) -> dict[str, Any]:
     """Fine-tune with the labels of every seed: the mean accuracies, and what all had in common."""
     found: dict[str, Any] = {}
-    encoders = {"": run.encoder(), **({"scratch_": run.random_encoder()} if from_scratch else {})}
-    for name, encoder in encoders.items():
-        results = [run.fine_tune(encoder, train, test, settings, seed=s, **labels) for s in seeds]
+    trained = {"": (run.encoder(), settings)}
+    if from_scratch:
+        trained["scratch_"] = run.random_encoder(), settings.from_scratch()
+    for name, (encoder, how) in trained.items():
+        results = [run.fine_tune(encoder, train, test, how, seed=s, **labels) for s in seeds]
         accuracies = [result.accuracy for result in results]
         found[f"{name}accuracy"] = fmean(accuracies)
         found[f"{name}start_accuracy"] = fmean(result.start_accuracy for result in results)

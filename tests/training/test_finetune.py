@@ -90,7 +90,7 @@ def test_a_run_and_the_same_network_from_scratch(
     for name in ("", "scratch_"):
         assert found[f"{name}accuracy"] == sum(found[f"{name}accuracies"]) / 2
         assert found[f"{name}accuracy_std"] >= 0
-        assert 0 <= found[f"{name}start_accuracy"] <= 1
+    assert found["scratch_start_accuracy"] == 0.5  # of zeros: all are of the first class
     # The labels are those of the linear probe.
     train = run.dataset(image_folder, "train")
     features = run.features(None, train)
@@ -172,6 +172,13 @@ def test_steps_are_enough_however_few_labels_there_are() -> None:
     assert FineTuning().total_steps(100) == 3000
     assert FineTuning(epochs=2).total_steps(7) == 14
     assert FineTuning(steps=5).total_steps(100) == 5
+
+
+def test_from_scratch_keeps_nothing_of_random_weights() -> None:
+    scratch = FineTuning(steps=7, lr=0.1, flip=0.0).from_scratch()
+    kept = {"steps": 7, "lr": 0.1, "flip": 0.0}
+    changed = {"start": "zeros", "batch_norm": "batch", "layer_decay": 1.0}
+    assert scratch == FineTuning(**kept, **changed)
 
 
 def test_bad_settings() -> None:

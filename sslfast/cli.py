@@ -226,9 +226,9 @@ def _add_eval(parser: Parser) -> None:
     training = parser.add_argument_group("Of finetune")
     training.add_argument("--steps", type=int, help="of the training")
     training.add_argument(
-        "--epochs", type=int, help="or: passes over the labels; default: 30, and 300 steps at least"
+        "--epochs", type=int, help="or: passes over the labels; default: 30, and 200 steps at least"
     )
-    training.add_argument("--lr", type=float, help="the peak learning rate; default: 1e-3")
+    training.add_argument("--lr", type=float, help="the peak learning rate; default: 3e-3")
     training.add_argument("--batch_size", type=int, help="labels a step; default: 64")
     training.add_argument("--draws", type=int, default=1, help="draws of labels; their mean counts")
     training.add_argument(

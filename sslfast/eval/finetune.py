@@ -41,7 +41,7 @@ from sslfast.optim.schedules import warmup_cosine
 
 PROTOCOL = "fine-tuning"  # in messages
 # Where neither steps nor epochs are given: so many passes over the labels, and never fewer steps.
-EPOCHS, LEAST_STEPS = 30, 300
+EPOCHS, LEAST_STEPS = 30, 200
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class FineTuning:
 
     Args:
         steps: optimiser steps; None: as many as epochs say.
-        epochs: passes over the labelled samples; None: 30, and at least 300 steps.
+        epochs: passes over the labelled samples; None: 30, and at least 200 steps.
         lr: the peak learning rate.
         batch_size: samples a step, or all labelled ones where these are fewer.
         weight_decay: of weights; biases and norms take none.
@@ -73,7 +73,7 @@ class FineTuning:
 
     steps: PositiveInt | None = None
     epochs: PositiveInt | None = None
-    lr: PositiveFloat = 1e-3
+    lr: PositiveFloat = 3e-3
     batch_size: PositiveInt = 64
     weight_decay: NonNegativeFloat = 0.05
     layer_decay: Part = 0.75
@@ -262,10 +262,10 @@ def augmented(recipe: Any, settings: FineTuning) -> Any:
     """The evaluation's views with random crops and flips; of other data, as they are."""
     if not isinstance(recipe, Recipe):
         return recipe
-    change = {"crop_scale": settings.crop_scale, "flip": settings.flip}
-    return replace(
-        recipe, name="finetune", views=tuple(replace(view, **change) for view in recipe.views)
+    views = tuple(
+        replace(view, crop_scale=settings.crop_scale, flip=settings.flip) for view in recipe.views
     )
+    return replace(recipe, name="finetune", views=views)
 
 
 def fit(

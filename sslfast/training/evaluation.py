@@ -153,8 +153,8 @@ class FinishedRun:
             settings: of the training.
             **labels: labels_per_class, label_fraction and seed.
         """
-        where = {"device": self.device, "threads": self.threads}
-        return fine_tune(encoder, train, test, self._recipe(), settings, **labels, **where)
+        labels |= {"device": self.device, "threads": self.threads}
+        return fine_tune(encoder, train, test, self._recipe(), settings, **labels)
 
     def _recipe(self) -> Recipe:
         """Views as the encoder expects them, without randomness."""
@@ -204,7 +204,10 @@ def evaluate(
         )
     spec = run.spec(spec)
     train, test = (run.dataset(spec, split) for split in ("train", "test"))
-    labels = {"labels_per_class": labels_per_class, "label_fraction": label_fraction}
+    labels: dict[str, Any] = {
+        "labels_per_class": labels_per_class,
+        "label_fraction": label_fraction,
+    }
     if protocol == "finetune":
         seeds = range(seed, seed + draws)
         result = _fine_tuned(

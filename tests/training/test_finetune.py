@@ -168,7 +168,7 @@ def test_the_head_starts_as_a_probe_or_as_zeros() -> None:
 
 
 def test_steps_are_enough_however_few_labels_there_are() -> None:
-    assert FineTuning().total_steps(1) == 300
+    assert FineTuning().total_steps(1) == 200
     assert FineTuning().total_steps(100) == 3000
     assert FineTuning(epochs=2).total_steps(7) == 14
     assert FineTuning(steps=5).total_steps(100) == 5

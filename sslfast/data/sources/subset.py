@@ -21,7 +21,8 @@ def subset(source: Source, ids: Sequence[int]) -> Source:
     if not isinstance(source, ImageDataset):
         return Subset(source, ids)
     lists: dict[str, Any] = {name: getattr(source, name) for name in source.per_file}
-    return replace(source, **{k: [v[i] for i in ids] for k, v in lists.items() if v})
+    chosen: dict[str, Any] = {k: [v[i] for i in ids] for k, v in lists.items() if v}
+    return replace(source, **chosen)
 
 
 class Subset:

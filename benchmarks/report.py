@@ -12,12 +12,11 @@ A table stands between <!-- table NAME --> and <!-- end -->.
 import argparse
 import json
 import re
-import statistics
 import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import floors, gpu_report, house, method_table, predictions
+from benchmarks.harness import floors, gpu_report, house, learned, method_table, predictions
 from benchmarks.harness.environment import ROOT
 
 RESULTS = ROOT / "benchmarks" / "results"
@@ -198,23 +197,28 @@ def cached(results: dict[str, Any]) -> str:
 
 
 def learning(results: dict[str, Any]) -> str:
-    """Linear probes of random and of pre-trained encoders: one line a method, its seeds beside."""
-    runs = results["runs"]
-    seeds = sorted({run["seed"] for run in runs})
-    heads = ["method", "epochs", "CPU time", *(f"seed {seed}" for seed in seeds), "mean gain"]
-    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-    for method in dict.fromkeys(run["method"] for run in runs):
-        own = {run["seed"]: run for run in runs if run["method"] == method}
-        pairs = {s: [run["scores"][n] for n in ("random", "trained")] for s, run in own.items()}
-        shown = [" to ".join(f"{x:.1%}" for x in pairs[s]) if s in pairs else "-" for s in seeds]
-        gain = statistics.fmean(trained - random for random, trained in pairs.values())
-        epochs = "/".join(str(n) for n in sorted({run["epochs"] for run in own.values()}))
-        longest = max(run["cpu_seconds"] for run in own.values())
-        cells = [method, epochs, f"{longest:.0f} s", *shown, f"{100 * gain:+.1f} points"]
-        lines.append(f"| {' | '.join(cells)} |")
-    commits = dict.fromkeys(run["commit"][:10] for run in runs)
-    note = "From random initialisation to pre-trained; the mean of five draws of the labels."
-    return "\n".join([*lines, "", f"{machine(results, *commits)} {note}\n"])
+    """What methods learn in a few minutes."""
+    return learned_table(
+        results,
+        learned.accuracies(results["runs"]),
+        "Gains are in points; the linear probe has 100 labels a class, the mean of five draws.",
+    )
+
+
+def learning_health(results: dict[str, Any]) -> str:
+    """Whether their features have collapsed."""
+    return learned_table(
+        results,
+        learned.health(results["runs"]),
+        "The spread is feature_std times the root of the dimensions.",
+    )
+
+
+def learned_table(results: dict[str, Any], lines: list[str], note: str) -> str:
+    """A table of benchmarks/learning.py, with the commits that its rows were made at."""
+    commits = dict.fromkeys(run["commit"][:10] for run in results["runs"])
+    means = "Means over the seeds, lowest and highest in brackets."
+    return "\n".join([*lines, "", f"{machine(results, *commits)} {means} {note}\n"])
 
 
 TABLES = {
@@ -226,6 +230,7 @@ TABLES = {
     "ema-step-cpu": (ema_step, "ema-cpu"),
     "optim-cpu": (many_tensors, "optim-cpu"),
     "learning": (learning, "learning"),
+    "learning-health": (learning_health, "learning"),
     "vit-cpu": (vit, "vit-cpu"),
     "cached-cpu": (cached, "cached-cpu"),
     "similarity-softmax-cpu": (similarity_softmax, "similarity_softmax-cpu"),

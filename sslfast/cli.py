@@ -165,7 +165,7 @@ def _normalized(words: list[str], commands: dict[str, Parser]) -> list[str]:
         )
     actions = commands[name]._actions
     known = [flag for action in actions for flag in action.option_strings]
-    switches = ["--compile"] if name == "train" else []
+    switches = {"train": ["--compile"], "eval": ["--from_scratch"]}.get(name, [])
     result: list[str] = []
     for position, word in enumerate(words):
         if not word.startswith("--"):
@@ -214,13 +214,26 @@ def _add_run(parser: Parser) -> None:
 
 
 def _add_eval(parser: Parser) -> None:
-    parser.add_argument("protocol", type=Literal["knn", "linear"], help="knn or linear")
+    parser.add_argument(
+        "protocol", type=Literal["knn", "linear", "finetune"], help="knn, linear or finetune"
+    )
     _add_run(parser)
     parser.add_argument("--data", help="labelled, with train and test; default: the run's own")
     parser.add_argument("--k", type=int, default=20, help="neighbours of knn")
-    parser.add_argument("--labels_per_class", type=int, help="train labels for linear")
+    parser.add_argument("--labels_per_class", type=int, help="train labels; default: all")
     parser.add_argument("--label_fraction", type=float, help="or: a part of them all")
-    parser.add_argument("--seed", type=int, default=0, help="draws the labels of linear")
+    parser.add_argument("--seed", type=int, default=0, help="draws the labels")
+    training = parser.add_argument_group("Of finetune")
+    training.add_argument("--steps", type=int, help="of the training")
+    training.add_argument(
+        "--epochs", type=int, help="or: passes over the labels; default: 30, and 200 steps at least"
+    )
+    training.add_argument("--lr", type=float, help="the peak learning rate; default: 3e-3")
+    training.add_argument("--batch_size", type=int, help="labels a step; default: 64")
+    training.add_argument("--draws", type=int, default=1, help="draws of labels; their mean counts")
+    training.add_argument(
+        "--from_scratch", type=bool, default=False, help="the untrained encoder, too"
+    )
 
 
 def _add_report(parser: Parser) -> None:
@@ -296,8 +309,12 @@ def _preview(options: Any) -> int:
 
 
 def _eval(options: Any) -> int:
+    from sslfast.eval import FineTuning
     from sslfast.training.evaluation import FinishedRun, evaluate
 
+    changed = {name: options[name] for name in ("steps", "epochs", "lr", "batch_size")}
+    changed = {name: value for name, value in changed.items() if value is not None}
+    settings = FineTuning(**changed) if changed else None
     run = FinishedRun.open(options.run, options.device, options.threads)
     found = evaluate(
         run,
@@ -307,6 +324,9 @@ def _eval(options: Any) -> int:
         labels_per_class=options.labels_per_class,
         label_fraction=options.label_fraction,
         seed=options.seed,
+        settings=settings,
+        draws=options.draws,
+        from_scratch=options.from_scratch,
     )
     rows = [[name, f"{x:.4f}" if isinstance(x, float) else str(x)] for name, x in found.items()]
     _print_table(f"{options.protocol} of {options.run}", ["", ""], rows)
@@ -377,7 +397,11 @@ def _print_table(title: str, head: list[str], rows: list[list[str]]) -> None:
 
 _COMMANDS: dict[str, tuple[str, Callable[[Any], int], Callable[[Parser], None]]] = {
     "train": ("pre-train an encoder on images without labels", _train, _add_settings),
-    "eval": ("kNN or linear probe of a run's encoder on labelled images", _eval, _add_eval),
+    "eval": (
+        "kNN, linear probe or fine-tuning of a run's encoder on labelled images",
+        _eval,
+        _add_eval,
+    ),
     "report": ("table, figures and page of a run, against two baselines", _report, _add_report),
     "embed": ("features of images, as an .npz file", _embed, _add_embed),
     "preview": (

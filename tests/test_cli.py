@@ -94,6 +94,17 @@ def test_eval_linear(run: Path, images: Path) -> None:
     assert json.loads((run / "eval_linear.json").read_text())["n_labels"] == 30
 
 
+def test_eval_finetune(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["eval", "finetune", "--run", str(run), "--labels-per-class", "3", "--threads", "1"]
+    assert main([*words, "--steps", "2", "--batch-size=4", "--lr", "1e-4", "--from-scratch"]) == 0
+    found = json.loads((run / "eval_finetune.json").read_text())
+    assert (found["n_labels"], found["steps"], found["lr"]) == (6, 2, 1e-4)
+    assert found["accuracy"] > 0.8
+    printed = capsys.readouterr().out
+    assert f"{found['accuracy']:.4f}" in printed
+    assert "scratch_accuracy" in printed
+
+
 def test_report(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", "--run", str(run), "--threads", "1"]) == 0
     found = json.loads((run / "report.json").read_text())
@@ -191,6 +202,8 @@ def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
         ("tokenizer fit --data x --out y.safetensors --vocab-size 0", 2, "vocab_size must be at l"),
         ("eval knn --run x --threads 0", 2, "threads must be at least 1, or None, got 0"),
         ("eval knm --run x", 2, "protocol"),
+        ("eval finetune --run x --steps 3 --epochs 2", 2, "steps and epochs are both given"),
+        ("eval finetune --run x --lr 0", 2, "lr must be more than 0"),
         ("eval knn --run {tmp}", 1, "holds no finished run"),
         ("report", 2, "run"),
         ("train --data x --out {tmp}/y --steps 1 --model vit_micro --method beit", 2, "make one w"),

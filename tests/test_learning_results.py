@@ -1,30 +1,122 @@
-"""Results of the learning benchmark: runs made apart come together in one table."""
+"""Results of the learning benchmark: what is run, what is there already, and the tables of it."""
 
+import json
+from pathlib import Path
 from typing import Any
 
+import pytest
+import torch
+import yaml
+
 from benchmarks import learning, report
+from benchmarks.harness import collapse, learned
+from sslfast import methods
+
+FACTS = {"date": "2026-01-02T03:04:05", "cpu": "x", "threads": 1, "isa": "y", "torch": "z"}
 
 
-def run(method: str, seed: int, trained: float, commit: str = "a" * 40) -> dict[str, Any]:
-    scores = {"random": 0.5, "trained": trained}
-    made = {"commit": commit, "epochs": 3, "cpu_seconds": 100.0 + seed}
-    return {"method": method, "seed": seed, "scores": scores, **made}
+def row(method: str, seed: int, linear: float, **more: Any) -> dict[str, Any]:
+    trained = {"linear": linear, "finetune": linear + 0.1, "knn": 0.25, "effective_rank": 3.0}
+    trained |= {"feature_std": 0.125, "dimensions": 16}
+    random = {"linear": 0.5, "finetune": 0.45, "knn": 0.2}
+    made = {"commit": "a" * 40, "cpu_seconds": 100.0 + seed, "encoder": {"model": "vit_micro"}}
+    scores = {"random": random, "trained": trained}
+    return {"method": method, "seed": seed, "scores": scores, **made, **more}
 
 
-def test_new_runs_take_the_place_of_old_ones_and_the_others_stay() -> None:
-    old = [run("ijepa", 0, 0.6), run("mae", 1, 0.7), run("mae", 0, 0.6)]
-    new = [run("mae", 0, 0.8, "b" * 40)]
-    together = learning.merged(old, new)
-    assert [(r["method"], r["seed"]) for r in together] == [("mae", 0), ("mae", 1), ("ijepa", 0)]
-    assert [r["scores"]["trained"] for r in together] == [0.8, 0.7, 0.6]
+def test_new_rows_take_the_place_of_old_ones_and_the_others_stay() -> None:
+    collapsed, pixels = list(collapse.ABLATIONS)[1], learning.PIXELS
+    old = [row(collapsed, 0, 0.1), row("mae", 1, 0.7), row("mae", 0, 0.6), row(pixels, 0, 0.2)]
+    together = learning.merged(old, [row("mae", 0, 0.8), row("ijepa", 2, 0.6)])
+    order = [(pixels, 0), ("ijepa", 2), ("mae", 0), ("mae", 1), (collapsed, 0)]
+    assert [(r["method"], r["seed"]) for r in together] == order
+    assert [r["scores"]["trained"]["linear"] for r in together] == [0.2, 0.6, 0.8, 0.7, 0.1]
 
 
-def test_the_table_shows_each_seed_their_mean_and_all_commits() -> None:
-    facts = {"date": "2026-01-02T03:04:05", "cpu": "x", "threads": 1, "isa": "y", "torch": "z"}
-    runs = [run("mae", 0, 0.8, "b" * 40), run("mae", 1, 0.7), run("ijepa", 0, 0.6)]
-    table = report.learning({"environment": facts | {"commit": "c" * 40}, "runs": runs})
+def test_what_is_there_with_the_same_settings_is_not_run_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(learning, "CONFIGS", tmp_path)
+    monkeypatch.setattr(learning, "ROOT", tmp_path)
+    path = tmp_path / "simclr" / "small.yaml"
+    path.parent.mkdir()
+    path.write_text(yaml.safe_dump({"method": "simclr", "data": "x", "epochs": 3, "lr": 0.1}))
+    made = json.loads(json.dumps({"protocol": learning.PROTOCOL}))
+    settings = learning.settings_of("simclr")
+    there = [row("simclr", 1, 0.6, settings=settings, **made)]
+    assert learning.finished(there, "simclr", 1, quick=False)
+    assert not learning.finished(there, "simclr", 0, quick=False)
+    assert not learning.finished(there, "simclr", 1, quick=True)
+    path.write_text(path.read_text().replace("0.1", "0.2"))
+    assert not learning.finished(there, "simclr", 1, quick=False)
+    assert learning.finished([row(learning.PIXELS, 0, 0.2, **made)], learning.PIXELS, 0, False)
+    assert learning.settings_of("simclr", quick=True)["epochs"] == 1
+    with pytest.raises(FileNotFoundError, match=r"byol/small\.yaml is missing: write it"):
+        learning.settings_of("byol without predictor")
+
+
+def test_the_table_of_accuracies() -> None:
+    rows = [row("mae", 0, 0.8), row("mae", 1, 0.7), row("ijepa", 0, 0.6), row("byol", 0, 0.3)]
+    rows[3]["ablation"] = True  # shown elsewhere
+    del rows[2]["scores"]["trained"]["finetune"]
+    table = report.learning({"environment": FACTS | {"commit": "c"}, "runs": rows})
     lines = table.splitlines()
-    assert lines[0] == "| method | epochs | CPU time | seed 0 | seed 1 | mean gain |"
-    assert lines[2] == "| mae | 3 | 101 s | 50.0% to 80.0% | 50.0% to 70.0% | +25.0 points |"
-    assert lines[3] == "| ijepa | 3 | 100 s | 50.0% to 60.0% | - | +10.0 points |"
-    assert f"at commit {'b' * 10}, {'a' * 10}: x" in lines[-1]
+    assert lines[2:5] == [
+        "| random `vit_micro` | 2 | - | 20.0% (20.0% to 20.0%) | 50.0% (50.0% to 50.0%) | - "
+        "| 45.0% (45.0% to 45.0%) | - |",
+        "| `mae` | 2 | 101 s | 25.0% (25.0% to 25.0%) | 75.0% (70.0% to 80.0%) "
+        "| +25.0 (+20.0 to +30.0) | 85.0% (80.0% to 90.0%) | +40.0 (+35.0 to +45.0) |",
+        "| `ijepa` | 1 | 100 s | 25.0% | 60.0% | +10.0 | - | - |",
+    ]
+    assert f"at commit {'a' * 10}: x" in lines[-1]
+
+
+def test_the_table_of_collapse() -> None:
+    rows = [row("byol", 0, 0.8), row("byol without predictor", 0, 0.1, ablation=True)]
+    lines = learned.health(rows)
+    assert lines[2:] == [
+        "| `byol` | 1 | 16 | 3.0 | 0.50 | 25.0% |",
+        "| *byol without predictor* (ablation) | 1 | 16 | 3.0 | 0.50 | 25.0% |",
+    ]
+
+
+@pytest.mark.parametrize("name", list(collapse.ABLATIONS))
+def test_an_ablation_changes_one_thing(name: str) -> None:
+    ablation = collapse.ABLATIONS[name]
+    if ablation.change is None:
+        assert ablation.method_args
+        return
+    torch.manual_seed(0)
+
+    class Whole(torch.nn.Module):
+        def __init__(self, encoder: torch.nn.Module, width: int = 3) -> None:
+            super().__init__()
+            self.encoder, self.predictor = encoder, torch.nn.Linear(width, width)
+            self.criterion = torch.nn.MSELoss()
+
+        def loss(self, outputs: Any, ctx: Any) -> dict[str, torch.Tensor]:
+            (p0, p1), (z0, z1) = outputs
+            loss = (self.criterion(p0, z1.detach()) + self.criterion(p1, z0.detach())) / 2
+            return {"loss": loss, "spread": loss.detach()}
+
+    changed = ablation.change(Whole)(torch.nn.Identity(), width=4)
+    whole = Whole(torch.nn.Identity(), width=4)
+    z = torch.randn(2, 5, 4, requires_grad=True)
+    gradients = []
+    for model in (whole, changed):
+        outputs = ((z[0].detach(), z[1].detach()), (z[0], z[1]))
+        found = model.loss(outputs, None)
+        assert set(found) == {"loss", "spread"}
+        gradients.append(found["loss"].requires_grad)
+        assert found["loss"] == whole.loss(outputs, None)["loss"]
+    assert gradients == [False, "stop" in name]
+    assert isinstance(changed.predictor, torch.nn.Identity) == ("predictor" in name)
+
+
+def test_every_image_method_can_be_asked_for() -> None:
+    names = learning.image_methods()
+    assert "simclr" in names
+    assert "videomae" not in names
+    for name in names:
+        for file in methods.get(name).files:
+            assert file in learning.FILES, f"learning.FILES does not say how {file} is made"

@@ -1,14 +1,19 @@
 """Frozen features of a data set: what every evaluation protocol starts from."""
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sslfast.data.batch import Batch
+from sslfast import data
+from sslfast._arguments import PositiveInt, Threads, checked
+from sslfast.data import Batch, Recipe, Source, make_loader
+from sslfast.eval.preprocess import Preprocess
+
+_BATCH = {"video": 16}  # else 256
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,6 +113,67 @@ def extract(
     )
 
 
+@checked
+def features_of(
+    encoder: nn.Module,
+    source: Source,
+    recipe: Any = None,
+    *,
+    batch_size: PositiveInt | None = None,
+    device: torch.device | str | None = None,
+    threads: Threads | None = None,
+) -> Features:
+    """Features of all samples of a source, in their order.
+
+    Args:
+        encoder: maps the one view of a batch to features [B, D].
+        source: of the samples (``sslfast.data.open_dataset``).
+        recipe: of that view, without randomness, or its name; None: as ``encoder.preprocess`` has
+            it, which ``load_encoder`` sets.
+        batch_size: None: 256, and 16 of videos.
+        device: where the encoder is; None: where its first parameter is (else the CPU).
+        threads: on the CPU, for loading; None: chosen by the loader.
+
+    Raises:
+        ValueError: no recipe, and an encoder that does not know what it takes; or as ``extract``.
+    """
+    recipe = recipe_of(encoder, recipe)
+    if device is None:
+        device = device_of(encoder)
+    loader = make_loader(
+        source,
+        recipe,
+        batch_size=batch_size or _BATCH.get(recipe.modality, 256),
+        device=device,
+        threads=threads,
+        train=False,
+    )
+    with closing(loader):
+        return extract(encoder, loader, device)
+
+
+def recipe_of(encoder: nn.Module, recipe: Any = None) -> Any:
+    """The recipe of the views that an encoder takes, without randomness.
+
+    Args:
+        encoder: whose ``preprocess`` says it, where no recipe is given.
+        recipe: or its name.
+
+    Raises:
+        ValueError: no recipe, and an encoder that does not know what it takes.
+    """
+    if recipe is None:
+        known = getattr(encoder, "preprocess", None)
+        if not isinstance(known, Preprocess):
+            raise ValueError(
+                f"{type(encoder).__name__} does not say what views it takes, as encoders of "
+                "load_encoder do: pass recipe, such as "
+                'sslfast.data.recipe("eval", size=224)'
+            )
+        return Recipe("eval", (known.view,))
+    return data.recipe(recipe) if isinstance(recipe, str) else recipe
+
+
 def raw_pixels(loader: Iterable[Batch]) -> Features:
     """The pixels themselves as features [N, C*H*W]: the baseline that learning has to beat."""
     return extract(nn.Flatten(), loader)
@@ -126,11 +192,16 @@ def labels_of(features: Features, name: str, protocol: str) -> Tensor:
     """
     check_usable(features.features, name)
     if features.labels is None:
-        raise ValueError(
-            f"{protocol} needs labels, but the {name} set has none: arrange the images in one "
-            "sub-folder per class, or evaluate on a labelled data set"
-        )
+        raise ValueError(unlabelled(name, protocol))
     return features.labels
+
+
+def unlabelled(name: str, protocol: str) -> str:
+    """What to say where a protocol needs the labels of a set that has none."""
+    return (
+        f"{protocol} needs labels, but the {name} set has none: arrange the images in one "
+        "sub-folder per class, or evaluate on a labelled data set"
+    )
 
 
 def check_usable(features: Tensor, name: str) -> None:

@@ -2,8 +2,10 @@
 
 import json
 import os
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any, Literal
 
 import numpy as np
@@ -23,7 +25,15 @@ from sslfast._arguments import (
 from sslfast._files import replacing
 from sslfast.data import Recipe, Source
 from sslfast.data.sources.opening import has_split
-from sslfast.eval import Features, features_of, score
+from sslfast.eval import (
+    Features,
+    FineTuneResult,
+    FineTuning,
+    features_of,
+    fine_tune,
+    score,
+)
+from sslfast.eval.protocols import Protocol
 from sslfast.models.encoder_file import WeightsError
 from sslfast.training.config import ConfigError, TrainConfig, read_yaml, user_path
 from sslfast.training.distributed import resolve_device
@@ -154,6 +164,21 @@ class FinishedRun:
         with torch.inference_mode():
             return heads["uncertainty"](features.features).mean(1)
 
+    def fine_tune(
+        self, encoder: nn.Module, train: Source, test: Source, settings: FineTuning, **labels: Any
+    ) -> FineTuneResult:
+        """``sslfast.eval.fine_tune`` of an encoder of this run, with its views.
+
+        Args:
+            encoder: ``encoder()``, or one like it.
+            train: labelled samples.
+            test: labelled samples.
+            settings: of the training.
+            **labels: labels_per_class, label_fraction and seed.
+        """
+        labels |= {"device": self.device, "threads": self.threads}
+        return fine_tune(encoder, train, test, self._recipe(), settings, **labels)
+
     def _recipe(self) -> Recipe:
         """Views as the encoder expects them, without randomness."""
         return evaluation_recipe(self.weights, self.description)
@@ -162,48 +187,89 @@ class FinishedRun:
 @checked
 def evaluate(
     run: FinishedRun,
-    protocol: Literal["knn", "linear"],
+    protocol: Protocol,
     spec: Path | str | None = None,
     *,
     k: PositiveInt = 20,
     labels_per_class: PositiveInt | None = None,
     label_fraction: Part | None = None,
     seed: Seed = 0,
+    settings: FineTuning | None = None,
+    draws: PositiveInt = 1,
+    from_scratch: bool = False,
 ) -> dict[str, Any]:
-    """Evaluate the frozen encoder by one protocol and write RUN/eval_PROTOCOL.json.
+    """Evaluate the encoder by one protocol and write RUN/eval_PROTOCOL.json.
 
     Args:
         run: a finished run.
-        protocol: "knn" or "linear".
+        protocol: "knn", "linear" or "finetune".
         spec: labelled data with a train and a test split; None: the run's own.
         k: neighbours of "knn".
-        labels_per_class: train labels a class of "linear"; None: no such limit.
-        label_fraction: the part of the train labels that "linear" uses; None: all.
-        seed: draws the labels of "linear".
+        labels_per_class: train labels a class of "linear" and "finetune"; None: no such limit.
+        label_fraction: the part of the train labels that these use; None: all.
+        seed: draws the labels.
+        settings: of "finetune"; None: the defaults.
+        draws: "finetune" as often, with labels of seed, seed + 1 and so on.
+        from_scratch: "finetune" the encoder as it was before its training, too: with the same
+            labels, crops, batches, steps and learning rate (``FineTuning.from_scratch``).
 
     Returns:
-        What is written: "accuracy", in [0, 1], and how it came about.
+        What is written: "accuracy", in [0, 1], and how it came about. Of several draws it is the
+        mean, with "accuracy_std", their deviation; all are in "accuracies". What is of the
+        encoder from scratch begins with "scratch_".
 
     Raises:
         ValueError: no labels, no test split, or limits that the data cannot meet.
     """
+    if protocol != "finetune" and (settings is not None or draws > 1 or from_scratch):
+        raise ConfigError(
+            f"steps, epochs, lr, batch_size, draws, from_scratch are of finetune, not of {protocol}"
+        )
     spec = run.spec(spec)
-    encoder = run.encoder()
-    train, test = (run.features(encoder, run.dataset(spec, split)) for split in ("train", "test"))
-    result = score(
-        train,
-        test,
-        protocol,
-        k=k,
-        labels_per_class=labels_per_class,
-        label_fraction=label_fraction,
-        seed=seed,
-        device=run.device,
-    )
+    train, test = (run.dataset(spec, split) for split in ("train", "test"))
+    labels: dict[str, Any] = {
+        "labels_per_class": labels_per_class,
+        "label_fraction": label_fraction,
+    }
+    if protocol == "finetune":
+        seeds = range(seed, seed + draws)
+        result = _fine_tuned(
+            run, train, test, settings or FineTuning(), seeds, labels, from_scratch
+        )
+    else:
+        encoder = run.encoder()
+        known, asked = (run.features(encoder, source) for source in (train, test))
+        result = score(known, asked, protocol, k=k, **labels, seed=seed, device=run.device)
     found: dict[str, Any] = {"protocol": protocol, "data": spec, **result}
     path = run.folder.path / f"eval_{protocol}.json"
     write_text(path, json.dumps(found, indent=2) + "\n")
     return found
+
+
+def _fine_tuned(
+    run: FinishedRun,
+    train: Source,
+    test: Source,
+    settings: FineTuning,
+    seeds: Sequence[int],
+    labels: dict[str, Any],
+    from_scratch: bool,
+) -> dict[str, Any]:
+    """Fine-tune with the labels of every seed: the mean accuracies, and what all had in common."""
+    found: dict[str, Any] = {}
+    trained = {"": (run.encoder(), settings)}
+    if from_scratch:
+        trained["scratch_"] = run.random_encoder(), settings.from_scratch()
+    for name, (encoder, how) in trained.items():
+        results = [run.fine_tune(encoder, train, test, how, seed=s, **labels) for s in seeds]
+        accuracies = [result.accuracy for result in results]
+        found[f"{name}accuracy"] = fmean(accuracies)
+        found[f"{name}start_accuracy"] = fmean(result.start_accuracy for result in results)
+        if len(seeds) > 1:
+            found |= {f"{name}accuracy_std": stdev(accuracies), f"{name}accuracies": accuracies}
+    # Steps and batch size that it came to, in the place of those that were asked for.
+    facts = {"seeds": list(seeds), **asdict(settings), **asdict(results[0])}
+    return found | {name: value for name, value in facts.items() if name not in found}
 
 
 def embed(

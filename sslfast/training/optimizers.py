@@ -1,11 +1,9 @@
 """The optimiser that the settings ask for."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
-
-from torch import nn
 
 from sslfast._arguments import (
     BadArgument,
@@ -18,6 +16,7 @@ from sslfast._suggest import did_you_mean
 from sslfast.ema import EMATeacher
 from sslfast.methods.base import Method
 from sslfast.optim import LARS, AdamW
+from sslfast.optim.layers import layered
 from sslfast.training.config import ConfigError, TrainConfig
 
 
@@ -108,7 +107,10 @@ def parameter_groups(config: TrainConfig, method: Method) -> list[dict[str, Any]
             raise ConfigError(f"{whose}: {error}") from error
         groups.append(dict(group))  # of our own: what the optimiser does not know is taken out
     if config.layer_decay is not None:
-        groups = layered(groups, method.encoder, config.layer_decay)
+        try:
+            groups = layered(groups, method.encoder, config.layer_decay)
+        except ValueError as error:
+            raise ConfigError(f"layer_decay: {error}") from error
     return groups
 
 
@@ -141,41 +143,3 @@ def scaled_lr(config: TrainConfig) -> float:
     """The peak learning rate for the batch size: lr is for 256 where lr_scaling says so."""
     factor = config.batch_size / 256
     return config.lr * {"none": 1.0, "linear": factor, "sqrt": math.sqrt(factor)}[config.lr_scaling]
-
-
-def layered(groups: list[dict[str, Any]], encoder: nn.Module, decay: float) -> list[dict[str, Any]]:
-    """The groups divided by the encoder's layers, whose rates fall by ``decay`` with each one down.
-
-    Layer-wise decay of BEiT (Bao et al. 2022, arXiv:2106.08254, appendix) and MAE: of L layers,
-    number l has the rate lr decay^(L - l); what is not the encoder's has lr.
-
-    Args:
-        groups: as ``Method.param_groups`` returns them.
-        encoder: with ``layers()``: its modules and parameters from the input up, in lists.
-        decay: in (0, 1].
-
-    Raises:
-        ConfigError: an encoder that does not say what its layers are.
-    """
-    layers_of: Callable[[], Sequence[Sequence[nn.Module | nn.Parameter]]] | None
-    layers_of = getattr(encoder, "layers", None)
-    if not callable(layers_of):
-        raise ConfigError(
-            f"layer_decay: {type(encoder).__name__} does not say what its layers are (a method "
-            "layers()): choose a Vision Transformer, or leave layer_decay out"
-        )
-    layers = layers_of()
-    depth: dict[nn.Parameter, int] = {}
-    for number, parts in enumerate(layers):
-        for part in parts:
-            for parameter in part.parameters() if isinstance(part, nn.Module) else [part]:
-                depth[parameter] = number
-    found: dict[tuple[int, int | None], dict[str, Any]] = {}
-    for index, group in enumerate(groups):
-        for parameter in group["params"]:
-            place = depth.get(parameter)
-            scale = 1.0 if place is None else decay ** (len(layers) - 1 - place)
-            rate = group.get("lr_scale", 1.0) * scale
-            home = found.setdefault((index, place), {**group, "params": [], "lr_scale": rate})
-            home["params"].append(parameter)
-    return list(found.values())

@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sslfast.eval import Features, linear, linear_probe
-from sslfast.eval.linear import draw_labels
+from sslfast.eval import Features, linear, linear_probe, logistic
+from sslfast.eval.labels import draw_labels
 
 
 def blobs(n_per_class, classes=4, width=10, distance=6.0, seed=0):
@@ -19,6 +19,10 @@ def blobs(n_per_class, classes=4, width=10, distance=6.0, seed=0):
     return Features(distance * centers[labels] + noise, labels, torch.arange(len(labels)))
 
 
+def draw(features, *limits, **keywords):
+    return draw_labels(features.labels, features.sample_ids, *limits, **keywords)
+
+
 def test_separable_classes():
     result = linear_probe(blobs(50), blobs(50, seed=1))
     assert result.accuracy > 0.97
@@ -26,7 +30,7 @@ def test_separable_classes():
     assert result.n_labels == 200
     assert result.n_classes == 4
     assert result.n_test == 200
-    assert result.regularization in linear.REGULARIZATIONS
+    assert result.regularization in logistic.REGULARIZATIONS
 
 
 def test_random_labels_give_chance():
@@ -45,8 +49,8 @@ def test_same_seed_same_result_and_input_order_does_not_matter():
     assert linear_probe(train, test, labels_per_class=10, seed=3) == first
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))
     shuffled = train.select(order)
-    drawn = train.sample_ids[draw_labels(train, 10, seed=3)]
-    assert torch.equal(shuffled.sample_ids[draw_labels(shuffled, 10, seed=3)], drawn)
+    drawn = train.sample_ids[draw(train, 10, seed=3)]
+    assert torch.equal(shuffled.sample_ids[draw(shuffled, 10, seed=3)], drawn)
     again = linear_probe(shuffled, test, labels_per_class=10, seed=3)
     assert again.accuracy == pytest.approx(first.accuracy, abs=1e-12)
 
@@ -57,8 +61,8 @@ def test_fit_reaches_the_optimum(n_per_class, width, regularization):
     """At the optimum of the objective, as documented, its gradient vanishes."""
     data = blobs(n_per_class, width=width, distance=2.0)
     x = torch.cat([data.features, data.features[:, :1]], dim=1).double()  # a repeated column
-    basis = linear._Basis.of(x)
-    classifier = linear._Classifier.fit(basis, x, data.labels, regularization, linear._FINAL)
+    basis = logistic.Basis.of(x)
+    classifier = logistic.Classifier.fit(basis, x, data.labels, regularization, logistic.FINAL)
     weight, bias = (part.requires_grad_() for part in (classifier.weight, classifier.bias))
     loss = F.cross_entropy(x @ weight + bias, data.labels)
     (loss + regularization / 2 * weight.square().sum()).backward()
@@ -77,9 +81,9 @@ def test_fit_agrees_with_scikit_learn(samples, classes, width, regularization):
 
     shape = {"classes": classes, "width": width, "distance": 3.0}
     train, test = blobs(samples // classes, **shape), blobs(5, **shape, seed=1)
-    x, x_test = linear._standardize(train.features, test.features)
-    classifier = linear._Classifier.fit(
-        linear._Basis.of(x), x, train.labels, regularization, linear._FINAL
+    x, x_test = map(logistic.Scaling.of(train.features), (train.features, test.features))
+    classifier = logistic.Classifier.fit(
+        logistic.Basis.of(x), x, train.labels, regularization, logistic.FINAL
     )
     peer = LogisticRegression(C=1 / (regularization * len(x)), tol=1e-9, max_iter=5000)
     peer.fit(x.numpy(), train.labels.numpy())
@@ -96,8 +100,8 @@ def test_two_separable_classes_at_a_weak_penalty():
     generator = torch.Generator().manual_seed(0)
     mix = torch.randn(16, 16, generator=generator).double()
     x = data.features.double() * torch.logspace(0, -3, 16).double() @ mix
-    x, _ = linear._standardize(x, x)
-    classifier = linear._Classifier.fit(linear._Basis.of(x), x, data.labels, 1e-5, linear._FINAL)
+    x = logistic.Scaling.of(x)(x)
+    classifier = logistic.Classifier.fit(logistic.Basis.of(x), x, data.labels, 1e-5, logistic.FINAL)
     peer = LogisticRegression(C=2 / (1e-5 * len(x)), solver="newton-cholesky", tol=1e-9)
     peer.fit(x.numpy(), data.labels.numpy())
     expected = torch.from_numpy(peer.decision_function(x.numpy()))
@@ -106,11 +110,11 @@ def test_two_separable_classes_at_a_weak_penalty():
 
 
 def test_a_fit_that_has_not_converged_says_so(monkeypatch):
-    monkeypatch.setattr(linear, "_MAX_STEPS", 3)
+    monkeypatch.setattr(logistic, "_MAX_STEPS", 3)
     data = blobs(30, distance=2.0)
     x = data.features.double()
     with pytest.warns(RuntimeWarning, match="not converged at lambda = 1e-05"):
-        linear._Classifier.fit(linear._Basis.of(x), x, data.labels, 1e-5, linear._FINAL)
+        logistic.Classifier.fit(logistic.Basis.of(x), x, data.labels, 1e-5, logistic.FINAL)
 
 
 def test_standardisation_uses_train_statistics_and_silences_constant_columns():
@@ -118,7 +122,7 @@ def test_standardisation_uses_train_statistics_and_silences_constant_columns():
     train = torch.randn(50, 3, generator=generator) * 5 + 2
     train[:, 1] = 0.1
     test = torch.randn(20, 3, generator=generator)
-    x, x_test = linear._standardize(train, test)
+    x, x_test = map(logistic.Scaling.of(train), (train, test))
     torch.testing.assert_close(x[:, [0, 2]].mean(0), torch.zeros(2).double(), rtol=0, atol=1e-12)
     torch.testing.assert_close(x[:, [0, 2]].std(0, correction=0), torch.ones(2).double())
     assert torch.equal(x[:, 1], torch.zeros(50).double())
@@ -136,16 +140,29 @@ def test_choice_of_regularisation_looks_at_no_test_label():
     assert right.accuracy != other.accuracy
 
 
+def test_a_head_is_the_probe_of_its_features_as_they_are():
+    """With all labels drawn, standardisation is by the same rows, and the predictions agree."""
+    train, test = blobs(10, distance=2.0), blobs(40, distance=2.0, seed=1)
+    train.features.mul_(3).add_(5)
+    test.features.mul_(3).add_(5)
+    drawn = train.select(draw(train))  # in its order, whose last rows choose the penalty
+    head = linear.linear_head(drawn.features, drawn.labels)
+    accuracy = (head(test.features).argmax(1) == test.labels).double().mean()
+    assert accuracy == linear_probe(train, test).accuracy
+    assert head.weight.dtype == torch.float32
+    assert head.weight.requires_grad
+
+
 def test_held_out_part_is_a_fifth_of_each_class():
     labels = torch.tensor([0] * 10 + [1] * 3 + [2])
-    held_out = linear._held_out(labels)
+    held_out = logistic._held_out(labels)
     assert labels[held_out].tolist() == [0, 0, 1]
 
 
 def test_one_label_per_class_uses_the_default_regularisation():
     result = linear_probe(blobs(20), blobs(50, seed=1), labels_per_class=1)
     assert result.validation_accuracy is None
-    assert result.regularization == linear.DEFAULT_REGULARIZATION
+    assert result.regularization == logistic.DEFAULT_REGULARIZATION
     assert result.n_labels == 4
     assert result.accuracy > 0.6
 
@@ -177,7 +194,7 @@ def test_labels_keep_their_own_numbers():
 @pytest.mark.parametrize("count", [1, 3, 20])
 def test_draw_takes_exactly_that_many_of_each_class(count):
     features = blobs(20)
-    drawn = draw_labels(features, labels_per_class=count)
+    drawn = draw(features, labels_per_class=count)
     assert len(drawn.unique()) == len(drawn)
     assert torch.bincount(features.labels[drawn]).tolist() == [count] * 4
 
@@ -185,22 +202,21 @@ def test_draw_takes_exactly_that_many_of_each_class(count):
 def test_draws_are_nested_and_seeded():
     features = blobs(30)
     small, large, other = (
-        set(draw_labels(features, count, seed=seed).tolist())
-        for count, seed in ((5, 0), (12, 0), (12, 1))
+        set(draw(features, count, seed=seed).tolist()) for count, seed in ((5, 0), (12, 0), (12, 1))
     )
     assert small < large
     assert large != other
-    assert set(draw_labels(features, seed=5).tolist()) == set(range(len(features)))
+    assert set(draw(features, seed=5).tolist()) == set(range(len(features)))
 
 
 def test_fraction_is_per_class_and_at_least_one():
     features = blobs(20).select(torch.arange(80)[: 80 - 3])
     counts = torch.bincount(features.labels)
-    drawn = draw_labels(features, label_fraction=0.25)
+    drawn = draw(features, label_fraction=0.25)
     expected = [max(1, round(0.25 * n)) for n in counts.tolist()]
     assert torch.bincount(features.labels[drawn]).tolist() == expected
-    assert len(draw_labels(features, label_fraction=0.001)) == 4
-    assert len(draw_labels(features, label_fraction=1.0)) == len(features)
+    assert len(draw(features, label_fraction=0.001)) == 4
+    assert len(draw(features, label_fraction=1.0)) == len(features)
 
 
 def test_too_few_labels_name_the_class_and_the_count():

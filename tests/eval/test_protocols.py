@@ -6,7 +6,7 @@ from byte_tokens import SPEC, register
 from torch import Tensor, nn
 
 from sslfast import data
-from sslfast.eval import Preprocess, evaluate, features_of, knn_accuracy
+from sslfast.eval import Preprocess, evaluate, feature_health, features_of, knn_accuracy
 
 VIEW = data.View(size=16, crop_scale=None)
 
@@ -23,7 +23,8 @@ def test_an_encoder_says_what_it_takes_or_is_told() -> None:
     known = features_of(encoder, source, threads=1)
     torch.testing.assert_close(known.features, told.features)
     found = evaluate(encoder, source, source, k=1)
-    assert found == {"accuracy": 1.0, "k": 1, "n_train": len(source), "n_test": len(source)}
+    counts = {"k": 1, "n_train": len(source), "n_test": len(source)}
+    assert found == {"accuracy": 1.0, **counts, **feature_health(known.features)}
     assert knn_accuracy(known, known, k=5) < 1
     with pytest.raises(ValueError, match="are of linear: knn uses all"):
         evaluate(encoder, source, source, labels_per_class=5)

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from sslfast.training.schedule import warmup_cosine
+from sslfast.optim.schedules import warmup_cosine
 
 
 def test_values() -> None:

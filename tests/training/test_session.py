@@ -25,9 +25,10 @@ from sslfast.methods import registry
 from sslfast.methods.base import Context, Progress
 from sslfast.models import vit_micro
 from sslfast.optim import AdamW
+from sslfast.optim.layers import layered
 from sslfast.training import checkpoint
 from sslfast.training.config import ConfigError
-from sslfast.training.optimizers import build_optimizer, layered, scaled_lr
+from sslfast.training.optimizers import build_optimizer, parameter_groups, scaled_lr
 from sslfast.training.schedule import Curve, Rates, scheduled
 from sslfast.training.session import check_method
 
@@ -184,7 +185,7 @@ def test_layers_have_rates_of_their_own() -> None:
     assert [scale[b.attn.qkv.weight] for b in encoder.blocks] == [0.25, 0.5]
     assert scale[encoder.norm.weight] == scale[other.weight] == 1.0
     with pytest.raises(ConfigError, match=r"layer_decay: ToyEncoder does not say.*layers\(\)"):
-        layered([], ToyEncoder(), 0.5)
+        parameter_groups(toy_config("x", layer_decay=0.5), ToyMethod(ToyEncoder()))
 
 
 def test_settings_of_the_optimizer() -> None:

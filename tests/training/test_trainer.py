@@ -23,10 +23,10 @@ from toys import (
 
 from sslfast.data.batch import Batch
 from sslfast.methods.base import Context
+from sslfast.optim.schedules import warmup_cosine
 from sslfast.training import checkpoint
 from sslfast.training.config import ConfigError
 from sslfast.training.monitors import NonFiniteError
-from sslfast.training.schedule import warmup_cosine
 from sslfast.training.signals import TrainingStopped
 from sslfast.training.trainer import build_method
 

@@ -37,6 +37,8 @@ class ImageDataset:
     """
 
     modality: ClassVar[str] = "image"
+    # Fields with an entry for each file.
+    per_file: ClassVar[tuple[str, ...]] = ("paths", "labels", "sizes", "lengths")
 
     name: str
     paths: list[str]

@@ -25,6 +25,7 @@ class VideoDataset(ImageDataset):
     """
 
     modality: ClassVar[str] = "video"
+    per_file: ClassVar[tuple[str, ...]] = (*ImageDataset.per_file, "frames")
 
     frames: list[int] = field(default_factory=list)
 

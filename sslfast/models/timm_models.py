@@ -31,5 +31,5 @@ def timm_encoder(name: str, **keywords: Any) -> nn.Module:
     except (RuntimeError, TypeError) as error:
         raise ValueError(f"{PREFIX}{name}: timm cannot build it: {error}") from error
     # What leaves the model: of some, a layer behind the pooling is wider than its num_features.
-    encoder.num_features = int(getattr(encoder, "head_hidden_size", None) or encoder.num_features)  # type: ignore[arg-type]
+    encoder.num_features = int(getattr(encoder, "head_hidden_size", None) or encoder.num_features)  # type: ignore[assignment, arg-type]
     return encoder

@@ -127,7 +127,8 @@ def scores(run: FinishedRun, kind: str, protocol: Row, seed: int) -> dict[str, f
     if kind == "trained":
         encoder = run.encoder()
     else:
-        encoder, settings = run.random_encoder(), settings.from_scratch()
+        encoder = run.random_encoder()
+        settings = settings.from_scratch(encoder)
     train_set, test_set = (run.dataset(run.spec(None), split) for split in ("train", "test"))
     known, asked = (run.features(encoder, images) for images in (train_set, test_set))
     labels = {"labels_per_class": protocol["few_labels"], "seed": seed}

@@ -1,5 +1,6 @@
 """Results of the learning benchmark: what is run, what is there already, and the tables of it."""
 
+import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,7 @@ def test_an_ablation_changes_one_thing(name: str) -> None:
             return {"loss": loss, "spread": loss.detach()}
 
     changed = ablation.change(Whole)(torch.nn.Identity(), width=4)
+    assert inspect.signature(ablation.change(Whole)) == inspect.signature(Whole)
     whole = Whole(torch.nn.Identity(), width=4)
     z = torch.randn(2, 5, 4, requires_grad=True)
     gradients = []

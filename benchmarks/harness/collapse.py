@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import wraps
 from typing import Any
 
 from torch import Tensor, nn
@@ -38,6 +39,7 @@ def without_predictor(byol: Any) -> Any:
     """BYOL whose student has to equal the teacher, not to predict it."""
 
     class BYOLWithoutPredictor(byol):  # type: ignore[misc]
+        @wraps(byol.__init__)  # its hyperparameters are known by its signature
         def __init__(self, encoder: nn.Module, **keywords: Any) -> None:
             super().__init__(encoder, **keywords)
             self.predictor = nn.Identity()

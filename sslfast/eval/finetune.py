@@ -97,13 +97,21 @@ class FineTuning:
             return self.epochs * steps_per_epoch
         return max(EPOCHS * steps_per_epoch, LEAST_STEPS)
 
-    def from_scratch(self) -> "FineTuning":
-        """The same for random weights: nothing is there to be kept.
+    def from_scratch(self, encoder: nn.Module) -> "FineTuning":
+        """The same for an encoder of random weights.
 
-        The head starts at zero, batch norm takes the statistics of each batch, and all layers have
-        the same learning rate.
+        Running statistics that nobody has gathered are not to be kept: with batch norm in it, it
+        takes those of each batch, and the head starts at zero, since a probe's does not fit what
+        these make of the features. Without batch norm nothing is changed.
         """
-        return replace(self, start="zeros", batch_norm="batch", layer_decay=1.0)
+        if not any(map(is_batch_norm, encoder.modules())):
+            return self
+        return replace(self, start="zeros", batch_norm="batch")
+
+
+def is_batch_norm(module: nn.Module) -> bool:
+    """Whether a module is a batch norm, of whatever dimension."""
+    return isinstance(module, nn.modules.batchnorm._BatchNorm)
 
 
 class Classifier(nn.Module):
@@ -292,7 +300,7 @@ def fit(
     model.train()
     if settings.batch_norm == "frozen":
         for module in model.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            if is_batch_norm(module):
                 module.eval()
     batches = (batch for _ in range(steps) for batch in loader)  # epochs: more than are needed
     warmup = round(settings.warmup * steps)

@@ -259,7 +259,8 @@ def _fine_tuned(
     found: dict[str, Any] = {}
     trained = {"": (run.encoder(), settings)}
     if from_scratch:
-        trained["scratch_"] = run.random_encoder(), settings.from_scratch()
+        random = run.random_encoder()
+        trained["scratch_"] = random, settings.from_scratch(random)
     for name, (encoder, how) in trained.items():
         results = [run.fine_tune(encoder, train, test, how, seed=s, **labels) for s in seeds]
         accuracies = [result.accuracy for result in results]

@@ -174,11 +174,12 @@ def test_steps_are_enough_however_few_labels_there_are() -> None:
     assert FineTuning(steps=5).total_steps(100) == 5
 
 
-def test_from_scratch_keeps_nothing_of_random_weights() -> None:
-    scratch = FineTuning(steps=7, lr=0.1, flip=0.0).from_scratch()
-    kept = {"steps": 7, "lr": 0.1, "flip": 0.0}
-    changed = {"start": "zeros", "batch_norm": "batch", "layer_decay": 1.0}
-    assert scratch == FineTuning(**kept, **changed)
+def test_from_scratch_keeps_no_statistics_of_random_weights() -> None:
+    settings = FineTuning(steps=7, lr=0.1, flip=0.0)
+    kept: dict[str, Any] = {"steps": 7, "lr": 0.1, "flip": 0.0}
+    changed = FineTuning(**kept, start="zeros", batch_norm="batch")
+    assert settings.from_scratch(ToyEncoder()) == changed
+    assert settings.from_scratch(ToyEncoder(batch_norm=False)) == settings
 
 
 def test_bad_settings() -> None:

@@ -15,6 +15,9 @@ from sslfast.losses._inputs import as_scale, check_embeddings, plain_logits, red
 from sslfast.losses._variants import Variant
 
 
+DIRECTIONS = "both", "image_to_text", "text_to_image"
+
+
 @checked
 def clip(
     image_features: Tensor,
@@ -22,6 +25,7 @@ def clip(
     logit_scale: float | Tensor,
     *,
     reduction: str = "mean",
+    direction: str = "both",
     decoupled: bool = False,
     debiased: float = 0.0,
     label_smoothing: float = 0.0,
@@ -30,12 +34,16 @@ def clip(
 
     The mean of two cross-entropies over logits s <image_i, text_j>: of the text of each image, and
     of the image of each text. Features are taken as they are: normalise them first, as CLIP does.
+    A tower that needs no gradient (LiT, Zhai et al. 2022, arXiv:2111.07991) costs no products for
+    it.
 
     Args:
         image_features: [N, D].
         text_features: [N, D], row i belonging to image i.
         logit_scale: s, a number or a 0-d tensor, which may need a gradient.
         reduction: "mean", "sum" or "none" (losses [N] of the pairs).
+        direction: "both", or one of the two cross-entropies alone: "image_to_text" (the text of
+            each image) or "text_to_image".
         decoupled: leave the positive out of the denominator (Yeh et al. 2021, equation 6).
         debiased: tau+, the share of false negatives to correct for, in [0, 1); supposes features
             of unit length (Chuang et al. 2020, equation 8).
@@ -52,14 +60,15 @@ def clip(
     image_features, text_features = check_embeddings(
         image_features=image_features, text_features=text_features
     )
+    _check_direction(direction)
     variant = Variant(decoupled, debiased, label_smoothing)
-    scale = as_scale(logit_scale, image_features)
+    rows, columns = _towers(image_features, text_features, direction)
+    if direction == "both" and columns.requires_grad and not rows.requires_grad:
+        rows, columns = columns, rows  # a gradient of the rows alone costs less
+    both = direction == "both"
+    scale = as_scale(logit_scale, rows)
     lse, positive, lse_columns = similarity_softmax(
-        image_features,
-        text_features,
-        scale,
-        Pairing(len(image_features)),
-        column_lse=True,
+        rows, columns, scale, Pairing(len(rows)), column_lse=both
     )
 
     def losses(lse: Tensor, x: Tensor, y: Tensor) -> Tensor:
@@ -71,9 +80,20 @@ def clip(
 
         return variant.losses(lse, positive, scale, len(x) - 1, mean_logit, unit=False)
 
-    both = losses(lse, image_features, text_features)
-    both = both + losses(lse_columns, text_features, image_features)
-    return reduce(both / 2, reduction).to(scale.dtype)
+    found = losses(lse, rows, columns)
+    if both:
+        found = (found + losses(lse_columns, columns, rows)) / 2
+    return reduce(found, reduction).to(scale.dtype)
+
+
+def _towers(image: Tensor, text: Tensor, direction: str) -> tuple[Tensor, Tensor]:
+    """Rows and columns: the side that looks for its pair, and the other."""
+    return (text, image) if direction == "text_to_image" else (image, text)
+
+
+def _check_direction(direction: str) -> None:
+    if direction not in DIRECTIONS:
+        raise ValueError(f"direction must be one of {DIRECTIONS}, got {direction!r}")
 
 
 class ClipLoss(nn.Module):
@@ -83,7 +103,8 @@ class ClipLoss(nn.Module):
     ranks, negatives are the pairs of all ranks, and gradients averaged over ranks (DDP, FSDP) are
     those of one process with the global batch, whatever ``local_loss`` and ``gather_with_grad``
     say. open_clip's are smaller by world_size without gather_with_grad and local_loss, and miss
-    what other ranks' rows contribute with local_loss alone.
+    what other ranks' rows contribute with local_loss alone. A tower that needs no gradient (LiT)
+    costs no products for it, over ranks neither.
 
     Args:
         local_loss: return this rank's share (its rows' losses, W / N times their sum); otherwise
@@ -96,9 +117,10 @@ class ClipLoss(nn.Module):
         process_group: the ranks to gather from; None: all.
         exchange: "gather" brings the features of all ranks here at once; "ring" one rank's at a
             time, for when they do not fit.
+        direction: as in ``sslfast.functional.clip``.
 
     Raises:
-        ValueError: Horovod, or a rank or world_size other than torch.distributed's; in forward,
+        ValueError: Horovod, another direction, or a rank or world_size other than torch.distributed's; in forward,
             shapes, dtypes or devices that do not fit.
         TypeError: in forward, features that are no floating-point tensors.
     """
@@ -114,9 +136,12 @@ class ClipLoss(nn.Module):
         use_horovod: bool = False,
         process_group: Any = None,
         exchange: str = "gather",
+        *,
+        direction: str = "both",
     ) -> None:
         super().__init__()
         check_exchange(exchange)
+        _check_direction(direction)
         if use_horovod:
             raise ValueError("Horovod is not supported: start the processes with torchrun")
         self.local_loss = local_loss
@@ -126,6 +151,7 @@ class ClipLoss(nn.Module):
         self.world_size = world_size
         self.process_group = process_group
         self.exchange = exchange
+        self.direction = direction
 
     def get_ground_truth(self, device: torch.device | str, num_logits: int) -> Tensor:
         """Which column is each row's positive, int64 [num_logits]; the loss makes no use of it."""
@@ -192,7 +218,7 @@ class ClipLoss(nn.Module):
         if self.world_size > 1:
             loss = self._global(image_features, text_features, logit_scale)
         else:
-            loss = clip(image_features, text_features, logit_scale)
+            loss = clip(image_features, text_features, logit_scale, direction=self.direction)
         if isinstance(logit_bias, Tensor):
             loss = loss + 0 * logit_bias.sum()  # it keeps a gradient, which DDP waits for
         return {"contrastive_loss": loss} if output_dict else loss
@@ -202,12 +228,15 @@ class ClipLoss(nn.Module):
         group = self.process_group
         check_rank("ClipLoss", self.rank, self.world_size, group)
         scale = as_scale(logit_scale, image)
-        lse_image, lse_text, positive, factor = global_pair_rows(
-            image, text, scale, group, how=self.exchange
+        both = self.direction == "both"
+        towers = _towers(image, text, self.direction)
+        lse, lse_other, positive, factor = global_pair_rows(
+            *towers, scale, group, both, how=self.exchange
         )
-        rows = info_nce_from_logits(lse_image, positive, unit=False)
-        rows = rows + info_nce_from_logits(lse_text, positive, unit=False)
-        local = (factor * rows.sum() / 2).to(scale.dtype)
+        rows = info_nce_from_logits(lse, positive, unit=False)
+        if both:
+            rows = (rows + info_nce_from_logits(lse_other, positive, unit=False)) / 2
+        local = (factor * rows.sum()).to(scale.dtype)
         if self.local_loss:
             return local
         total = local.detach().clone()

@@ -69,6 +69,11 @@ def sigmoid_contrast(device: torch.device) -> Iterator[Case]:
     yield of_a_loss(loss_benchmark.cases(device, quick=True)["siglip"]())
 
 
+def matryoshka_softmax(device: torch.device) -> Iterator[Case]:
+    """NT-Xent of six prefixes."""
+    yield of_a_loss(loss_benchmark.cases(device, quick=True)["matryoshka"]())
+
+
 def linear_cross_entropy(device: torch.device) -> Iterator[Case]:
     """Cross-entropy over a vocabulary, on a CPU a small one."""
     if device.type == "cpu":
@@ -234,6 +239,7 @@ CASES: dict[str, Callable[[torch.device], Iterator[Case]]] = {
     "lars": lars,
     "linear_cross_entropy": linear_cross_entropy,
     "masked_mse": masked_mse,
+    "matryoshka_softmax": matryoshka_softmax,
     "patch_mask": patch_mask,
     "patchify_visible": patchify_visible,
     "philox": philox,

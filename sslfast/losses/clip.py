@@ -14,7 +14,6 @@ from sslfast.kernels.similarity_softmax.ranks import global_pair_rows
 from sslfast.losses._inputs import as_scale, check_embeddings, plain_logits, reduce
 from sslfast.losses._variants import Variant
 
-
 DIRECTIONS = "both", "image_to_text", "text_to_image"
 
 
@@ -120,8 +119,8 @@ class ClipLoss(nn.Module):
         direction: as in ``sslfast.functional.clip``.
 
     Raises:
-        ValueError: Horovod, another direction, or a rank or world_size other than torch.distributed's; in forward,
-            shapes, dtypes or devices that do not fit.
+        ValueError: Horovod, another exchange or direction, or a rank or world_size other than
+            torch.distributed's; in forward, shapes, dtypes or devices that do not fit.
         TypeError: in forward, features that are no floating-point tensors.
     """
 

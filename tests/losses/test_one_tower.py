@@ -207,5 +207,5 @@ def test_over_ranks(sizes: list[int]) -> None:
 def test_another_direction_is_refused() -> None:
     x = torch.randn(4, 3)
     for made in (lambda: ClipLoss(direction="text"), lambda: clip(x, x, 1.0, direction="text")):
-        with pytest.raises(ValueError, match="direction must be one of .*, got 'text'"):
+        with pytest.raises(ValueError, match=r"direction must be one of .*, got 'text'"):
             made()

@@ -30,11 +30,14 @@ struct RunningSums {
 // rounding: g 2^(t - lse) = (g 2^(rounded - lse)) 2^(t - rounded).
 struct Factors {
     std::vector<float> lse, g;
-    Factors(Statistics given, std::int64_t n) {
+    Factors(Statistics given, std::int64_t n, bool empty_is_zero = false) {
         if (given.lse == nullptr) return;
         lse.resize(n), g.resize(n);
         for (std::int64_t i = 0; i < n; ++i) {
-            const double exact = given.lse[i] * log2_e_exact;
+            // An empty sum has no elements that could need it, but -infinity, which it must not
+            // meet.
+            const double finite = given.lse[i] == -HUGE_VAL && empty_is_zero ? 0.0 : given.lse[i];
+            const double exact = finite * log2_e_exact;
             lse[i] = static_cast<float>(exact);
             const double lost = lse[i] - exact;  // NaN where there are no negatives
             g[i] = static_cast<float>(given.g[i] * (std::isfinite(lost) ? std::exp2(lost) : 1));

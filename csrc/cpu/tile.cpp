@@ -378,6 +378,32 @@ void add(float* tile, const float* other, std::ptrdiff_t ld, int rows, int colum
     }
 }
 
+bool split(float* tile, float* positives, std::ptrdiff_t ld, int rows, int columns,
+           const int* row_group, const int* column_group, const int* row_ignored,
+           const int* column_ignored, float sign, float limit, std::ptrdiff_t own) {
+    constexpr float nothing = -__builtin_inff();
+    int any = 0;
+    for (int i = 0; i < rows; ++i) {
+        float* t = tile + i * ld;
+        float* p = positives + i * ld;
+        const int group = row_group[i], ignored = row_ignored[i];
+        const bool has_self = 0 <= i + own && i + own < columns;
+        if (has_self) t[i + own] = nothing;  // as a positive of itself too
+        int found = 0;
+#pragma omp simd reduction(| : found)
+        for (int j = 0; j < columns; ++j) {
+            const float x = t[j];
+            const bool same = group == column_group[j];
+            const bool out = same | (ignored == column_ignored[j]) | (sign * x > limit);
+            p[j] = same ? x : nothing;
+            t[j] = out ? nothing : x;
+            found |= same;
+        }
+        any |= found;
+    }
+    return any != 0;
+}
+
 // tanh to about 2 ulp: a Pade approximant where 1 - u would cancel.
 SSLFAST_INLINE float tanh_fast(float x) {
     const float size = x < 0.0f ? -x : x, q = x * x;
@@ -413,6 +439,7 @@ const TileKernels SSLFAST_JOIN(tile_kernels_, SSLFAST_LEVEL) = {SSLFAST_STRING(S
                                                                 scale,
                                                                 inner,
                                                                 add,
+                                                                split,
                                                                 softcap};
 
 }  // namespace sslfast::cpu

@@ -56,7 +56,7 @@ def _of_one_dtype(tensors: dict[str, Tensor]) -> tuple[Tensor, ...]:
     return tuple(x.to(torch.get_autocast_dtype(device)) for x in tensors.values())
 
 
-def check_labels(features: Tensor, labels: Tensor) -> None:
+def check_labels(features: Tensor, labels: Tensor, name: str = "labels") -> None:
     """Raise unless features are embeddings [M, D] and labels integers [M] on the same device.
 
     Raises:
@@ -66,10 +66,10 @@ def check_labels(features: Tensor, labels: Tensor) -> None:
     check_embeddings(features=features)
     m = len(features)
     if labels.dtype not in (torch.int64, torch.int32):
-        raise TypeError(f"labels must be integers, got {labels.dtype}")
+        raise TypeError(f"{name} must be integers, got {labels.dtype}")
     if labels.shape != (m,) or labels.device != features.device:
         raise ValueError(
-            f"labels must have shape [{m}] on {features.device}, got {list(labels.shape)} "
+            f"{name} must have shape [{m}] on {features.device}, got {list(labels.shape)} "
             f"on {labels.device}"
         )
 

@@ -87,8 +87,11 @@ def _clip(
     logit_scale: float | Tensor,
     logit_bias: Tensor | None = None,
     output_dict: bool = False,
+    **candidates: Tensor | None,
 ) -> Losses:
-    if loss.world_size > 1 or output_dict or not _on_cpu(image_features):
+    options = loss.false_negative_threshold, *candidates.values()
+    plain = loss.world_size == 1 and not output_dict and all(x is None for x in options)
+    if not plain or not _on_cpu(image_features):
         return None
     x, y = check_embeddings(image_features=image_features, text_features=text_features)
     if loss.direction == "text_to_image":

@@ -7,7 +7,6 @@ from torch import Tensor, nn
 
 from sslfast._arguments import checked
 from sslfast.kernels.unit_rows.op import unit_rows
-from sslfast.losses._prefixes import losses_of_prefixes
 
 
 class MatryoshkaLoss(nn.Module):
@@ -69,6 +68,8 @@ class MatryoshkaLoss(nn.Module):
                 f"dims {self.dims} need embeddings of at least {max(self.dims)} numbers, "
                 f"got {widths or 'none'}"
             )
+        from sslfast.losses._prefixes import losses_of_prefixes  # it loads three losses
+
         total: Any = 0
         lengths = tuple(sorted(set(self.dims)))
         losses = losses_of_prefixes(self.loss, lengths, self.normalize, args, kwargs)

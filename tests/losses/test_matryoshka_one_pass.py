@@ -10,7 +10,7 @@ from torch import Tensor, nn
 import sslfast
 from sslfast.kernels.matryoshka_softmax import op as ops
 from sslfast.losses import ClipLoss, InfoNCE, MatryoshkaLoss, NTXentLoss
-from sslfast.losses.matryoshka import losses_of_prefixes
+from sslfast.losses._prefixes import losses_of_prefixes
 
 DIMS, WEIGHTS = (40, 7, 96), (1.0, 0.5, 0.25)  # in any order
 
@@ -121,6 +121,9 @@ def test_what_runs_in_one_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
     MatryoshkaLoss(InfoNCE(), (4, 8))(x, y, keys)
     MatryoshkaLoss(Mine(), (4, 8))(x, y)
     MatryoshkaLoss(NTXentLoss(), (8, 8))(x, y)
+    ids = torch.arange(6) // 2
+    MatryoshkaLoss(ClipLoss(), (4, 8))(x, y, 2.0, group_ids=ids, negatives=keys)
+    MatryoshkaLoss(ClipLoss(false_negative_threshold=0.5), (4, 8))(x, y, 2.0)
     assert losses_of_prefixes(ClipLoss(), (4, 8), False, (x, y, 2.0, None, True), {}) is None
     assert not calls
 

@@ -50,6 +50,25 @@ void similarity_forward(const Similarities& problem, double* lse, double* positi
 void similarity_backward(const Similarities& problem, Statistics row, Statistics column,
                          const float* positive, Kept kept, float* d_rows, float* d_columns);
 
+// Which logits are what: of the same group, positives; otherwise left out where the ignored ids are
+// the same or the inner product exceeds the threshold; negatives all others. Row i is column
+// own + i, which is neither; own is -m or less where rows are no columns.
+struct Groups {
+    const int *row, *column, *row_ignored, *column_ignored;
+    double threshold;  // infinity: none
+    std::int64_t own;
+};
+
+// Log-sum-exps over the negatives and over the positives of rows [m] and, unless null, columns [n].
+void grouped_forward(const Similarities& problem, const Groups& groups, double* lse,
+                     double* positive_lse, double* column_lse, double* column_positive_lse,
+                     Kept kept);
+
+// d_rows and d_columns as in similarity_backward, of both log-sum-exps of both sides.
+void grouped_backward(const Similarities& problem, const Groups& groups, Statistics row,
+                      Statistics row_positive, Statistics column, Statistics column_positive,
+                      Kept kept, float* d_rows, float* d_columns);
+
 // Prefixes of rows and columns: `count` of them, in the order of their lengths `ends`, multiples of
 // 32 of which the last is dim. row [count, m] and column [count, n] hold 1 / norm of every prefix,
 // 0 for one without direction; symmetric: column is row.

@@ -125,8 +125,8 @@ class Candidates:
         """
         if variant != Variant():
             raise ValueError(
-                "group_ids, ignore_ids, negatives and false_negative_threshold cannot be combined "
-                "with decoupled, debiased or label_smoothing: leave one or the other out"
+                "groups, ignored ids, a false-negative threshold and hard negatives cannot be "
+                "combined with decoupled, debiased or label_smoothing: leave one or the other out"
             )
         for name in ("group_ids", "ignore_ids"):
             ids = getattr(self, name)

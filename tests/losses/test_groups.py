@@ -6,14 +6,15 @@ from typing import Any
 import processes
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from test_distributed import Towers
 from torch import Tensor
 
 import rounding
 import sslfast
-from sslfast.functional import clip, ntxent, supcon
-from sslfast.losses import ClipLoss
+from sslfast.functional import clip, info_nce, ntxent, supcon
+from sslfast.losses import ClipLoss, InfoNCE
 
 INFINITY = float("inf")
 GROUPS = torch.tensor([4, 0, 4, 9, -3, 0, 4, 7])
@@ -191,6 +192,19 @@ def test_many_rows_in_few_digits(name: str, backend: str, dtype: torch.dtype) ->
                 assert error < (1e-5 if small else 0.03)
 
 
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_info_nce_with_hard_negatives_beside_the_batch(reduction: str) -> None:
+    query, key, negatives = (torch.randn(n, 6, dtype=torch.float64) for n in (8, 8, 5))
+    inputs = [x.requires_grad_() for x in (query, key, negatives)]
+    columns = F.normalize(torch.cat((key, negatives)), dim=1)
+    logits = F.normalize(query, dim=1) @ columns.T / 0.2
+    truth = F.cross_entropy(logits, torch.arange(8), reduction=reduction)
+    same(info_nce(*inputs, 0.2, reduction, in_batch=True), truth, *inputs)
+    made = InfoNCE(0.2, reduction, in_batch=True)
+    torch.testing.assert_close(made(*inputs), truth)
+    torch.testing.assert_close(made(query, key), InfoNCE(0.2, reduction)(query, key))
+
+
 def test_supcon_is_ntxent_with_groups() -> None:
     out0, out1 = unit(8), unit(8)
     ours = ntxent(out0, out1, 0.2, group_ids=GROUPS)
@@ -258,6 +272,10 @@ def over_ranks(rank: int, size: int, sizes: list[int]) -> None:
                 truth = plain_clip(*towers.whole, scale, **whole, **options).mean()
                 torch.testing.assert_close(loss.detach(), truth.detach())
                 towers.compare(loss, truth, size, scale)
+    towers = Towers(rank, sizes)
+    own = extra[2 * rank : 2 * rank + 2]
+    ours = InfoNCE(0.3, process_group=dist.group.WORLD, in_batch=True)(*towers.own, own)
+    towers.compare(ours, info_nce(*towers.whole, extra, 0.3, in_batch=True), size)
 
 
 @pytest.mark.parametrize("sizes", [[5, 2], [1, 6, 3]], ids=str)
@@ -287,5 +305,9 @@ def test_bad_negatives() -> None:
         clip(x, x, 1.0, negatives=torch.randn(2, 5))
     with pytest.raises(ValueError, match="nothing looks at them"):
         clip(x, x, 1.0, negatives=x, direction="text_to_image")
+    with pytest.raises(ValueError, match="takes unpaired negative_keys"):
+        info_nce(x, x, x[:, None], 0.1, negative_mode="paired", in_batch=True)
+    with pytest.raises(ValueError, match="cannot be combined"):
+        info_nce(x, x, x, 0.1, debiased=0.1, in_batch=True)
     with pytest.raises(ValueError, match="positives must be"):
         ClipLoss(positives="all")

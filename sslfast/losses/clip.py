@@ -80,15 +80,14 @@ def clip(
     variant = Variant(decoupled, debiased, label_smoothing)
     candidates = Candidates(positives, false_negative_threshold, group_ids, ignore_ids, negatives)
     rows, columns = _towers(image_features, text_features, direction)
-    if direction == "both" and columns.requires_grad and not rows.requires_grad:
-        rows, columns = columns, rows  # a gradient of the rows alone costs less
     both = direction == "both"
+    if both and negatives is None and columns.requires_grad and not rows.requires_grad:
+        rows, columns = columns, rows  # a gradient of the rows alone costs less
     scale = as_scale(logit_scale, rows)
     if candidates.given:
         from sslfast.losses._groups import pair_losses  # who needs none of it loads none
 
         _check_candidates(candidates, image_features, direction, variant)
-        rows, columns = _towers(image_features, text_features, direction)
         found, _ = pair_losses(rows, columns, scale, candidates, both=both, unit=False)
         return reduce(found, reduction).to(scale.dtype)
     lse, positive, lse_columns = similarity_softmax(

@@ -115,6 +115,7 @@ class Counted:
 
         def call(*args: Any) -> Any:
             both = name == "gradients" and args[-1]
+            both = both or (len(args) > 8 and args[8] is True)  # columns_gradient of the groups
             self.calls.append("both" if both or name == "backward_both" else "rows")
             return found(*args)
 
@@ -129,7 +130,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     def counted(op: str, problem: Any) -> Any:
         found = pick(op, problem)
-        logits = op in ("similarity_softmax", "sigmoid_contrast")
+        logits = op in ("similarity_softmax", "sigmoid_contrast", "grouped_softmax")
         return Counted(found, noted) if logits else found
 
     monkeypatch.setattr(registry, "pick", counted)
@@ -140,6 +141,7 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     **{d: partial(clip, logit_scale=9.0, direction=d) for d in DIRECTIONS},
     "each pair": lambda x, y: clip(x, y, 9.0, reduction="none").sum(),
     "ClipLoss": lambda x, y: ClipLoss()(x, y, 9.0),
+    "groups": partial(clip, logit_scale=9.0, group_ids=torch.arange(8) // 2),
     "siglip": partial(siglip, logit_scale=9.0, logit_bias=-3.0),
     "SigLipLoss": lambda x, y: SigLipLoss()(x, y, 9.0, -3.0),
     "info_nce": lambda x, y: info_nce(x, y, reduction="none").sum(),

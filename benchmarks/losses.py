@@ -1,4 +1,4 @@
-"""The other losses, forward + backward: CLIP, SigLIP, MoCo's queue, linear cross-entropy.
+"""The other losses, forward + backward: CLIP, SigLIP, MoCo, Matryoshka, linear cross-entropy.
 
     python -m benchmarks.losses [--only clip]            the table, and JSON with --out
 
@@ -142,6 +142,24 @@ def moco_case(n: int, queue: int, d: int, device: torch.device, dtype: torch.dty
     return Case(name, inputs, providers, [(2, n, d, queue)], "eager")
 
 
+def matryoshka_case(n: int, d: int, device: torch.device, dtype: torch.dtype) -> Case:
+    """NT-Xent of six prefixes, beside the loss of all features alone and the loop over prefixes."""
+    dims = [d // 24, d // 12, d // 6, d // 3, 2 * d // 3, d]
+    loss = losses.NTXentLoss(0.1)
+
+    def inputs() -> tuple[Tensor, ...]:
+        return tuple(_features(n, d, 2, device, dtype))
+
+    providers: dict[str, Callable[..., Tensor]] = {
+        "NT-Xent, all features": loss,
+        # A function and no loss of a known class: prefix after prefix.
+        f"{OURS}, a loop": losses.MatryoshkaLoss(lambda x, y: loss(x, y), dims),
+        OURS: losses.MatryoshkaLoss(loss, dims),
+    }
+    name, m = f"Matryoshka N={n} D={d}, {len(dims)} prefixes", 2 * n
+    return Case(name, inputs, providers, [(2, m, d, m)], "NT-Xent, all features")
+
+
 def linear_case(n: int, d: int, v: int, device: torch.device, dtype: torch.dtype) -> Case:
     """Cross-entropy over a vocabulary, with gradients of the hidden states and the weight."""
 
@@ -188,6 +206,7 @@ def cases(device: torch.device, quick: bool) -> dict[str, Callable[[], Case]]:
             "clip": partial(clip_case, 8192 // small, 512, *at),
             "siglip": partial(siglip_case, 8192 // small, 512, *at),
             "moco": partial(moco_case, 256, 65536 // small, 128, *at),
+            "matryoshka": partial(matryoshka_case, 2048 // small, 768, *at),
             "linear": partial(linear_case, 4096 // small, 512, 30522, *at),
         }
     at = device, torch.bfloat16
@@ -196,6 +215,7 @@ def cases(device: torch.device, quick: bool) -> dict[str, Callable[[], Case]]:
         "clip": partial(clip_case, 65536 // small, 512, *at),
         "siglip": partial(siglip_case, 32768 // small, 512, *at),
         "moco": partial(moco_case, 1024, 65536, 128, *at),
+        "matryoshka": partial(matryoshka_case, 8192 // small, 768, *at),
         "linear": partial(linear_case, 8192 // small, 2048, 128256, *at),
     }
 
@@ -228,7 +248,9 @@ def runs(case: Case, device: torch.device) -> dict[str, Run]:
 def main() -> int:
     """Print the tables and write the results."""
     parser: argparse.ArgumentParser = arguments(__doc__)
-    parser.add_argument("--only", nargs="+", choices=["clip", "siglip", "moco", "linear"])
+    parser.add_argument(
+        "--only", nargs="+", choices=["clip", "siglip", "moco", "matryoshka", "linear"]
+    )
     options = parser.parse_args()
     record = Record("losses", options)
     for name, make in cases(record.device, record.quick).items():

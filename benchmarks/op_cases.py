@@ -69,6 +69,29 @@ def sigmoid_contrast(device: torch.device) -> Iterator[Case]:
     yield of_a_loss(loss_benchmark.cases(device, quick=True)["siglip"]())
 
 
+def grouped_softmax(device: torch.device) -> Iterator[Case]:
+    """CLIP with four texts an image, pairs of one subject left out, and hard negatives."""
+    n, dim = (1024 if device.type == "cpu" else 8192), 512
+    groups, ignored = (torch.arange(n, device=device) // k for k in (4, 16))
+
+    def loss(image: Tensor, text: Tensor, negatives: Tensor) -> Tensor:
+        options = {"group_ids": groups, "ignore_ids": ignored, "positives": "inside"}
+        return functional.clip(
+            image, text, 20.0, negatives=negatives, false_negative_threshold=0.9, **options
+        )
+
+    def inputs() -> Inputs:
+        at: dict[str, Any] = {"device": device, "requires_grad": True}
+        return [tuple(torch.randn(k, dim, **at) for k in (n, n, n // 4)) for _ in range(2)]
+
+    yield both_ways(f"N={n} D={dim}", loss, inputs)
+
+
+def matryoshka_softmax(device: torch.device) -> Iterator[Case]:
+    """NT-Xent of six prefixes."""
+    yield of_a_loss(loss_benchmark.cases(device, quick=True)["matryoshka"]())
+
+
 def linear_cross_entropy(device: torch.device) -> Iterator[Case]:
     """Cross-entropy over a vocabulary, on a CPU a small one."""
     if device.type == "cpu":
@@ -231,9 +254,11 @@ CASES: dict[str, Callable[[torch.device], Iterator[Case]]] = {
     "class_sums": class_sums,
     "ema": ema,
     "gather_patches": gather_patches,
+    "grouped_softmax": grouped_softmax,
     "lars": lars,
     "linear_cross_entropy": linear_cross_entropy,
     "masked_mse": masked_mse,
+    "matryoshka_softmax": matryoshka_softmax,
     "patch_mask": patch_mask,
     "patchify_visible": patchify_visible,
     "philox": philox,

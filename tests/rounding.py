@@ -1,6 +1,8 @@
-"""What float32 knows of a logit: the bound that kernels are held to."""
+"""What float32 knows of a logit: the bound that kernels are held to, and a safe threshold."""
 
 import math
+
+from torch import Tensor
 
 
 def logit_error(scale: float, dim: int, bias: float = 0.0) -> float:
@@ -12,3 +14,11 @@ def logit_error(scale: float, dim: int, bias: float = 0.0) -> float:
     """
     roundings = abs(scale) * (4 + 2 * math.sqrt(dim)) + 4 * abs(bias) + 40
     return 2.0**-24 * roundings
+
+
+def between(x: Tensor, y: Tensor, near: float) -> float:
+    """A threshold near a number, which no rounding moves an inner product of x and y over."""
+    products = (x.double() @ y.double().T).flatten()
+    closest = products[(products - near).abs().argsort()[:40]].sort().values
+    widest = closest.diff().argmax() if len(closest) > 1 else 0
+    return closest[widest : widest + 2].mean().item()

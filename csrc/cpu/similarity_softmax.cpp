@@ -10,47 +10,13 @@
 // have few digits behind the point as floats.
 #include <sslfast/cpu.h>
 
-#include <cmath>
-#include <limits>
 #include <vector>
 
 #include "kept_logits.h"
+#include "softmax_sums.h"
 #include "strips.h"
 
 namespace sslfast::cpu {
-namespace {
-
-constexpr float lowest = -1e30f;  // a maximum of nothing, finite so that -inf - it is -inf
-constexpr float left_out = -std::numeric_limits<float>::infinity();
-
-// Running log-sum-exps: sum 2^(t - maximum).
-struct RunningSums {
-    std::vector<float> maximum, sum;
-    explicit RunningSums(std::int64_t n) : maximum(n, lowest), sum(n, 0.0f) {}
-    void write(double* lse) const {
-        for (std::size_t i = 0; i < sum.size(); ++i)
-            lse[i] = (maximum[i] + std::log2(double{sum[i]})) / log2_e_exact;
-    }
-};
-
-// Log-sum-exps to base 2 rounded to floats, and upstream gradients that compensate for the
-// rounding: g 2^(t - lse) = (g 2^(rounded - lse)) 2^(t - rounded).
-struct Factors {
-    std::vector<float> lse, g;
-    Factors(Statistics given, std::int64_t n) {
-        if (given.lse == nullptr) return;
-        lse.resize(n), g.resize(n);
-        for (std::int64_t i = 0; i < n; ++i) {
-            const double exact = given.lse[i] * log2_e_exact;
-            lse[i] = static_cast<float>(exact);
-            const double lost = lse[i] - exact;  // NaN where there are no negatives
-            g[i] = static_cast<float>(given.g[i] * (std::isfinite(lost) ? std::exp2(lost) : 1));
-        }
-    }
-};
-
-}  // namespace
-
 void similarity_forward(const Similarities& problem, double* lse, double* positive,
                         double* column_lse, Kept kept) {
     RunningSums rows(problem.m), columns(column_lse == nullptr ? 0 : problem.n);

@@ -62,6 +62,11 @@ inline std::int64_t strip_size(std::int64_t n) {
     return std::min(n, std::max<std::int64_t>(10 * largest_tile, quarter));
 }
 
+// Some features of all: `first` is a multiple of the panel width.
+struct Features {
+    int first, count;
+};
+
 // All rows and some columns of a rectangular problem, or all of a symmetric one. Blocks of columns
 // are numbered from the strip's own first; logits are to base 2.
 class Strip {
@@ -76,15 +81,34 @@ class Strip {
         kernels.multiply(row.size, column.size, p.dim, {p.rows + row.first * p.dim, p.dim, 1},
                          transposed_.of(column), &factor_, false, tile, ld);
     }
+    // The part of the inner products, without the scale, that the features from `first` on have;
+    // with accumulate it is added to the tile.
+    void products(Block row, Block column, Features f, bool accumulate, float* tile) const {
+        Panels y = transposed_.of(column);
+        y.data += f.first * kernels.width;
+        kernels.multiply(row.size, column.size, f.count,
+                         {p.rows + row.first * p.dim + f.first, p.dim, 1}, y, nullptr, accumulate,
+                         tile, ld);
+    }
     // tile times the columns, added to d_rows of the whole problem, whose blocks lie in_panels.
     void add_to_rows(Block row, Block column, const float* tile, float* d_rows) const {
-        kernels.multiply(row.size, p.dim, column.size, {tile, ld, 1}, column_values_.of(column),
-                         nullptr, true, d_rows + row.first * p.dim, in_panels);
+        add_to_rows(row, column, tile, {0, p.dim}, d_rows);
+    }
+    // Of these features alone.
+    void add_to_rows(Block row, Block column, const float* tile, Features f, float* d_rows) const {
+        kernels.multiply(row.size, f.count, column.size, {tile, ld, 1},
+                         from(column_values_.of(column), f), nullptr, true,
+                         d_rows + row.first * p.dim + f.first * row.size, in_panels);
     }
     // The transposed tile times the rows, added to d_columns likewise.
     void add_to_columns(Block row, Block column, const float* tile, float* d_columns) const {
-        kernels.multiply(column.size, p.dim, row.size, {tile, 1, ld}, row_values_.of(row), nullptr,
-                         true, d_columns + (first_column + column.first) * p.dim, in_panels);
+        add_to_columns(row, column, tile, {0, p.dim}, d_columns);
+    }
+    void add_to_columns(Block row, Block column, const float* tile, Features f,
+                        float* d_columns) const {
+        float* d = d_columns + (first_column + column.first) * p.dim + f.first * column.size;
+        kernels.multiply(column.size, f.count, row.size, {tile, 1, ld},
+                         from(row_values_.of(row), f), nullptr, true, d, in_panels);
     }
     // Calls visit(row block, column block, how many logits at most come before it) for every tile.
     template <typename Visit>
@@ -101,6 +125,10 @@ class Strip {
 
   private:
     friend class Strips;
+    Panels from(Panels values, Features f) const {
+        values.data += f.first / kernels.width * values.stride;
+        return values;
+    }
     Strip(const Similarities& part, std::int64_t column, std::int64_t logit, const TileKernels& k,
           const PackedTransposed& transposed, const PackedValues& columns, const PackedValues& rows)
         : p(part),

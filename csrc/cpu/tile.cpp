@@ -329,6 +329,81 @@ void weigh(float* tile, std::ptrdiff_t ld, int rows, int columns, const float* r
     }
 }
 
+void scale(const float* tile, std::ptrdiff_t ld, int rows, int columns, const Factor* row,
+           const float* column_high, const float* column_low, float* out) {
+    for (int i = 0; i < rows; ++i) {
+        const float* t = tile + i * ld;
+        float* o = out + i * ld;
+        const Factor f = row[i];
+#pragma omp simd
+        for (int j = 0; j < columns; ++j) {
+            const float x = t[j] * f.high + t[j] * f.low;
+            o[j] = x * column_high[j] + x * column_low[j];
+        }
+    }
+}
+
+void inner(float* tile, const float* raw, std::ptrdiff_t ld, int rows, int columns,
+           const float* row, const float* column, float* row_sum, float* column_sum) {
+    for (int i = 0; i < rows; ++i) {
+        float* t = tile + i * ld;
+        const float* r = raw + i * ld;
+        const float factor = row[i];
+        float sum = 0.0f;
+        if (column_sum == nullptr) {
+#pragma omp simd reduction(+ : sum)
+            for (int j = 0; j < columns; ++j) {
+                t[j] *= factor * column[j];
+                sum += t[j] * r[j];
+            }
+        } else {
+#pragma omp simd reduction(+ : sum)
+            for (int j = 0; j < columns; ++j) {
+                t[j] *= factor * column[j];
+                const float product = t[j] * r[j];
+                sum += product;
+                column_sum[j] += product;
+            }
+        }
+        row_sum[i] += sum;
+    }
+}
+
+void add(float* tile, const float* other, std::ptrdiff_t ld, int rows, int columns) {
+    for (int i = 0; i < rows; ++i) {
+        float* t = tile + i * ld;
+        const float* o = other + i * ld;
+#pragma omp simd
+        for (int j = 0; j < columns; ++j) t[j] += o[j];
+    }
+}
+
+bool split(float* tile, float* positives, std::ptrdiff_t ld, int rows, int columns,
+           const int* row_group, const int* column_group, const int* row_ignored,
+           const int* column_ignored, float sign, float limit, std::ptrdiff_t own) {
+    constexpr float nothing = -__builtin_inff();
+    int any = 0;
+    for (int i = 0; i < rows; ++i) {
+        float* t = tile + i * ld;
+        float* p = positives + i * ld;
+        const int group = row_group[i], ignored = row_ignored[i];
+        const bool has_self = 0 <= i + own && i + own < columns;
+        if (has_self) t[i + own] = nothing;  // as a positive of itself too
+        int found = 0;
+#pragma omp simd reduction(| : found)
+        for (int j = 0; j < columns; ++j) {
+            const float x = t[j];
+            const bool same = group == column_group[j];
+            const bool out = same | (ignored == column_ignored[j]) | (sign * x > limit);
+            p[j] = same ? x : nothing;
+            t[j] = out ? nothing : x;
+            found |= same;
+        }
+        any |= found;
+    }
+    return any != 0;
+}
+
 // tanh to about 2 ulp: a Pade approximant where 1 - u would cancel.
 SSLFAST_INLINE float tanh_fast(float x) {
     const float size = x < 0.0f ? -x : x, q = x * x;
@@ -354,7 +429,17 @@ void softcap(float* tile, std::ptrdiff_t ld, int rows, int columns, float invers
 }  // namespace
 
 extern const TileKernels SSLFAST_JOIN(tile_kernels_, SSLFAST_LEVEL);
-const TileKernels SSLFAST_JOIN(tile_kernels_, SSLFAST_LEVEL) = {
-    SSLFAST_STRING(SSLFAST_LEVEL), width, multiply, merge, column_sums, sigmoid, weigh, softcap};
+const TileKernels SSLFAST_JOIN(tile_kernels_, SSLFAST_LEVEL) = {SSLFAST_STRING(SSLFAST_LEVEL),
+                                                                width,
+                                                                multiply,
+                                                                merge,
+                                                                column_sums,
+                                                                sigmoid,
+                                                                weigh,
+                                                                scale,
+                                                                inner,
+                                                                add,
+                                                                split,
+                                                                softcap};
 
 }  // namespace sslfast::cpu

@@ -64,6 +64,26 @@ struct TileKernels {
                   const float* row_g, const float* column_lse, const float* column_g,
                   float* scratch);
 
+    // out_ij = row_i column_j t_ij, the columns' factors high + low as the rows' are.
+    void (*scale)(const float* tile, std::ptrdiff_t ld, int rows, int columns, const Factor* row,
+                  const float* column_high, const float* column_low, float* out);
+
+    // t_ij <- row_i column_j t_ij, and the sums of t_ij raw_ij are added to row_sum [rows] and,
+    // unless null, to column_sum [columns].
+    void (*inner)(float* tile, const float* raw, std::ptrdiff_t ld, int rows, int columns,
+                  const float* row, const float* column, float* row_sum, float* column_sum);
+
+    // tile_ij += other_ij.
+    void (*add)(float* tile, const float* other, std::ptrdiff_t ld, int rows, int columns);
+
+    // Splits a tile of logits: positives_ij is t_ij where the groups of row and column are the same
+    // and -infinity elsewhere, and t_ij is left where they differ, the ignored ids differ too and
+    // sign t_ij is at most `limit`. Column i + own is row i itself, and in neither. Whether there
+    // is a positive.
+    bool (*split)(float* tile, float* positives, std::ptrdiff_t ld, int rows, int columns,
+                  const int* row_group, const int* column_group, const int* row_ignored,
+                  const int* column_ignored, float sign, float limit, std::ptrdiff_t own);
+
     // t <- cap tanh(inverse t), for inverse = 1 / cap.
     void (*softcap)(float* tile, std::ptrdiff_t ld, int rows, int columns, float inverse,
                     Factor cap);

@@ -12,7 +12,14 @@ from sslfast.kernels.sigmoid_contrast.op import sigmoid_contrast, weighted_sigmo
 
 @torch.library.custom_op(f"{NAMESPACE}::global_sigmoid_contrast", mutates_args=())
 def global_sigmoid_contrast(
-    image: Tensor, text: Tensor, scale: Tensor, bias: Tensor, group: str, how: str, gradients: bool
+    image: Tensor,
+    text: Tensor,
+    scale: Tensor,
+    bias: Tensor,
+    group: str,
+    how: str,
+    gradients: bool,
+    text_gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """W / N times the sum of the sigmoid losses of this rank's images against all texts.
 
@@ -27,6 +34,7 @@ def global_sigmoid_contrast(
         group: ``name_of`` the process group.
         how: "gather" or "ring".
         gradients: form them.
+        text_gradient: that of the texts too.
 
     Returns:
         The loss, 0-d, and the gradients of image and text (empty where not asked for), scale and
@@ -36,9 +44,10 @@ def global_sigmoid_contrast(
     factor = exchange.factor
     weight = torch.full((len(image),), factor, dtype=scale.dtype, device=image.device)
     total, d_scale, d_bias = (torch.zeros_like(scale) for _ in range(3))
-    shape = image.shape if gradients else (0,)
-    d_image, d_text = (scale.new_zeros(shape) for _ in range(2))
-    for own, (images, texts) in exchange.blocks(image, text):
+    d_image = scale.new_zeros(image.shape if gradients else (0,))
+    d_text = scale.new_zeros(text.shape if text_gradient else (0,))
+    travelling = (text, image) if text_gradient else (text,)
+    for own, (texts, *images) in exchange.blocks(*travelling):
         if not gradients:
             total += factor * sigmoid_contrast(image, texts, scale, bias, own).sum()
             continue
@@ -47,17 +56,26 @@ def global_sigmoid_contrast(
         )
         for sum_, part in ((total, loss), (d_scale, d_s), (d_bias, d_b), (d_image, d_rows)):
             sum_ += part
-        d_text += weighted_sigmoid_contrast(
-            *(text, images, scale, bias, weight), column_base=own, columns_gradient=False
-        )[1]
+        if text_gradient:
+            d_text += weighted_sigmoid_contrast(
+                *(text, *images, scale, bias, weight), column_base=own, columns_gradient=False
+            )[1]
     return total, d_image, d_text, d_scale, d_bias
 
 
 @global_sigmoid_contrast.register_fake
 def _(
-    image: Tensor, text: Tensor, scale: Tensor, bias: Tensor, group: str, how: str, gradients: bool
+    image: Tensor,
+    text: Tensor,
+    scale: Tensor,
+    bias: Tensor,
+    group: str,
+    how: str,
+    gradients: bool,
+    text_gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    d_image, d_text = (scale.new_empty(image.shape if gradients else (0,)) for _ in range(2))
+    d_image = scale.new_empty(image.shape if gradients else (0,))
+    d_text = scale.new_empty(text.shape if text_gradient else (0,))
     total, d_scale, d_bias = (torch.empty_like(scale) for _ in range(3))
     return total, d_image, d_text, d_scale, d_bias
 
@@ -73,10 +91,11 @@ def _backward(
 ) -> tuple[Tensor | None, ...]:
     refuse_double_backward(d_gradients)
     if upstream is None:
-        return (None,) * 7
+        return (None,) * 8
     d_image, d_text, d_scale, d_bias = ctx.saved_tensors
-    d_image, d_text = (times(d, upstream, ctx.dtype) for d in (d_image, d_text))
-    return d_image, d_text, upstream * d_scale, upstream * d_bias, None, None, None
+    d_text = times(d_text, upstream, ctx.dtype) if ctx.needs_input_grad[1] else None
+    d_image = times(d_image, upstream, ctx.dtype)
+    return d_image, d_text, upstream * d_scale, upstream * d_bias, None, None, None, None
 
 
 global_sigmoid_contrast.register_autograd(_backward, setup_context=_setup_context)
@@ -96,8 +115,12 @@ def global_sigmoid(
         how: "gather" or "ring".
 
     Returns:
-        W / N times the sum of the losses of this rank's images, 0-d.
+        W / N times the sum of the losses of this rank's images, 0-d; of its texts, where only they
+        need a gradient.
     """
+    if text.requires_grad and not image.requires_grad:  # every pair counts the same from both ends
+        image, text = text, image
     tensors = image, text, scale, bias
     gradients = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
-    return global_sigmoid_contrast(*tensors, name_of(group), how, gradients)[0]
+    text_gradient = gradients and text.requires_grad
+    return global_sigmoid_contrast(*tensors, name_of(group), how, gradients, text_gradient)[0]

@@ -125,11 +125,11 @@ def problem(rows: Tensor, columns: Tensor | None, pairing: Pairing) -> Problem:
     )
 
 
-def kept_size(rows: Tensor, columns: Tensor | None) -> int:
+def kept_size(rows: Tensor, columns: Tensor | None, copies: int = 1) -> int:
     """How many floats of memory pay for logits that a forward pass keeps for its backward pass.
 
-    As many as there are logits, at most KEPT_FLOATS: 0 on a GPU, where computing is cheaper than
-    fetching.
+    ``copies`` times as many as there are logits, at most KEPT_FLOATS: 0 on a GPU, where computing
+    is cheaper than fetching.
     """
     if rows.device.type != "cpu" or rows.dtype == torch.float64:
         return 0
@@ -139,7 +139,7 @@ def kept_size(rows: Tensor, columns: Tensor | None) -> int:
 
     m = filled_up(rows.shape[0])
     logits = m * (m + BLOCK) // 2 if columns is None else m * filled_up(columns.shape[0])
-    return min(KEPT_HEADER + logits, KEPT_FLOATS)
+    return min(KEPT_HEADER + copies * logits, KEPT_FLOATS)
 
 
 def new_kept(like: Tensor, size: int) -> Tensor:

@@ -53,7 +53,7 @@ def forward(
         lse.data_ptr(),
         positive.data_ptr(),
         lse_columns.data_ptr() if column_lse else 0,
-        *_memory(kept),
+        *memory_of(kept),
     )
     return lse, positive, lse_columns
 
@@ -85,7 +85,8 @@ def backward_both(
     return _backward(rows, columns, scale, pairing, row, column, positive, kept)
 
 
-def _memory(kept: Tensor | None) -> tuple[int, int]:
+def memory_of(kept: Tensor | None) -> tuple[int, int]:
+    """Address and floats of what a forward pass may keep."""
     return (0, 0) if kept is None or not kept.numel() else (kept.data_ptr(), kept.numel())
 
 
@@ -114,7 +115,7 @@ def _backward(
         *describe(rows, columns, scale, pairing),
         *(address(t) for t in given),
         address(weights),
-        *_memory(kept),
+        *memory_of(kept),
         d_rows.data_ptr(),
         d_columns.data_ptr() if positive is not None else 0,
     )

@@ -83,8 +83,9 @@ def similarity_softmax(
         lse [M], positive [M] and column lse [N] (or [0]) in the statistics dtype, in nats: float64
         on a CPU, elsewhere that of the scale.
     """
-    needed = rows.requires_grad or (columns is not None and columns.requires_grad)
-    keep = kernels.kept_size(rows, columns) if needed and torch.is_grad_enabled() else 0
+    # Where the columns alone need a gradient, the backward pass goes over other tiles than this.
+    needed = rows.requires_grad and torch.is_grad_enabled()
+    keep = kernels.kept_size(rows, columns) if needed else 0
     pairs = None if pairing is None else pairing.numbers
     lse, positive, lse_columns, *_ = _similarity_softmax(
         rows, columns, scale, pairs, normalize, column_lse, keep
@@ -254,13 +255,32 @@ def _backward(
     ctx: Any, d_lse: Tensor | None, d_positive: Tensor | None, d_column_lse: Tensor | None, *_: None
 ) -> tuple[Tensor | None, ...]:
     *problem, kept, row_norms, column_norms = ctx.saved_tensors
-    lse, lse_columns = problem[-2:]
+    rows, columns, scale, lse, lse_columns = problem
 
     def given(d: Tensor | None, like: Tensor) -> Tensor:
         return torch.zeros_like(like) if d is None else d.contiguous()
 
     d_columns = given(d_column_lse, lse_columns) if ctx.column_lse else None
-    _, columns_gradient, scale_gradient, *_ = ctx.needs_input_grad
+    rows_gradient, columns_gradient, scale_gradient, *_ = ctx.needs_input_grad
+    if columns_gradient and not rows_gradient:
+        # The columns are the rows of the transposed problem; nothing is spent on the others.
+        pairs = Pairing.of(ctx.pairing)
+        dy, _, d_scale = similarity_softmax_backward(
+            d_columns,
+            given(d_positive, lse).roll(pairs.shift),
+            given(d_lse, lse),
+            columns,
+            rows,
+            scale,
+            lse_columns if ctx.column_lse else None,
+            lse,
+            pairs.transposed().numbers,
+            columns_gradient=False,
+            scale_gradient=scale_gradient,
+            row_norms=column_norms,
+            column_norms=row_norms,
+        )
+        return None, dy, d_scale if scale_gradient else None, *[None] * 4
     dx, dy, d_scale = similarity_softmax_backward(
         given(d_lse, lse),
         given(d_positive, lse),

@@ -155,8 +155,13 @@ def _global_backward(
     shift: int,
     group: str,
     how: str,
+    rows_gradient: bool,
+    columns_gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of this rank's rows, its columns ([0] in the symmetric form) and the scale."""
+    """Gradients of this rank's rows, its columns ([0] where not asked for) and the scale.
+
+    Either side's products give that of the scale: summed over ranks they are the same.
+    """
     exchange = Exchange.again(sizes, group, how)
     x, side = rows.contiguous(), (lse, d_lse)
     if columns is None:
@@ -175,8 +180,11 @@ def _global_backward(
     y = columns.contiguous()
     other = None if d_lse_columns is None else (lse_columns, d_lse_columns)
     same: dict[str, Any] = {"shift": shift, "itself": False, "d_positive": d_positive}
-    dx, d_scale = _backward(exchange, x, y, scale, own_side=side, columns_side=other, **same)
-    dy, _ = _backward(exchange, y, x, scale, own_side=other, columns_side=side, **same)
+    dx = dy = x.new_empty(0)
+    if columns_gradient:
+        dy, d_scale = _backward(exchange, y, x, scale, own_side=other, columns_side=side, **same)
+    if rows_gradient or not columns_gradient:
+        dx, d_scale = _backward(exchange, x, y, scale, own_side=side, columns_side=other, **same)
     return dx, dy, d_scale
 
 
@@ -188,10 +196,18 @@ def _(
     rows: Tensor,
     columns: Tensor | None,
     scale: Tensor,
-    *_: Any,
+    lse: Tensor,
+    lse_columns: Tensor,
+    sizes: Tensor,
+    shift: int,
+    group: str,
+    how: str,
+    rows_gradient: bool,
+    columns_gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    dy = rows.new_empty(0 if columns is None else columns.shape)
-    return rows.new_empty(rows.shape), dy, torch.empty_like(scale)
+    dy = rows.new_empty(0 if columns is None or not columns_gradient else columns.shape)
+    dx = rows.new_empty(rows.shape if rows_gradient or not columns_gradient else 0)
+    return dx, dy, torch.empty_like(scale)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -206,10 +222,11 @@ def _global_autograd(
 ) -> tuple[Tensor | None, ...]:
     tensors = ctx.saved_tensors
     upstream = d_lse.contiguous(), d_lse_columns.contiguous() if ctx.both else None
+    wanted = rows_gradient, columns_gradient = ctx.needs_input_grad[:2]
     dx, dy, d_scale = _global_backward(
-        *upstream, d_positive.contiguous(), *tensors, ctx.shift, *ctx.ranks
+        *upstream, d_positive.contiguous(), *tensors, ctx.shift, *ctx.ranks, *wanted
     )
-    return dx, None if tensors[1] is None else dy, d_scale, *[None] * 4
+    return dx if rows_gradient else None, dy if columns_gradient else None, d_scale, *[None] * 4
 
 
 global_similarity_softmax.register_autograd(_global_autograd, setup_context=_setup_context)

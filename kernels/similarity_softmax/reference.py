@@ -11,7 +11,7 @@ PRIORITY = 0
 FEATURES = Features()
 
 
-def _logits(
+def logits_of(
     rows: Tensor, columns: Tensor | None, scale: Tensor, pairing: Pairing
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Logits with -inf where no negative stands, the positive ones, and all columns."""
@@ -38,7 +38,7 @@ def forward(
     rows: Tensor, columns: Tensor | None, scale: Tensor, pairing: Pairing, column_lse: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Log-sum-exps and positive logits; see the package."""
-    logits, positive, _ = _logits(rows, columns, scale, pairing)
+    logits, positive, _ = logits_of(rows, columns, scale, pairing)
     logits = logits.to(statistics_dtype(rows))
     lse_columns = logits.logsumexp(0) if column_lse else logits.new_empty(0)
     return logits.logsumexp(1), positive.to(logits.dtype), lse_columns
@@ -53,11 +53,17 @@ def backward(
     column: tuple[Tensor, Tensor] | None,
 ) -> Tensor:
     """Unscaled gradient of the rows; see the package."""
-    logits, _, y = _logits(rows, columns, scale, pairing)
-    logits = logits.to(statistics_dtype(rows))
+    logits, _, y = logits_of(rows, columns, scale, pairing)
+    return weights(logits.to(statistics_dtype(rows)), row, column).to(y.dtype) @ y
+
+
+def weights(
+    logits: Tensor, row: tuple[Tensor, Tensor] | None, column: tuple[Tensor, Tensor] | None
+) -> Tensor:
+    """G [M, N] of logits that are -inf where no negative stands."""
     weight = torch.zeros_like(logits)
     if row is not None:
         weight += row[1][:, None] * (logits - _without_empty(row[0])[:, None]).exp()
     if column is not None:
         weight += column[1] * (logits - _without_empty(column[0])).exp()
-    return weight.to(y.dtype) @ y
+    return weight

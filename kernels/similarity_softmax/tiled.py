@@ -20,9 +20,14 @@ TILE_ROWS = 512
 TILE_ELEMENTS = 1 << 22
 
 
-def tiles(m: int, n: int, symmetric: bool) -> Iterator[tuple[int, int, int, int]]:
-    """Bounds (i0, i1, j0, j1) of the tiles; a symmetric strip starts with its square."""
-    width = max(TILE_ELEMENTS // TILE_ROWS, 1)
+def tiles(
+    m: int, n: int, symmetric: bool, at_a_time: int = 1
+) -> Iterator[tuple[int, int, int, int]]:
+    """Bounds (i0, i1, j0, j1) of the tiles; a symmetric strip starts with its square.
+
+    Tiles are the smaller, the more of them are held ``at_a_time``.
+    """
+    width = max(TILE_ELEMENTS // TILE_ROWS // at_a_time, 1)
     for i0 in range(0, m, TILE_ROWS):
         i1 = min(i0 + TILE_ROWS, m)
         start = 0
@@ -54,12 +59,13 @@ def positives(p: Pairing) -> list[tuple[int, int, int]]:
     ]
 
 
-def _left_out(p: Pairing) -> list[tuple[int, int, int]]:
+def left_out(p: Pairing) -> list[tuple[int, int, int]]:
+    """The diagonals of what is no negative."""
     self_ = [(p.row_base, p.column_base, p.length)] if p.leave_out_self else []
     return positives(p) + self_
 
 
-def _add(lse: Tensor, tile: Tensor, dim: int) -> None:
+def add_to_lse(lse: Tensor, tile: Tensor, dim: int) -> None:
     """Add exp of a tile to exp(lse), in place; only the logarithms need many digits."""
     maximum = tile.amax(dim, keepdim=True)
     shift = maximum.masked_fill(maximum.isinf(), 0)
@@ -81,13 +87,13 @@ def forward(
         tile = (rows[i0:i1].to(dtype) @ y[j0:j1].to(dtype).T).mul_(scale)
         for first, last, values in segments(tile, i0, j0, positives(pairing)):
             positive[first:last] = values
-        for _, _, values in segments(tile, i0, j0, _left_out(pairing)):
+        for _, _, values in segments(tile, i0, j0, left_out(pairing)):
             values.fill_(-torch.inf)
-        _add(lse[i0:i1], tile, 1)
+        add_to_lse(lse[i0:i1], tile, 1)
         if symmetric and j0 != i0:
-            _add(lse[j0:j1], tile, 0)
+            add_to_lse(lse[j0:j1], tile, 0)
         if column_lse and not symmetric:
-            _add(lse_columns[j0:j1], tile, 0)
+            add_to_lse(lse_columns[j0:j1], tile, 0)
     if symmetric and pairing.shift:  # the other halves of the pairs are below the diagonal
         positive[pairing.shift :] = positive[: pairing.shift]
     if symmetric and column_lse:
@@ -119,7 +125,7 @@ def backward(
         if column is not None:
             lse, h = (t[j0:j1] for t in column)
             weight.add_(logits.sub_(lse).exp_().mul_(h))
-        for _, _, values in segments(weight, i0, j0, _left_out(pairing)):
+        for _, _, values in segments(weight, i0, j0, left_out(pairing)):
             values.zero_()
         gradient[i0:i1].addmm_(weight, z)
         if symmetric and j0 != i0:

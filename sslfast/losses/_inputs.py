@@ -62,7 +62,7 @@ def check_rows(rows: int) -> None:
         raise ValueError(f"this loss needs at least 2 rows, of all ranks together, got {rows}")
 
 
-def check_labels(features: Tensor, labels: Tensor) -> None:
+def check_labels(features: Tensor, labels: Tensor, name: str = "labels") -> None:
     """Raise unless features are embeddings [M, D] and labels integers [M] on the same device.
 
     Raises:
@@ -72,10 +72,10 @@ def check_labels(features: Tensor, labels: Tensor) -> None:
     check_embeddings(features=features)
     m = len(features)
     if labels.dtype not in (torch.int64, torch.int32):
-        raise TypeError(f"labels must be integers, got {labels.dtype}")
+        raise TypeError(f"{name} must be integers, got {labels.dtype}")
     if labels.shape != (m,) or labels.device != features.device:
         raise ValueError(
-            f"labels must have shape [{m}] on {features.device}, got {list(labels.shape)} "
+            f"{name} must have shape [{m}] on {features.device}, got {list(labels.shape)} "
             f"on {labels.device}"
         )
 

@@ -1,4 +1,4 @@
-"""Variants of InfoNCE: other functions of the same two numbers a row."""
+"""Variants of InfoNCE: other functions of the same two numbers a row, or of other candidates."""
 
 import math
 from collections.abc import Callable
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sslfast.kernels.similarity_softmax import info_nce_from_logits
+from sslfast.losses._inputs import check_embeddings, check_labels
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,60 @@ class Variant:
         if self.label_smoothing:
             loss = loss + self.label_smoothing * (positive - mean_logit())
         return loss
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Which columns a row takes for positives and which for negatives.
+
+    Attributes:
+        positives: "outside": the mean over a row's positives of -log p (SupCon's L_out, Khosla et
+            al. 2020, arXiv:2004.11362); "inside": -log of the sum of their p (MIL-NCE, Miech et al.
+            2020, arXiv:1912.06430). The same for one positive.
+        threshold: columns that are no positives but more similar than this, by cosine, are taken
+            for false negatives and left out (Huynh et al. 2022, arXiv:2011.11765); None: none are.
+        group_ids: int64 [N], one a pair; pairs of the same id are positives of each other.
+        ignore_ids: int64 [N]; pairs of the same id are no negatives of each other. Below 0: none.
+        negatives: [K, D], columns beside the batch that are negatives of every row.
+
+    Raises:
+        ValueError: another word for positives.
+    """
+
+    positives: str = "outside"
+    threshold: float | None = None
+    group_ids: Tensor | None = None
+    ignore_ids: Tensor | None = None
+    negatives: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.positives not in ("outside", "inside"):
+            raise ValueError(f"positives must be 'outside' or 'inside', got {self.positives!r}")
+
+    @property
+    def given(self) -> bool:
+        """Whether anything is asked for that the plain loss does not do."""
+        tensors = self.group_ids, self.ignore_ids, self.negatives
+        return self.threshold is not None or any(t is not None for t in tensors)
+
+    def check(self, features: Tensor, variant: Variant) -> None:
+        """Raise unless ids and negatives fit the features [N, D] and there is no variant.
+
+        Raises:
+            TypeError: ids that are no integers, negatives that are no embeddings.
+            ValueError: shapes, dtypes or devices that do not fit, or a variant.
+        """
+        if variant != Variant():
+            raise ValueError(
+                "groups, ignored ids, a false-negative threshold and hard negatives cannot be "
+                "combined with decoupled, debiased or label_smoothing: leave one or the other out"
+            )
+        for name in ("group_ids", "ignore_ids"):
+            ids = getattr(self, name)
+            if ids is not None:
+                check_labels(features, ids, name)
+        if self.negatives is not None:
+            check_embeddings(False, features=features, negatives=self.negatives)
 
 
 def _debiased(

@@ -1,5 +1,6 @@
 """InfoNCE with given keys; its class has the constructor and forward of info-nce-pytorch's."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -7,6 +8,7 @@ from torch import Tensor, nn
 
 from sslfast._arguments import checked
 from sslfast.kernels.dtypes import statistics_dtype
+from sslfast.kernels.exchange import name_of, world_size
 from sslfast.kernels.info_nce.op import runs_fused, weighted_info_nce
 from sslfast.kernels.info_nce.pairs import scaled_pairs
 from sslfast.kernels.linear_cross_entropy.op import weighted_linear_cross_entropy
@@ -23,7 +25,7 @@ from sslfast.losses._inputs import (
     scale_in_halves,
     scale_of,
 )
-from sslfast.losses._variants import Variant
+from sslfast.losses._variants import Candidates, Variant
 
 
 @checked
@@ -38,6 +40,7 @@ def info_nce(
     decoupled: bool = False,
     debiased: float = 0.0,
     label_smoothing: float = 0.0,
+    in_batch: bool = False,
 ) -> Tensor:
     """InfoNCE (van den Oord et al. 2018, arXiv:1807.03748, equation 4) on cosine similarities.
 
@@ -53,6 +56,8 @@ def info_nce(
         debiased: tau+, the share of false negatives to correct for, in [0, 1) (Chuang
             et al. 2020, equation 8).
         label_smoothing: share of the target spread over all candidates, as F.cross_entropy does.
+        in_batch: the other queries' keys are negatives beside unpaired negative_keys too, which
+            then are hard negatives.
 
     Returns:
         The loss in float32 (float64 for float64 inputs).
@@ -60,7 +65,8 @@ def info_nce(
     Raises:
         TypeError: embeddings that are no floating-point tensors.
         ValueError: shapes, dtypes or devices that do not fit, a temperature of 0, another mode,
-            options out of range or more than one of the last three.
+            options out of range, more than one of decoupled, debiased and label_smoothing, or one
+            of them or paired negative_keys with in_batch.
     """
     query, positive_key = check_embeddings(query=query, positive_key=positive_key)
     if negative_mode not in ("unpaired", "paired"):
@@ -72,6 +78,13 @@ def info_nce(
         query, positive_key, negative_keys = check_embeddings(
             False, query=query, positive_key=positive_key, negative_keys=negative_keys
         )
+    if in_batch and negative_keys is not None:
+        if negative_mode == "paired":
+            raise ValueError("in_batch=True takes unpaired negative_keys [K, D]")
+        candidates = Candidates(negatives=negative_keys)
+        candidates.check(query, variant)
+        losses, _ = _beside_the_batch(query, positive_key, scale, candidates)
+        return reduce(losses, reduction).to(scale.dtype)
     # In-batch keys never change: where the fused kernels run, they compute the gradients later.
     in_forward = reduction in ("mean", "sum") and torch.is_grad_enabled()
     in_forward = in_forward and (negative_keys is not None or not runs_fused(query))
@@ -108,6 +121,18 @@ def info_nce(
 
     losses = variant.losses(lse, positive, scale, negatives, mean_logit, unit=True)
     return reduce(losses, reduction).to(scale.dtype)
+
+
+def _beside_the_batch(
+    query: Tensor, key: Tensor, scale: Tensor, candidates: Candidates, group: str | None = None
+) -> tuple[Tensor, int]:
+    """Losses [N] with hard negatives beside in-batch ones, and the pairs of all ranks."""
+    from sslfast.losses._groups import pair_losses  # who needs none of it loads none
+
+    assert candidates.negatives is not None
+    unit_negatives = replace(candidates, negatives=unit_rows(candidates.negatives))
+    q, k = unit_rows(query), unit_rows(key)
+    return pair_losses(q, k, scale, unit_negatives, both=False, unit=True, group=group)
 
 
 def _in_forward(
@@ -176,13 +201,14 @@ class InfoNCE(nn.Module):
         process_group: ranks whose keys are negatives too, where none are given; None: this one
             alone. Gradients averaged over ranks (DDP, FSDP) are those of one process with the
             global batch; the loss is W / N times the sum over this rank's queries.
+        in_batch: as in ``sslfast.functional.info_nce``; over ranks, given negative keys are of all.
 
     Shapes:
         query, positive_key: [N, D]; negative_keys: None for the other rows' keys, or as above.
 
     Raises:
         TypeError, ValueError: as ``sslfast.functional.info_nce``; with a process_group, given
-            negative keys, or a reduction other than "mean".
+            negative keys without in_batch, or a reduction other than "mean".
     """
 
     @checked
@@ -192,6 +218,8 @@ class InfoNCE(nn.Module):
         reduction: str = "mean",
         negative_mode: str = "unpaired",
         process_group: Any = None,
+        *,
+        in_batch: bool = False,
     ) -> None:
         super().__init__()
         check_temperature(temperature)
@@ -201,6 +229,7 @@ class InfoNCE(nn.Module):
         self.temperature = temperature
         self.reduction = reduction
         self.negative_mode = negative_mode
+        self.in_batch = in_batch
 
     def forward(
         self, query: Tensor, positive_key: Tensor, negative_keys: Tensor | None = None
@@ -215,16 +244,23 @@ class InfoNCE(nn.Module):
             self.temperature,
             self.reduction,
             self.negative_mode,
+            in_batch=self.in_batch,
         )
 
     def _global(self, query: Tensor, key: Tensor, negative_keys: Tensor | None) -> Tensor:
-        if negative_keys is not None:
+        if negative_keys is not None and not self.in_batch:
             raise ValueError(
                 "with a process_group the negatives are the keys of all ranks: leave negative_keys "
-                "out, or gather them yourself and leave the process_group out"
+                "out or say in_batch=True, or gather them yourself and leave the process_group out"
             )
         query, key = check_embeddings(query=query, positive_key=key)
         scale = scale_of(self.temperature, query)
+        if negative_keys is not None:
+            candidates = Candidates(negatives=negative_keys)
+            candidates.check(query, Variant())
+            group = name_of(self.process_group)
+            losses, pairs = _beside_the_batch(query, key, scale, candidates, group)
+            return (world_size(self.process_group) / pairs * losses.sum()).to(scale.dtype)
         q, k = unit_rows(query), unit_rows(key)
         lse, _, positive, factor = global_pair_rows(q, k, scale, self.process_group, both=False)
         losses = info_nce_from_logits(lse, positive, unit=True)

@@ -17,6 +17,11 @@ class MatryoshkaLoss(nn.Module):
     two or more dimensions is cut along its last one: both views, both towers, negative keys, and a
     weight matrix [V, D] of classes (the paper's MRL-E). Labels, scales and biases pass as they are.
 
+    NTXentLoss, InfoNCE with in-batch keys and ClipLoss compute all prefixes in one sweep on a CPU:
+    the inner products of a prefix are partial sums of the longest one's, so that these take the
+    products of the longest alone. Other losses, losses over several ranks or with a memory bank,
+    and other devices run prefix after prefix.
+
     Args:
         loss: any of this package's losses, or a callable that returns a tensor.
         dims: the prefixes m, each from 1 to D.
@@ -63,7 +68,15 @@ class MatryoshkaLoss(nn.Module):
                 f"dims {self.dims} need embeddings of at least {max(self.dims)} numbers, "
                 f"got {widths or 'none'}"
             )
+        from sslfast.losses._prefixes import losses_of_prefixes  # it loads three losses
+
         total: Any = 0
+        lengths = tuple(sorted(set(self.dims)))
+        losses = losses_of_prefixes(self.loss, lengths, self.normalize, args, kwargs)
+        if losses is not None:
+            for m, weight in zip(self.dims, self.weights, strict=True):
+                total = total + weight * losses[lengths.index(m)]
+            return total
         for m, weight in zip(self.dims, self.weights, strict=True):
             cut_args = [self._cut(x, m) for x in args]
             cut_kwargs = {name: self._cut(x, m) for name, x in kwargs.items()}

@@ -13,7 +13,7 @@ from sslfast.kernels.similarity_softmax.op import similarity_softmax
 from sslfast.kernels.similarity_softmax.ranks import global_ntxent_rows
 from sslfast.kernels.unit_rows.op import unit_rows, wide_unit_rows
 from sslfast.losses._inputs import check_embeddings, check_temperature, reduce, scale_of
-from sslfast.losses._variants import Variant
+from sslfast.losses._variants import Candidates, Variant
 from sslfast.losses.infonce import summed_info_nce
 from sslfast.losses.memory_bank import MemoryBank
 
@@ -29,6 +29,10 @@ def ntxent(
     decoupled: bool = False,
     debiased: float = 0.0,
     label_smoothing: float = 0.0,
+    group_ids: Tensor | None = None,
+    positives: str = "outside",
+    ignore_ids: Tensor | None = None,
+    false_negative_threshold: float | None = None,
 ) -> Tensor:
     """NT-Xent, the loss of SimCLR (Chen et al. 2020, arXiv:2002.05709, equation 1).
 
@@ -45,6 +49,14 @@ def ntxent(
         debiased: tau+, the share of false negatives to correct for, in [0, 1); supposes unit
             length, as normalize gives (Chuang et al. 2020, equation 8).
         label_smoothing: share of the target spread over all candidates, as F.cross_entropy does.
+        group_ids: int64 [N]: the views of samples of the same id are positives of each other.
+        positives: "outside": the mean over a row's positives of -log p (SupCon's L_out, Khosla et
+            al. 2020, arXiv:2004.11362), "inside": -log of the sum of p (MIL-NCE, Miech et al. 2020,
+            arXiv:1912.06430).
+        ignore_ids: int64 [N]: views of samples of the same id that are no positives are no
+            negatives either; below 0: of nobody.
+        false_negative_threshold: columns that are no positives but more similar than this, by inner
+            product, are left out (Huynh et al. 2022, arXiv:2011.11765); the choice has no gradient.
 
     Returns:
         The loss in float32 (float64 for float64 inputs).
@@ -52,12 +64,21 @@ def ntxent(
     Raises:
         TypeError: embeddings that are no floating-point tensors.
         ValueError: shapes, dtypes or devices that do not fit, a temperature of 0, options out of
-            range or more than one of the last three.
+            range, more than one of decoupled, debiased and label_smoothing, or one of them with the
+            options after them.
     """
     out0, out1 = check_embeddings(out0=out0, out1=out1)
     variant = Variant(decoupled, debiased, label_smoothing)
+    candidates = Candidates(positives, false_negative_threshold, group_ids, ignore_ids)
     z = torch.cat((out0, out1))
     scale = scale_of(temperature, z)
+    if candidates.given:
+        from sslfast.losses._groups import view_losses  # who needs none of it loads none
+
+        candidates.check(out0, variant)
+        rows = unit_rows(z) if normalize else z
+        found = view_losses(rows, scale, candidates, unit=normalize)
+        return reduce(found, reduction).to(scale.dtype)
     lse, positive, _ = similarity_softmax(
         z,
         None,

@@ -33,7 +33,7 @@ def siglip(
     Every image and text are a yes-or-no question of their own: with t_ij = s <image_i, text_j> + b,
     l_i = log(1 + exp(-t_ii)) + sum_{j != i} log(1 + exp(t_ij)). Features are taken as they are:
     normalise them first, as SigLIP does. The gradients of "mean" and "sum" are formed in the
-    forward pass, 6 N^2 D FLOP in all; "none" takes 8.
+    forward pass, 6 N^2 D FLOP in all, 4 where one tower needs none (LiT); "none" takes 8.
 
     Args:
         image_features: [N, D].
@@ -54,6 +54,9 @@ def siglip(
     )
     check_reduction(reduction)
     scale, bias = (as_scale(x, image_features) for x in (logit_scale, logit_bias))
+    if reduction != "none" and text_features.requires_grad and not image_features.requires_grad:
+        # Every pair counts the same from both its ends: the rows are what needs a gradient.
+        image_features, text_features = text_features, image_features
     tensors = image_features, text_features, scale, bias
     if reduction != "none" and torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
         weight = row_weights(len(image_features), reduction, scale)
@@ -71,7 +74,8 @@ class SigLipLoss(nn.Module):
 
     Memory grows linearly with the batch. Over several ranks, negatives are the texts of all ranks,
     and gradients averaged over ranks (DDP, FSDP) are those of one process with the global batch,
-    with batches of different sizes too.
+    with batches of different sizes too. A tower that needs no gradient (LiT, Zhai et al. 2022,
+    arXiv:2111.07991) costs no products for it, over ranks neither.
 
     Args:
         cache_labels: accepted for compatibility; no labels are made.

@@ -97,7 +97,7 @@ def opchecks(rank: int, size: int) -> None:
         # AOT dispatch differentiates all outputs; the gradients among these have none of their own.
         check(
             global_sigmoid_contrast,
-            (unit(), unit(), scale, bias, "", how, True),
+            (unit(), unit(), scale, bias, "", how, True, True),
             test_utils=("test_schema", "test_autograd_registration", "test_faketensor"),
         )
     sizes = torch.tensor([6, 8])

@@ -50,6 +50,48 @@ void similarity_forward(const Similarities& problem, double* lse, double* positi
 void similarity_backward(const Similarities& problem, Statistics row, Statistics column,
                          const float* positive, Kept kept, float* d_rows, float* d_columns);
 
+// Which logits are what: of the same group, positives; otherwise left out where the ignored ids are
+// the same or the inner product exceeds the threshold; negatives all others. Row i is column
+// own + i, which is neither; own is -m or less where rows are no columns.
+struct Groups {
+    const int *row, *column, *row_ignored, *column_ignored;
+    double threshold;  // infinity: none
+    std::int64_t own;
+};
+
+// Log-sum-exps over the negatives and over the positives of rows [m] and, unless null, columns [n].
+void grouped_forward(const Similarities& problem, const Groups& groups, double* lse,
+                     double* positive_lse, double* column_lse, double* column_positive_lse,
+                     Kept kept);
+
+// d_rows and d_columns as in similarity_backward, of both log-sum-exps of both sides.
+void grouped_backward(const Similarities& problem, const Groups& groups, Statistics row,
+                      Statistics row_positive, Statistics column, Statistics column_positive,
+                      Kept kept, float* d_rows, float* d_columns);
+
+// Prefixes of rows and columns: `count` of them, in the order of their lengths `ends`, multiples of
+// 32 of which the last is dim. row [count, m] and column [count, n] hold 1 / norm of every prefix,
+// 0 for one without direction; symmetric: column is row.
+struct Prefixes {
+    const std::int64_t* ends;
+    int count;
+    const double *row, *column;
+    const std::int64_t* kept;  // [count], 1 for those whose inner products a forward pass keeps
+};
+
+// The similarity softmax of every prefix in one sweep: logits are scale row_i column_j times the
+// inner product of the prefixes. lse, positive [count, m] and, unless null, column_lse [count, n].
+void matryoshka_forward(const Similarities& problem, const Prefixes& prefixes, double* lse,
+                        double* positive, double* column_lse, Kept kept);
+
+// With G as in similarity_backward, for every prefix p, statistics and positive [count, ...] (the
+// latter not null), and C_p the cosines: d_rows_i = sum_p sum_j G_p,ij row_p,i column_p,j y_j, of
+// which a prefix reaches its own features only, and row_inner_p,i = sum_j G_p,ij C_p,ij, [count,
+// m]; for the columns likewise, unless null. Symmetric: these are null.
+void matryoshka_backward(const Similarities& problem, const Prefixes& prefixes, Statistics row,
+                         Statistics column, const float* positive, Kept kept, float* d_rows,
+                         float* d_columns, float* row_inner, float* column_inner);
+
 // Logits <hidden_i, weight_j> + bias_j; bias may be null. targets[i] in [0, v), or null where the
 // targets are no class: then target_logit is given. Unless softcap is 0, logits t stand for softcap
 // tanh(t / softcap).

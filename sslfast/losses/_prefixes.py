@@ -1,0 +1,119 @@
+"""Losses of all prefixes of the embeddings in one sweep, for the losses that have such a form."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sslfast.kernels.matryoshka_softmax.op import matryoshka_softmax
+from sslfast.kernels.similarity_softmax import Pairing, info_nce_from_logits
+from sslfast.losses._inputs import as_scale, check_embeddings, reduce, scale_of
+from sslfast.losses.clip import ClipLoss
+from sslfast.losses.infonce import InfoNCE
+from sslfast.losses.ntxent import NTXentLoss
+
+Losses = list[Tensor] | None
+
+
+def losses_of_prefixes(
+    loss: Callable[..., Tensor],
+    dims: tuple[int, ...],
+    normalize: bool,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Losses:
+    """The loss of every prefix, or None where it takes a loop: over ranks and on a GPU, too.
+
+    Args:
+        loss: of a class in ``FORMS``, itself and no class derived from it.
+        dims: lengths of the prefixes, growing.
+        normalize: whether prefixes are divided by their norms before the loss.
+        args: what the loss is called with.
+        kwargs: the same, by name.
+    """
+    form = FORMS.get(type(loss))
+    return None if form is None or len(dims) < 2 else form(loss, dims, normalize, *args, **kwargs)
+
+
+def _on_cpu(x: Any) -> bool:
+    return isinstance(x, Tensor) and x.device.type == "cpu"
+
+
+def _of_rows(
+    x: Tensor, y: Tensor | None, scale: Tensor, dims: tuple[int, ...], pairing: Pairing, **how: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The op, of as many features as the longest prefix has."""
+    rows, columns = x[:, : dims[-1]], None if y is None else y[:, : dims[-1]]
+    return matryoshka_softmax(rows, columns, scale, dims, pairing, **how)
+
+
+def _ntxent(
+    loss: NTXentLoss, dims: tuple[int, ...], normalize: bool, out0: Tensor, out1: Tensor
+) -> Losses:
+    if loss.memory_bank is not None or loss._gathers or not _on_cpu(out0):
+        return None
+    out0, out1 = check_embeddings(out0=out0, out1=out1)
+    z = torch.cat((out0, out1))
+    scale, pairing = scale_of(loss.temperature, z), Pairing(len(z), len(out0), leave_out_self=True)
+    lse, positive, _ = _of_rows(z, None, scale, dims, pairing, normalize=True)
+    losses = info_nce_from_logits(lse, positive, unit=True)
+    return list(losses.mean(1).to(scale.dtype))
+
+
+def _info_nce(
+    loss: InfoNCE,
+    dims: tuple[int, ...],
+    normalize: bool,
+    query: Tensor,
+    positive_key: Tensor,
+    negative_keys: Tensor | None = None,
+) -> Losses:
+    if negative_keys is not None or loss.process_group is not None or not _on_cpu(query):
+        return None
+    query, key = check_embeddings(query=query, positive_key=positive_key)
+    scale, pairing = scale_of(loss.temperature, query), Pairing(len(query))
+    lse, positive, _ = _of_rows(query, key, scale, dims, pairing, normalize=True)
+    losses = info_nce_from_logits(lse, positive, unit=True)
+    return [reduce(of_rows, loss.reduction).to(scale.dtype) for of_rows in losses]
+
+
+def _clip(
+    loss: ClipLoss,
+    dims: tuple[int, ...],
+    normalize: bool,
+    image_features: Tensor,
+    text_features: Tensor,
+    logit_scale: float | Tensor,
+    logit_bias: Tensor | None = None,
+    output_dict: bool = False,
+    **candidates: Tensor | None,
+) -> Losses:
+    options = loss.false_negative_threshold, *candidates.values()
+    plain = loss.world_size == 1 and not output_dict and all(x is None for x in options)
+    if not plain or not _on_cpu(image_features):
+        return None
+    x, y = check_embeddings(image_features=image_features, text_features=text_features)
+    if loss.direction == "text_to_image":
+        x, y = y, x
+    both = loss.direction == "both"
+    if both and y.requires_grad and not x.requires_grad:
+        x, y = y, x  # a gradient of the rows alone costs less
+    scale = as_scale(logit_scale, x)
+    lse, positive, lse_columns = _of_rows(
+        x, y, scale, dims, Pairing(len(x)), normalize=normalize, column_lse=both
+    )
+    losses = info_nce_from_logits(lse, positive, unit=normalize)
+    if both:
+        losses = (losses + info_nce_from_logits(lse_columns, positive, unit=normalize)) / 2
+    found = losses.mean(1).to(scale.dtype)
+    if isinstance(logit_bias, Tensor):
+        found = found + 0 * logit_bias.sum()  # it keeps a gradient, which DDP waits for
+    return list(found)
+
+
+FORMS: dict[Any, Callable[..., Losses]] = {
+    ClipLoss: _clip,
+    InfoNCE: _info_nce,
+    NTXentLoss: _ntxent,
+}

@@ -31,6 +31,7 @@ def steps(n: int, d: int, device: str, dtype: torch.dtype) -> dict[str, Made]:
 
     prefixes = losses.MatryoshkaLoss(losses.InfoNCE(), [d // 2, d])
     return {
+        "BarlowTwinsLoss": lambda: (losses.BarlowTwinsLoss(), features(2)),
         "ClipLoss": lambda: (losses.ClipLoss(), features(2) + numbers(10.0)),
         "DCLLoss": lambda: (losses.DCLLoss(), features(2)),
         "DCLWLoss": lambda: (losses.DCLWLoss(), features(2)),
@@ -45,6 +46,7 @@ def steps(n: int, d: int, device: str, dtype: torch.dtype) -> dict[str, Made]:
         "NTXentLoss with a queue": queue,
         "SigLipLoss": lambda: (losses.SigLipLoss(), features(2) + numbers(10.0, -10.0)),
         "SupConLoss": lambda: (losses.SupConLoss(), (*features(1), classes(7))),
+        "VICRegLoss": lambda: (losses.VICRegLoss(), features(2)),
     }
 
 

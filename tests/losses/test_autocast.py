@@ -21,6 +21,8 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "unpaired": lambda a, b: info_nce(a, a.roll(1, 0), b.roll(2, 0)),
     "each row": lambda a, b: info_nce(a, b, b.roll(2, 0), reduction="none").sum(),
     "ClipLoss": lambda a, b: losses.ClipLoss()(a, b, 3.0),
+    "BarlowTwinsLoss": losses.BarlowTwinsLoss(),
+    "VICRegLoss": losses.VICRegLoss(),
     "SigLipLoss": lambda a, b: losses.SigLipLoss()(a, b, 3.0, -2.0),
 }
 

@@ -13,10 +13,21 @@ from test_distributed import Towers
 from torch import Tensor
 
 from sslfast.kernels.class_sums.ranks import global_class_means
+from sslfast.kernels.cross_correlation.ranks import _global_cross_correlation
 from sslfast.kernels.exchange import gather_rows
 from sslfast.kernels.sigmoid_contrast.ranks import global_sigmoid_contrast
 from sslfast.kernels.similarity_softmax.ranks import global_similarity_softmax
-from sslfast.losses import ClipLoss, DCLLoss, DCLWLoss, InfoNCE, NTXentLoss, SigLipLoss, SupConLoss
+from sslfast.losses import (
+    BarlowTwinsLoss,
+    ClipLoss,
+    DCLLoss,
+    DCLWLoss,
+    InfoNCE,
+    NTXentLoss,
+    SigLipLoss,
+    SupConLoss,
+    VICRegLoss,
+)
 
 
 def every_form(rank: int, size: int) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
@@ -36,6 +47,8 @@ def every_form(rank: int, size: int) -> dict[str, Callable[[Tensor, Tensor], Ten
             f"clip {how}": lambda x, y, loss=clip_loss: loss(x, y, 2.0),
             f"siglip {how}": lambda x, y, loss=siglip_loss: loss(x, y, 2.0, -1.0),
         }
+    forms["barlow_twins"] = BarlowTwinsLoss(gather_distributed=True)
+    forms["vicreg"] = VICRegLoss(gather_distributed=True)
     group = dist.group.WORLD
     forms["info_nce"] = InfoNCE(0.3, process_group=group)
     forms["supcon"] = lambda x, y: SupConLoss(0.3, process_group=group)(
@@ -103,6 +116,17 @@ def opchecks(rank: int, size: int) -> None:
     sizes = torch.tensor([6, 8])
     check(global_class_means, (unit(), scale, torch.arange(2 * n) % 3, sizes, ""))
     check(gather_rows, (unit(), ""))
+    for columns in (5, 40):  # through the matrix, and through gathered rows
+        x, y = (torch.randn(n, columns, dtype=torch.float64).requires_grad_() for _ in "xy")
+        for given in ((x, y, True, 0.1), (x, None, False, 0.0)):
+            check(
+                _global_cross_correlation,
+                (*given, "", True),
+                test_utils=("test_schema", "test_autograd_registration", "test_faketensor"),
+            )
+            made = torch.compile(_global_cross_correlation, backend="aot_eager", fullgraph=True)
+            value = made(*given, "", True)[1]
+            torch.testing.assert_close(value, _global_cross_correlation(*given, "", True)[1])
     # Whatever the strides of the inputs, results are contiguous, as the fakes say.
     across, other = (unit().T.contiguous().T.detach().requires_grad_() for _ in "xy")
     check(global_similarity_softmax, (across, None, scale, n, False, "", "gather"))

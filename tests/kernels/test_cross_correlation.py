@@ -1,0 +1,166 @@
+"""Cross-correlation: every backend against the float64 oracle, and the op as torch sees it."""
+
+import pytest
+import torch
+from torch import Tensor
+
+import sslfast
+from sslfast.kernels import cross_correlation as kernels
+from sslfast.kernels import registry
+from sslfast.kernels.cross_correlation import Form, reference, tiled
+from sslfast.kernels.cross_correlation.op import _cross_correlation, cross_correlation
+
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 5e-4, torch.float16: 1e-3, torch.bfloat16: 1e-2}
+BACKENDS = {b.name: b.module for b in registry.candidates("cross_correlation") if b.module}
+# Through Gram matrices and through C, one block and several, ragged.
+SIZES = [(2, 1), (2, 3), (3, 4), (7, 5), (252, 507), (300, 200), (20, 1100), (1100, 20)]
+
+
+def accepted() -> list[tuple[str, torch.dtype]]:
+    return [
+        (b.name, dtype)
+        for b in registry.candidates("cross_correlation")
+        for dtype in TOLERANCE
+        if b.refusal(kernels.Problem("cpu", dtype, 8, 8, 2)) is None
+    ]
+
+
+def views(n: int, d: int, dtype: torch.dtype, two: bool) -> tuple[Tensor, Tensor | None]:
+    """Two views that share what they show, with means that are not 0."""
+    shared = torch.randn(n, d)
+    x, y = (shared + 0.3 * torch.randn(n, d) + torch.randn(d) for _ in "xy")
+    return x.to(dtype), y.to(dtype) if two else None
+
+
+def all_results(
+    backend: object, x: Tensor, y: Tensor | None, form: Form, upstream: tuple[Tensor, Tensor]
+) -> list[Tensor]:
+    """Moments, diagonal, sum of squares and gradients."""
+    moments = [backend.moments(v) for v in (x, y) if v is not None]
+    scaling, kept = form.scaling(*moments), kernels.new_kept(x, y)
+    diagonal, off_diagonal = backend.forward(x, y, scaling, form, kept)
+    given = tuple(g.to(diagonal.dtype) for g in upstream)
+    gradients = backend.backward(*given, x, y, scaling, form, diagonal, kept)
+    return [*moments, diagonal, off_diagonal, *gradients]
+
+
+def distance(value: Tensor, truth: Tensor) -> float:
+    return ((value.double() - truth).norm() / truth.norm().clamp_min(1e-30)).item()
+
+
+@pytest.mark.parametrize(("name", "dtype"), accepted())
+@pytest.mark.parametrize("two", [True, False], ids=["two views", "one view"])
+@pytest.mark.parametrize("standardize", [True, False], ids=["standardized", "centered"])
+@pytest.mark.parametrize(("n", "d"), SIZES)
+def test_against_float64(
+    name: str, dtype: torch.dtype, two: bool, standardize: bool, n: int, d: int
+) -> None:
+    form = Form(n, standardize, 1e-3 if standardize else 0.0)
+    upstream = torch.randn(d, dtype=torch.float64), torch.randn((), dtype=torch.float64)
+    x, y = views(n, d, dtype, two)
+    found = all_results(BACKENDS[name], x, y, form, upstream)
+    eager = all_results(reference, x, y, form, upstream)
+    wide = x.double(), None if y is None else y.double()
+    truth = all_results(reference, *wide, form, upstream)
+    for value, base, exact in zip(found, eager, truth, strict=True):
+        assert value.dtype == base.dtype
+        assert value.shape == base.shape
+        assert distance(value, exact) <= distance(base, exact) + TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("name", [n for n, dtype in accepted() if dtype == torch.float32])
+@pytest.mark.parametrize(("n", "d"), [(96, 128), (96, 129), (160, 128)])
+def test_no_digits_are_lost_where_features_are_decorrelated(name: str, n: int, d: int) -> None:
+    """C near the identity, as near as so few rows allow: the loss's goal."""
+    frame = torch.linalg.qr(torch.randn(max(n, d), min(n, d)).double()).Q
+    x = (frame if n > d else frame.T) * 5 + 1
+    x = x.float().contiguous()
+    y = x + 1e-3 * torch.randn(n, d)
+    form, upstream = Form(n, True, 1e-5), (torch.zeros(d), torch.ones(()))
+    truth = all_results(
+        reference, x.double(), y.double(), form, tuple(u.double() for u in upstream)
+    )
+    found = all_results(BACKENDS[name], x, y, form, upstream)
+    eager = all_results(reference, x, y, form, upstream)
+    for value, base, exact in zip(found, eager, truth, strict=True):
+        assert distance(value, exact) <= 3 * distance(base, exact) + 2e-6
+
+
+def test_the_matrix_is_kept_only_where_it_is_the_smaller_one() -> None:
+    x = torch.empty(30, 40, device="meta")
+    assert kernels.new_kept(x, x).shape == (2, 30, 30)
+    assert kernels.new_kept(x, None).shape == (1, 30, 30)
+    assert kernels.new_kept(torch.empty(31, 40, device="meta"), x).shape == (1, 40, 40)
+
+
+@pytest.mark.parametrize("two", [True, False])
+@pytest.mark.parametrize("name", [n for n, dtype in accepted() if dtype == torch.float64])
+@pytest.mark.parametrize(("n", "d"), [(4, 7), (6, 3)])
+def test_gradcheck_and_opcheck(name: str, two: bool, n: int, d: int) -> None:
+    with sslfast.use_backend(name):
+        x, y = views(n, d, torch.float64, two)
+        given = [v.requires_grad_() for v in (x, y) if v is not None]
+        for standardize in (True, False):
+
+            def both(*v: Tensor, how: bool = standardize) -> tuple[Tensor, Tensor]:
+                return cross_correlation(v[0], v[1] if two else None, how, 0.1)
+
+            assert torch.autograd.gradcheck(both, given)
+            if name != "reference":  # which leaves the memory that is kept as it was
+                torch.library.opcheck(_cross_correlation, (x, y, standardize, 0.1))
+
+
+def test_threads_change_no_bit() -> None:
+    x, y = views(130, 1500, torch.float32, two=True)
+    found = []
+    threads = torch.get_num_threads()
+    for count in (1, 2, 5):
+        torch.set_num_threads(count)
+        moments = [BACKENDS["cpu"].moments(v) for v in (x, y)]
+        products = BACKENDS["cpu"]._walk.column_products(x, y)
+        found.append((*moments, products))
+    torch.set_num_threads(threads)
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+
+
+def test_strided_features_and_a_retained_graph() -> None:
+    x = torch.randn(9, 40)[:, ::2].requires_grad_()
+    y = torch.randn(20, 9).T.requires_grad_()
+    diagonal, off_diagonal = cross_correlation(x, y, True, 1e-5)
+    loss = diagonal.sum() + off_diagonal
+    first = torch.autograd.grad(loss, (x, y), retain_graph=True)
+    plain = (x.detach().contiguous(), y.detach().contiguous())
+    leaves = [v.requires_grad_() for v in plain]
+    diagonal, off_diagonal = cross_correlation(leaves[0], leaves[1], True, 1e-5)
+    expected = torch.autograd.grad(diagonal.sum() + off_diagonal, leaves)
+    for again in (first, torch.autograd.grad(loss, (x, y))):
+        for a, b in zip(again, expected, strict=True):
+            torch.testing.assert_close(a, b)
+
+
+def test_a_second_derivative_is_refused() -> None:
+    x = torch.randn(5, 4, requires_grad=True)
+    diagonal, off_diagonal = cross_correlation(x, None, False)
+    (gradient,) = torch.autograd.grad(diagonal.sum() + off_diagonal, x, create_graph=True)
+    with pytest.raises(RuntimeError, match="this loss has no second derivative"):
+        torch.autograd.grad(gradient.sum(), x)
+
+
+@pytest.mark.parametrize("name", [n for n, dtype in accepted() if dtype == torch.float32])
+def test_non_finite_in_non_finite_out(name: str) -> None:
+    for n, d in ((6, 20), (20, 6)):
+        x = torch.randn(n, d)
+        x[1, 2] = torch.nan
+        with sslfast.use_backend(name):
+            diagonal, off_diagonal = cross_correlation(x, x, True, 1e-5)
+        assert diagonal[2].isnan()
+        assert diagonal[3].isfinite()
+        assert off_diagonal.isnan()
+
+
+def test_blocks_cover_everything_once() -> None:
+    for count in (1, tiled.BLOCK, tiled.BLOCK + 1, 5000):
+        parts = list(tiled.blocks(count))
+        assert [i for part in parts for i in range(count)[part]] == list(range(count))
+        assert max(part.stop - part.start for part in parts) <= tiled.BLOCK

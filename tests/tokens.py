@@ -24,6 +24,7 @@ def needed(name: str) -> dict[str, Any]:
         "beit": {"tokenizer": toy_tokenizer()},
         "byol": {**heads, "momentum": 0.9},
         "distill": {"teacher": models.create("convnet_small", width=8, depth=1)},
+        "gcmae": {"bank_size": 64},
         "mocov2": {"queue": 40, "out_dim": 16},
         "mocov3": heads,
         "simsiam": {**heads, "predictor_dim": 8},

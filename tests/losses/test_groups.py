@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from test_distributed import Towers
 from torch import Tensor
 
+import peers
 import rounding
 import sslfast
 from sslfast.functional import clip, info_nce, ntxent, supcon
@@ -190,6 +191,16 @@ def test_many_rows_in_few_digits(name: str, backend: str, dtype: torch.dtype) ->
             for value, other in zip(torch.autograd.grad(found.sum(), few), expected, strict=True):
                 error = (value.double() - other).norm() / other.norm()
                 assert error < (1e-5 if small else 0.03)
+
+
+def test_equals_pytorch_metric_learnings_supcon() -> None:
+    theirs = peers.load("pytorch_metric_learning.losses").SupConLoss(temperature=0.2)
+    out0, out1 = unit(8), unit(8)
+    ours = ntxent(out0, out1, 0.2, group_ids=GROUPS)
+    same(ours, theirs(torch.cat((out0, out1)), GROUPS.repeat(2)), out0, out1)
+    rows = [F.normalize(x, dim=1) for x in (out0, out1)]
+    ours = clip(*rows, 5.0, group_ids=GROUPS, direction="image_to_text")
+    same(ours, theirs(out0, GROUPS, ref_emb=out1, ref_labels=GROUPS.clone()), out0, out1)
 
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])

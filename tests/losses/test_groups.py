@@ -198,7 +198,8 @@ def test_equals_pytorch_metric_learnings_supcon() -> None:
     out0, out1 = unit(8), unit(8)
     ours = ntxent(out0, out1, 0.2, group_ids=GROUPS)
     same(ours, theirs(torch.cat((out0, out1)), GROUPS.repeat(2)), out0, out1)
-    ours = clip(out0, out1, 5.0, group_ids=GROUPS, direction="image_to_text")
+    rows = [F.normalize(x, dim=1) for x in (out0, out1)]
+    ours = clip(*rows, 5.0, group_ids=GROUPS, direction="image_to_text")
     same(ours, theirs(out0, GROUPS, ref_emb=out1, ref_labels=GROUPS.clone()), out0, out1)
 
 

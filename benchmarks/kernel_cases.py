@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.harness.launches import Launch, distinct, recording
-from sslfast.kernels import adamw, lars, linear_cross_entropy, registry
+from sslfast.kernels import adamw, cross_correlation, lars, linear_cross_entropy, registry
 from sslfast.kernels import similarity_softmax as softmax
 from sslfast.kernels.similarity_softmax import Pairing
 from sslfast.kernels.unit_rows import Positives
@@ -320,8 +320,26 @@ def unit_rows() -> Iterator[Case]:
         yield f"{LABELS[dtype]} D={dim}", partial(both, dtype, dim)
 
 
+def cross_correlation_() -> Iterator[Case]:
+    """Two views standardized and one centered, by Gram matrices and by the matrix."""
+
+    def both(dtype: torch.dtype, dim: int, backend: Any) -> None:
+        for n, two in itertools.product((64, 252), (True, False)):
+            x = empty(n, dim, dtype=dtype)
+            y = empty(n, dim, dtype=dtype) if two else None
+            form = cross_correlation.Form(n, standardize=two, eps=1e-5)
+            scaling = form.scaling(*(backend.moments(view) for view in (x, y) if view is not None))
+            kept = cross_correlation.new_kept(x, y)
+            results = backend.forward(x, y, scaling, form, kept)
+            backend.backward(*results, x, y, scaling, form, results[0], kept)
+
+    for dtype, dim in itertools.product(DTYPES, (123, 128)):
+        yield f"{LABELS[dtype]} D={dim}", partial(both, dtype, dim)
+
+
 CASES: dict[str, Callable[[], Iterator[Case]]] = {
     "adamw": adamw_,
+    "cross_correlation": cross_correlation_,
     "ema": ema,
     "gather_patches": gather_patches,
     "lars": lars_,

@@ -61,6 +61,8 @@ def cases(device: torch.device, dtype: torch.dtype) -> dict[str, Callable[[int],
         "ClipLoss": pairs(losses.ClipLoss(), scale),
         "SigLipLoss": pairs(losses.SigLipLoss(), scale, bias),
         "MatryoshkaLoss": pairs(prefixes),
+        "BarlowTwinsLoss": pairs(losses.BarlowTwinsLoss()),
+        "VICRegLoss": pairs(losses.VICRegLoss()),
         "SupConLoss": labeled,
         "LinearCrossEntropyLoss": classes,
     }

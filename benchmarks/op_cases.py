@@ -16,6 +16,7 @@ from benchmarks import ema as ema_benchmark
 from benchmarks import losses as loss_benchmark
 from benchmarks import masking as masking_benchmark
 from benchmarks import optim as optim_benchmark
+from benchmarks import redundancy as redundancy_benchmark
 from benchmarks import similarity_softmax as ntxent_benchmark
 from benchmarks.harness.passes import Inputs, forward, gradients
 from benchmarks.harness.record import OURS
@@ -107,6 +108,14 @@ def of_a_loss(case: loss_benchmark.Case) -> Case:
         return [case.inputs() for _ in range(loss_benchmark.SETS)]
 
     return both_ways(case.name, case.providers[OURS], inputs)
+
+
+def cross_correlation(device: torch.device) -> Iterator[Case]:
+    """Barlow Twins and VICReg."""
+    like = torch.empty(0, device=device)
+    for n, d in redundancy_benchmark.sizes(device, quick=True):
+        for make in redundancy_benchmark.CASES.values():
+            yield of_a_loss(make(n, d, like))
 
 
 def class_sums(device: torch.device) -> Iterator[Case]:
@@ -252,6 +261,7 @@ def of_masking(make: Callable[[], masking_benchmark.Work], device: torch.device)
 CASES: dict[str, Callable[[torch.device], Iterator[Case]]] = {
     "adamw": adamw,
     "class_sums": class_sums,
+    "cross_correlation": cross_correlation,
     "ema": ema,
     "gather_patches": gather_patches,
     "grouped_softmax": grouped_softmax,

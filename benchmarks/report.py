@@ -240,6 +240,7 @@ TABLES = {
 MAKERS = {
     "similarity-softmax": similarity_softmax,
     "losses": losses,
+    "redundancy": losses,
     "masking": masking,
     "ema": many_tensors,
     "optim": many_tensors,

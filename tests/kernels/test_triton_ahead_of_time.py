@@ -32,7 +32,7 @@ SOME = (
     r"entropy (bf16 D=128 V=700|softcap bf16 D=128): ",
     r"(gather|restore|mse|patchify)\w* bf16 D=768: ",
     r"(philox words|ema mixed|mask L=196|with teacher): ",
-    r"unit_rows bf16 D=128: ",
+    r"(unit_rows|cross_correlation) bf16 D=128: ",
 )
 HOPPER = (
     *SOME,

@@ -10,11 +10,11 @@ namespace sslfast::bindings {
 
 using Rows = std::pair<Address, std::int64_t>;
 
-static sslfast::cpu::Features<const float> read(Rows rows) {
+static sslfast::cpu::StridedRows<const float> read(Rows rows) {
     return {pointer<const float>(rows.first), rows.second};
 }
 
-static sslfast::cpu::Features<float> write(Rows rows) {
+static sslfast::cpu::StridedRows<float> write(Rows rows) {
     return {pointer<float>(rows.first), rows.second};
 }
 

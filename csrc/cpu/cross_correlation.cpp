@@ -82,8 +82,9 @@ void column_moments(const float* x, std::int64_t rows, std::int64_t columns, int
     });
 }
 
-void standardize_columns(Features<const float> x, std::int64_t rows, std::int64_t columns,
-                         const float* mean, const float* factor, int threads, Features<float> out) {
+void standardize_columns(StridedRows<const float> x, std::int64_t rows, std::int64_t columns,
+                         const float* mean, const float* factor, int threads,
+                         StridedRows<float> out) {
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (std::int64_t r = 0; r < rows; ++r) {
         const float* from = x.row(r);
@@ -93,7 +94,7 @@ void standardize_columns(Features<const float> x, std::int64_t rows, std::int64_
     }
 }
 
-void column_products(Features<const float> a, Features<const float> b, std::int64_t rows,
+void column_products(StridedRows<const float> a, StridedRows<const float> b, std::int64_t rows,
                      std::int64_t columns, int threads, float* out) {
     for_columns(columns, threads, [=](std::int64_t first, std::int64_t count) {
         double total[widest];
@@ -104,7 +105,7 @@ void column_products(Features<const float> a, Features<const float> b, std::int6
     });
 }
 
-void correlation_gradient(const CorrelationGradient& g, int threads, Features<float> out) {
+void correlation_gradient(const CorrelationGradient& g, int threads, StridedRows<float> out) {
     for_columns(g.columns, threads, [=](std::int64_t first, std::int64_t count) {
         const float alpha = g.alpha, *beta = g.beta + first;
         float along[widest] = {}, factor[widest];

@@ -201,31 +201,32 @@ void column_moments(const float* x, std::int64_t rows, std::int64_t columns, int
 
 // Rows that begin `stride` apart.
 template <typename T>
-struct Features {
+struct StridedRows {
     T* data;
     std::int64_t stride;
     T* row(std::int64_t r) const { return data + r * stride; }
 };
 
 // out [rows, columns] = (x - mean) factor.
-void standardize_columns(Features<const float> x, std::int64_t rows, std::int64_t columns,
-                         const float* mean, const float* factor, int threads, Features<float> out);
+void standardize_columns(StridedRows<const float> x, std::int64_t rows, std::int64_t columns,
+                         const float* mean, const float* factor, int threads,
+                         StridedRows<float> out);
 
 // out [columns] = sums over the rows of a b, both [rows, columns].
-void column_products(Features<const float> a, Features<const float> b, std::int64_t rows,
+void column_products(StridedRows<const float> a, StridedRows<const float> b, std::int64_t rows,
                      std::int64_t columns, int threads, float* out);
 
 // The gradient g = alpha product + beta other of standardized features `own`, all [rows, columns],
 // and its way back to the features: factor (g - own along), or g where factor is null. along
 // [columns] is the mean over the rows of g own; null: taken here, of these rows.
 struct CorrelationGradient {
-    Features<const float> product, own, other;
+    StridedRows<const float> product, own, other;
     std::int64_t rows, columns;
     float alpha;
     const float *beta, *along, *factor;
 };
 
-void correlation_gradient(const CorrelationGradient& gradient, int threads, Features<float> out);
+void correlation_gradient(const CorrelationGradient& gradient, int threads, StridedRows<float> out);
 
 // teacher <- momentum teacher + (1 - momentum) student, for all rows; see rows.h.
 void ema_update(const Row* rows, std::int64_t n, double momentum, int threads);

@@ -83,7 +83,7 @@ def check(
         "rows": (row, None),
         "columns": (None, column),
     }
-    logits, _, _ = oracle._logits(*double(x, y, s), pairing)
+    logits, _, _ = oracle.logits_of(*double(x, y, s), pairing)
     for name in sides:
         given = [None if p is None else (p[0].float(), p[1].float()) for p in chosen[name]]
         u = backend.backward(x, y, s, pairing, *given)

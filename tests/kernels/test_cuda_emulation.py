@@ -79,7 +79,7 @@ def check(
         "rows": (row, None),
         "columns": (None, column),
     }
-    logits, _, _ = oracle._logits(x64, y64, s64, pairing)
+    logits, _, _ = oracle.logits_of(x64, y64, s64, pairing)
     for name in sides:
         given = [None if p is None else (p[0].float(), p[1].float()) for p in chosen[name]]
         u = backend.backward(x, y, s, pairing, *given)

@@ -56,6 +56,17 @@ class Features:
         labels = None if self.labels is None else self.labels[index]
         return Features(self.features[index], labels, self.sample_ids[index])
 
+    def join(self, other: "Features") -> "Features":
+        """All rows of both; with labels where both have them."""
+        labels = None
+        if self.labels is not None and other.labels is not None:
+            labels = torch.cat([self.labels, other.labels])
+        return Features(
+            torch.cat([self.features, other.features]),
+            labels,
+            torch.cat([self.sample_ids, other.sample_ids]),
+        )
+
 
 def device_of(encoder: nn.Module) -> torch.device:
     """Where its first parameter is, else the CPU."""

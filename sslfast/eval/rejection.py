@@ -1,9 +1,13 @@
 """Is an uncertainty worth anything? What is kept when the least certain are rejected."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from sslfast.eval.features import Features, labels_of
+from sslfast.eval.linear import LinearProbe
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,3 +70,32 @@ def rejection_bounds(correct: Tensor) -> tuple[RejectionCurve, RejectionCurve]:
     """
     right = correct.double()
     return rejection_curve(correct, -right), rejection_curve(correct, torch.zeros_like(right))
+
+
+def probe_curves(
+    probes: Sequence[LinearProbe], test: Features, variance: Tensor
+) -> dict[str, RejectionCurve]:
+    """How well linear probes do when uncertain samples are rejected, in different orders.
+
+    Args:
+        probes: at least one; each curve is the mean of theirs.
+        test: labelled features of N samples.
+        variance: an uncertainty of each, floats [N].
+
+    Returns:
+        By what is rejected first: the largest "variance", the least "confidence" of the probe (the
+        probability of its class), and the bounds: errors ("ideal"), any ("random").
+    """
+    labels = labels_of(test, "test", "a rejection curve")
+    curves = []
+    for probe in probes:
+        predicted, confidence = probe.predict(test)
+        correct = predicted == labels
+        orders = rejection_curve(correct, variance), rejection_curve(correct, -confidence)
+        curves.append((*orders, *rejection_bounds(correct)))
+    return {
+        name: RejectionCurve(same[0].rejected, torch.stack([c.accuracy for c in same]).mean(0))
+        for name, same in zip(
+            ("variance", "confidence", "ideal", "random"), zip(*curves, strict=True), strict=True
+        )
+    }

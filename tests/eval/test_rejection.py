@@ -7,7 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sslfast.eval.rejection import rejection_bounds, rejection_curve
+from sslfast.eval import Features
+from sslfast.eval.linear import LinearProbe
+from sslfast.eval.rejection import probe_curves, rejection_bounds, rejection_curve
 
 SAMPLES = st.lists(st.tuples(st.booleans(), st.integers(0, 4)), min_size=1, max_size=30)
 
@@ -75,3 +77,25 @@ def test_refused() -> None:
         rejection_curve(torch.ones(0), torch.ones(0))
     with pytest.raises(ValueError, match="2 uncertainties are not a number"):
         rejection_curve(torch.ones(3), torch.tensor([1.0, torch.nan, torch.nan]))
+
+
+def test_curves_of_probes_are_means_of_their_own() -> None:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(60) % 3
+    noisy = torch.nn.functional.one_hot(labels, 5) + torch.randn(60, 5, generator=generator)
+    features = Features(noisy, labels, torch.arange(60))
+    probes = [LinearProbe.fit(features, 5, seed=seed) for seed in range(2)]
+    variance = torch.rand(60, generator=generator)
+    curves = probe_curves(probes, features, variance)
+    right = torch.stack([probe.predict(features)[0] == labels for probe in probes])
+    assert 0 < right.double().mean() < 1
+    mean = rejection_curve(right.double().mean(0), variance)
+    torch.testing.assert_close(curves["variance"].accuracy, mean.accuracy)
+    assert curves["random"].area == pytest.approx(float(right.double().mean()))
+    areas = [
+        rejection_curve(correct, -probe.predict(features)[1]).area
+        for correct, probe in zip(right, probes, strict=True)
+    ]
+    assert curves["confidence"].area == pytest.approx(sum(areas) / 2)
+    ideal = [rejection_bounds(correct)[0].area for correct in right]
+    assert curves["ideal"].area == pytest.approx(sum(ideal) / 2)

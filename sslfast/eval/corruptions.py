@@ -73,7 +73,7 @@ def occlusion(images: Tensor, strength: float, sample_ids: Tensor, seed: int = 0
 
 # Each with a strength that a person sees at once, and still names what is shown.
 MIXTURE: tuple[tuple[Corruption, float], ...] = (
-    (gaussian_noise, 0.15),
+    (gaussian_noise, 0.1),
     (blur, 0.06),
     (low_contrast, 0.75),
     (occlusion, 0.3),

@@ -265,7 +265,7 @@ def plot_rejection(
         axes.plot(share, np.asarray(accuracy), style, color=color, linewidth=1.5, label=name)
     axes.set(title=title, xlabel="Rejected share", ylabel="Accuracy of the others", xlim=(0, 1))
     axes.grid(axis="y", color="#dddddd", linewidth=0.6)
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, title="Order of rejection")
     return _save(figure, path)
 
 

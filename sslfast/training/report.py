@@ -280,11 +280,11 @@ def _page(found: Report, settings: dict[str, Any], folder: Path) -> str:
     if found.rejection:
         areas = ", ".join(f"{name} {area:.1%}" for name, area in found.rejection.areas.items())
         parts.append(
-            "<p>Every test image, and each again with noise, blur, little contrast or a part "
-            f"hidden: the linear probe names {found.rejection.accuracy:.1%}, and "
-            f"{found.rejection.accuracy_corrupted:.1%} of the corrupted. Mean accuracy over all "
-            f"shares that may be rejected, by what goes first: {areas}. Of the half with the "
-            f"largest variance, {found.rejection.corrupted_rejected:.1%} are corrupted."
+            "<p>Every test image twice, as it is and with noise, blur, low contrast or a part "
+            f"hidden: the linear probe is right on {found.rejection.accuracy:.1%} of the images as "
+            f"they are and on {found.rejection.accuracy_corrupted:.1%} of the corrupted. Mean "
+            f"accuracy over all rejected shares, by the order of rejection: {areas}. Of the half "
+            f"with the largest variance, {found.rejection.corrupted_rejected:.1%} are corrupted."
         )
     for name in found.figures:
         encoded = base64.b64encode((folder / name).read_bytes()).decode()

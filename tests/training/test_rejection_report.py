@@ -38,7 +38,7 @@ def test_rejection_is_in_the_report(run: FinishedRun) -> None:
     )
     assert max(areas.values()) == areas["ideal"]
     assert f"ideal {areas['ideal']:.1%}" in page
-    assert f"{rejection['accuracy_corrupted']:.1%} of the corrupted" in page
+    assert f"{rejection['accuracy_corrupted']:.1%} of the corrupted." in page
 
 
 def test_accuracies_are_of_the_images_and_of_the_corrupted(run: FinishedRun) -> None:

@@ -20,7 +20,7 @@ from sslfast.data import Batch, Recipe, Source, View
 from sslfast.eval import Features, embed_2d, knn_accuracy
 from sslfast.eval.linear import LinearProbe
 from sslfast.eval.plots import plot_loss_curve, plot_map, plot_rejection, plot_views
-from sslfast.eval.rejection import probe_curves
+from sslfast.eval.rejection import probe_curves, rejection_curve
 from sslfast.methods.base import Context
 from sslfast.training import checkpoint
 from sslfast.training.config import ConfigError, TrainConfig
@@ -241,12 +241,14 @@ def _rejection(
     assert variance is not None
     curves = probe_curves(probes, both, variance)
     plot_rejection({name: curve.accuracy for name, curve in curves.items()}, path)
-    rejected = variance.argsort(descending=True)[: len(plain)]
+    # Half are corrupted: those that are not kept are rejected.
+    is_corrupted = torch.arange(len(both)) >= len(plain)
+    kept = rejection_curve(is_corrupted, variance).accuracy[len(plain)]
     return Rejection(
         accuracy=fmean(probe.score(plain).accuracy for probe in probes),
         accuracy_corrupted=fmean(probe.score(corrupted).accuracy for probe in probes),
         areas={name: curve.area for name, curve in curves.items()},
-        corrupted_rejected=float((rejected >= len(plain)).double().mean()),
+        corrupted_rejected=1 - float(kept),
     )
 
 

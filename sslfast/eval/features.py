@@ -1,6 +1,6 @@
 """Frozen features of a data set: what every evaluation protocol starts from."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -55,6 +55,17 @@ class Features:
         """The rows at ``index`` (int64 [M], or bool [N])."""
         labels = None if self.labels is None else self.labels[index]
         return Features(self.features[index], labels, self.sample_ids[index])
+
+    def join(self, other: "Features") -> "Features":
+        """All rows of both; with labels where both have them."""
+        labels = None
+        if self.labels is not None and other.labels is not None:
+            labels = torch.cat([self.labels, other.labels])
+        return Features(
+            torch.cat([self.features, other.features]),
+            labels,
+            torch.cat([self.sample_ids, other.sample_ids]),
+        )
 
 
 def device_of(encoder: nn.Module) -> torch.device:
@@ -122,6 +133,7 @@ def features_of(
     batch_size: PositiveInt | None = None,
     device: torch.device | str | None = None,
     threads: Threads | None = None,
+    change: Callable[[Batch], Batch] | None = None,
 ) -> Features:
     """Features of all samples of a source, in their order.
 
@@ -133,6 +145,7 @@ def features_of(
         batch_size: None: 256, and 16 of videos.
         device: where the encoder is; None: where its first parameter is (else the CPU).
         threads: on the CPU, for loading; None: chosen by the loader.
+        change: what to do to each batch before the encoder sees it.
 
     Raises:
         ValueError: no recipe, and an encoder that does not know what it takes; or as ``extract``.
@@ -149,7 +162,7 @@ def features_of(
         train=False,
     )
     with closing(loader):
-        return extract(encoder, loader, device)
+        return extract(encoder, map(change, loader) if change else loader, device)
 
 
 def recipe_of(encoder: nn.Module, recipe: Any = None) -> Any:

@@ -70,28 +70,73 @@ def linear_probe(
             one out of range; fewer than two classes; features without labels, empty, not finite,
             or of different widths.
     """
-    train_labels = labels_of(train, "train", "a linear probe")
-    test_labels = labels_of(test, "test", "a linear probe")
+    for features, name in ((train, "train"), (test, "test")):
+        labels_of(features, name, "a linear probe")
     check_same_width(train, test)
-    drawn = draw_labels(train_labels, train.sample_ids, labels_per_class, label_fraction, seed)
-    scaling = Scaling.of(train.features)
-    x, x_test = scaling(train.features[drawn]), scaling(test.features)
-    classes, y = train_labels[drawn].unique(return_inverse=True)
-    if len(classes) < 2:
-        raise ValueError("a linear probe needs train labels of at least two classes, got one")
+    return LinearProbe.fit(train, labels_per_class, label_fraction, seed).score(test)
 
-    regularization, validation_accuracy = choose_regularization(x, y)
-    classifier = Classifier.fit(Basis.of(x), x, y, regularization, FINAL)
-    predictions = classes[classifier.logits(x_test).argmax(dim=1)]
-    return ProbeResult(
-        accuracy=float((predictions == test_labels).double().mean()),
-        train_accuracy=classifier.accuracy(x, y),
-        validation_accuracy=validation_accuracy,
-        regularization=regularization,
-        n_labels=len(y),
-        n_classes=len(classes),
-        n_test=len(test),
-    )
+
+@dataclass(frozen=True, eq=False)
+class LinearProbe:
+    """The classifier of ``linear_probe``, once fitted.
+
+    Attributes:
+        classes: that it was fitted to, int64 [C].
+        scaling: what standardises features.
+        classifier: of standardised features.
+        train_accuracy: see ``ProbeResult``, as the next three.
+        validation_accuracy: of the labels held out.
+        regularization: the chosen lambda.
+        n_labels: that it was fitted to.
+    """
+
+    classes: Tensor
+    scaling: Scaling
+    classifier: Classifier
+    train_accuracy: float
+    validation_accuracy: float | None
+    regularization: float
+    n_labels: int
+
+    @classmethod
+    def fit(
+        cls,
+        train: Features,
+        labels_per_class: int | None = None,
+        label_fraction: float | None = None,
+        seed: int = 0,
+    ) -> "LinearProbe":
+        """Fit to train features; arguments and errors are those of ``linear_probe``."""
+        labels = labels_of(train, "train", "a linear probe")
+        drawn = draw_labels(labels, train.sample_ids, labels_per_class, label_fraction, seed)
+        scaling = Scaling.of(train.features)
+        x = scaling(train.features[drawn])
+        classes, y = labels[drawn].unique(return_inverse=True)
+        if len(classes) < 2:
+            raise ValueError("a linear probe needs train labels of at least two classes, got one")
+        chosen, held_out = choose_regularization(x, y)
+        classifier = Classifier.fit(Basis.of(x), x, y, chosen, FINAL)
+        return cls(
+            classes, scaling, classifier, classifier.accuracy(x, y), held_out, chosen, len(y)
+        )
+
+    def predict(self, features: Features) -> tuple[Tensor, Tensor]:
+        """The likeliest class of N samples, int64 [N], and its probability, float64 [N]."""
+        logits = self.classifier.logits(self.scaling(features.features))
+        return self.classes[logits.argmax(1)], logits.softmax(1).amax(1)
+
+    def score(self, test: Features) -> ProbeResult:
+        """How well it does on labelled test features."""
+        labels = labels_of(test, "test", "a linear probe")
+        return ProbeResult(
+            accuracy=float((self.predict(test)[0] == labels).double().mean()),
+            train_accuracy=self.train_accuracy,
+            validation_accuracy=self.validation_accuracy,
+            regularization=self.regularization,
+            n_labels=self.n_labels,
+            n_classes=len(self.classes),
+            n_test=len(test),
+        )
 
 
 def linear_head(features: Tensor, y: Tensor) -> nn.Linear:

@@ -1,4 +1,4 @@
-"""Figures of a run, written as PNG: loss curve, augmented views, map of the embeddings.
+"""Figures of a run, written as PNG: loss, augmented views, map of the embeddings, rejection.
 
 Everything goes through matplotlib's objects: no pyplot, no global state, safe in any thread.
 """
@@ -232,6 +232,40 @@ def plot_map(
             handletextpad=0.2,
             markerscale=math.sqrt(40.0 / size),
         )
+    return _save(figure, path)
+
+
+def plot_rejection(
+    curves: Mapping[str, Tensor | np.ndarray],
+    path: str | Path,
+    *,
+    title: str = "Accuracy against the rejected share",
+) -> Path:
+    """Draw the accuracy of what is kept when the most uncertain samples are rejected.
+
+    Args:
+        curves: the accuracies [N] by name, from nothing rejected to all but one sample
+            (``RejectionCurve.accuracy``); those called "ideal" and "random" are dashed bounds.
+        path: the PNG to write; its folder is created.
+        title: above the axes.
+
+    Returns:
+        ``path``.
+
+    Raises:
+        MissingExtra: matplotlib is not installed.
+    """
+    figure, axes = _figure(7.0, 4.0)
+    bounds = {"ideal": _INK, "random": "#999999"}
+    colors = iter(PALETTE)
+    for name, accuracy in curves.items():
+        share = np.arange(len(accuracy)) / len(accuracy)
+        style = "--" if name in bounds else "-"
+        color = bounds[name] if name in bounds else next(colors)
+        axes.plot(share, np.asarray(accuracy), style, color=color, linewidth=1.5, label=name)
+    axes.set(title=title, xlabel="Rejected share", ylabel="Accuracy of the others", xlim=(0, 1))
+    axes.grid(axis="y", color="#dddddd", linewidth=0.6)
+    axes.legend(frameon=False, title="Order of rejection")
     return _save(figure, path)
 
 

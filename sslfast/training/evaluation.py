@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, Literal
@@ -33,6 +34,7 @@ from sslfast.eval import (
     fine_tune,
     score,
 )
+from sslfast.eval.corruptions import corrupt_batch
 from sslfast.eval.protocols import Protocol
 from sslfast.models.encoder_file import WeightsError
 from sslfast.training.config import ConfigError, TrainConfig, read_yaml, user_path
@@ -134,14 +136,21 @@ class FinishedRun:
         """Whether ``dataset`` finds such a split."""
         return has_split(spec, split, self._recipe().modality)
 
-    def features(self, encoder: nn.Module | None, images: Source) -> Features:
-        """The features of all samples, in their order; without an encoder, the pixels."""
+    def features(
+        self, encoder: nn.Module | None, images: Source, corrupted: bool = False
+    ) -> Features:
+        """The features of all samples, in their order; without an encoder, the pixels.
+
+        Of ``corrupted`` images, each is spoilt in one way (``sslfast.eval.corruptions``).
+        """
+        recipe = self._recipe()
         return features_of(
             nn.Flatten() if encoder is None else encoder,
             images,
-            self._recipe(),
+            recipe,
             device=self.device,
             threads=self.threads,
+            change=partial(corrupt_batch, view=recipe.views[0]) if corrupted else None,
         )
 
     def uncertainty(self, features: Features) -> Tensor | None:

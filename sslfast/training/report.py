@@ -17,8 +17,10 @@ from sslfast import data, methods
 from sslfast._arguments import PositiveInt, checked
 from sslfast._printable import printable
 from sslfast.data import Batch, Recipe, Source, View
-from sslfast.eval import Features, embed_2d, knn_accuracy, linear_probe
-from sslfast.eval.plots import plot_loss_curve, plot_map, plot_views
+from sslfast.eval import Features, embed_2d, knn_accuracy
+from sslfast.eval.linear import LinearProbe
+from sslfast.eval.plots import plot_loss_curve, plot_map, plot_rejection, plot_views
+from sslfast.eval.rejection import probe_curves, rejection_curve
 from sslfast.methods.base import Context
 from sslfast.training import checkpoint
 from sslfast.training.config import ConfigError, TrainConfig
@@ -49,6 +51,26 @@ class Score:
 
 
 @dataclass(frozen=True)
+class Rejection:
+    """What the predicted variance says of the linear probe's errors.
+
+    On every test image twice, as it is and corrupted (``sslfast.eval.corruptions``).
+
+    Attributes:
+        accuracy: of the probe on the images as they are, in [0, 1].
+        accuracy_corrupted: on the others.
+        areas: mean accuracy over all rejected shares, by what is rejected first: the largest
+            "variance", the least "confidence" of the probe, errors ("ideal"), any ("random").
+        corrupted_rejected: the corrupted images' part of the half with the largest variance.
+    """
+
+    accuracy: float
+    accuracy_corrupted: float
+    areas: dict[str, float]
+    corrupted_rejected: float
+
+
+@dataclass(frozen=True)
 class Report:
     """What ``report`` found; also written as report.json.
 
@@ -58,6 +80,8 @@ class Report:
         labels_per_class: of the linear probe, whose accuracy is the mean of five draws of them.
         k: neighbours of the kNN.
         figures: file names of the figures, in the run's folder.
+        rejection: of a run with the head "uncertainty" and labels to test on; else None, and left
+            out of the file.
     """
 
     data: str
@@ -65,6 +89,7 @@ class Report:
     labels_per_class: int
     k: int
     figures: list[str]
+    rejection: Rejection | None = None
 
 
 @checked
@@ -72,6 +97,8 @@ def report(
     run: FinishedRun, labels_per_class: PositiveInt | None = None, k: PositiveInt = K
 ) -> Report:
     """Evaluate a run and write report.json, loss.png, views.png, map.png and report.html.
+
+    Of a run with the head "uncertainty", rejection.png too.
 
     Args:
         run: a finished one.
@@ -113,14 +140,21 @@ def report(
             del features["raw pixels"]
         for name, (model, known) in features.items():
             pair = run.features(model, train), known or run.features(model, test)
-            probes = [
-                linear_probe(*pair, labels_per_class=labels, seed=seed).accuracy
-                for seed in range(LABEL_DRAWS)
-            ]
-            scores.append(Score(name, knn_accuracy(*pair, k=k), fmean(probes)))
+            fitted = [LinearProbe.fit(pair[0], labels, seed=seed) for seed in range(LABEL_DRAWS)]
+            linear = fmean(probe.score(pair[1]).accuracy for probe in fitted)
+            scores.append(Score(name, knn_accuracy(*pair, k=k), linear))
+            if name == "pre-trained":
+                probes = fitted
 
-    found = Report(config.data, scores, labels, k, ["loss.png", "views.png", "map.png"])
-    write_text(folder / "report.json", json.dumps(asdict(found), indent=2) + "\n")
+    figures = ["loss.png", "views.png", "map.png"]
+    rejection = None
+    if scores and view.num_frames is None and run.uncertainty(test_features) is not None:
+        corrupted = run.features(encoder, test, corrupted=True)
+        figures.append("rejection.png")
+        rejection = _rejection(run, probes, test_features, corrupted, folder / figures[-1])
+    found = Report(config.data, scores, labels, k, figures, rejection)
+    facts = {name: value for name, value in asdict(found).items() if value is not None}
+    write_text(folder / "report.json", json.dumps(facts, indent=2) + "\n")
     write_text(folder / "report.html", _page(found, run.settings, folder))
     return found
 
@@ -198,6 +232,26 @@ def _first_batch(config: TrainConfig, samples: int | None) -> tuple[Batch, View]
         return next(iter(loader)), recipe.views[0]
 
 
+def _rejection(
+    run: FinishedRun, probes: list[LinearProbe], plain: Features, corrupted: Features, path: Path
+) -> Rejection:
+    """Draw the curves, each the mean over the probes, and say what they come to."""
+    both = plain.join(corrupted)
+    variance = run.uncertainty(both)
+    assert variance is not None
+    curves = probe_curves(probes, both, variance)
+    plot_rejection({name: curve.accuracy for name, curve in curves.items()}, path)
+    # Half are corrupted: those that are not kept are rejected.
+    is_corrupted = torch.arange(len(both)) >= len(plain)
+    kept = rejection_curve(is_corrupted, variance).accuracy[len(plain)]
+    return Rejection(
+        accuracy=fmean(probe.score(plain).accuracy for probe in probes),
+        accuracy_corrupted=fmean(probe.score(corrupted).accuracy for probe in probes),
+        areas={name: curve.area for name, curve in curves.items()},
+        corrupted_rejected=1 - float(kept),
+    )
+
+
 def _draw_map(features: Features, classes: list[str] | None, path: Path) -> Path:
     # Evenly spaced, so that every class of a sorted data set is on the map.
     every = -(-len(features) // _MAP_POINTS)
@@ -225,6 +279,15 @@ def _page(found: Report, settings: dict[str, Any], folder: Path) -> str:
             f"<tr><td>{s.features}<td>{s.knn:.1%}<td>{s.linear:.1%}" for s in found.scores
         )
         parts.append(f"<table><tr>{head}{rows}</table>")
+    if found.rejection:
+        areas = ", ".join(f"{name} {area:.1%}" for name, area in found.rejection.areas.items())
+        parts.append(
+            "<p>Every test image twice, as it is and with noise, blur, low contrast or a part "
+            f"hidden: the linear probe is right on {found.rejection.accuracy:.1%} of the images as "
+            f"they are and on {found.rejection.accuracy_corrupted:.1%} of the corrupted. Mean "
+            f"accuracy over all rejected shares, by the order of rejection: {areas}. Of the half "
+            f"with the largest variance, {found.rejection.corrupted_rejected:.1%} are corrupted."
+        )
     for name in found.figures:
         encoded = base64.b64encode((folder / name).read_bytes()).decode()
         parts.append(f'<p><img src="data:image/png;base64,{encoded}" alt="{name}">')

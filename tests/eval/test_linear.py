@@ -240,3 +240,17 @@ def test_arguments_are_checked():
     single = features.select(features.labels == 0)
     with pytest.raises(ValueError, match="at least two classes"):
         linear_probe(single, features)
+
+
+def test_a_fitted_probe_gives_classes_and_their_probabilities():
+    train, test = blobs(40, distance=2.0), blobs(40, distance=2.0, seed=1)
+    train = Features(train.features, 10 * train.labels, train.sample_ids)
+    test = Features(test.features, 10 * test.labels, test.sample_ids)
+    probe = linear.LinearProbe.fit(train, 20, seed=3)
+    assert probe.score(test) == linear_probe(train, test, 20, seed=3)
+    predicted, sure = probe.predict(test)
+    assert set(predicted.tolist()) == {0, 10, 20, 30}
+    right = (predicted == test.labels).double()
+    assert float(right.mean()) == probe.score(test).accuracy < 1
+    assert 0.25 <= float(sure.min()) <= float(sure.max()) <= 1
+    assert float(right[sure > sure.median()].mean()) > float(right.mean())

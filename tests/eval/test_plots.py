@@ -117,3 +117,11 @@ def test_same_data_same_bytes(tmp_path):
     records = [{"step": i, "loss": 1.0 / (i + 1)} for i in range(5)]
     first, second = (plots.plot_loss_curve(records, tmp_path / name) for name in ("a", "b"))
     assert first.read_bytes() == second.read_bytes()
+
+
+def test_rejection_draws_curves_and_bounds(tmp_path):
+    curves = {"by variance": torch.linspace(0.5, 0.8, 50), "ideal": np.linspace(0.5, 1.0, 50)}
+    pixels = read(plots.plot_rejection(curves, tmp_path / "rejection.png"))
+    assert pixels.shape == (600, 1050, 3)
+    assert has_color(pixels, rgb(plots.PALETTE[0]))
+    assert not has_color(pixels, rgb(plots.PALETTE[1]))  # bounds take no colour

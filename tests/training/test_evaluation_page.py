@@ -24,7 +24,7 @@ def test_snippets_run(
     save_encoder(path, encoder.state_dict(), MODEL | IMAGES)
     monkeypatch.chdir(tmp_path)
     snippets = re.findall(r"^```python\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
-    assert len(snippets) == 4
+    assert len(snippets) == 5
     found: list[dict[str, Any]] = []
     for text in snippets:
         small = re.sub("builtin:(photos|mnist)", str(image_folder), text).replace("=100", "=10")
@@ -35,6 +35,7 @@ def test_snippets_run(
     assert 0 < found[2]["pixels"]["accuracy"] <= 1
     assert 0 < found[3]["found"].accuracy <= 1
     assert found[3]["found"].steps == 10
+    assert found[4]["curve"].area == found[4]["ideal"].area > found[4]["random"].area
 
 
 def test_commands_are_understood() -> None:

@@ -16,7 +16,7 @@ MOST_VISITS = 1000  # of one folder, by different links; links to links would mu
 NOT_REGULAR = "not a regular file (a pipe, a device, a folder)"
 # What a run of sslfast has from its start, and the pictures that its report draws.
 _RUN = {".lock", "config.yaml"}
-_RUN_PICTURES = {"loss.png", "map.png", "views.png"}
+_RUN_PICTURES = {"loss.png", "map.png", "rejection.png", "views.png"}
 
 
 @dataclass

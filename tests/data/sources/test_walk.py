@@ -149,7 +149,7 @@ def test_the_pictures_of_a_run_are_no_data(tree, run):
     folder.mkdir(exist_ok=True)
     for name in (".lock", "config.yaml", "metrics.jsonl"):
         (folder / name).write_text("")
-    for name in ("loss.png", "map.png", "views.png"):
+    for name in ("loss.png", "map.png", "rejection.png", "views.png"):
         Image.new("RGB", (5, 3)).save(folder / name)
     if run:
         Image.new("RGB", (5, 3)).save(folder / "preview.png")

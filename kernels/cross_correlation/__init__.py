@@ -17,7 +17,8 @@ Of the two ways to the sum of squares the one with fewer operations is taken (``
 
 The bound is below 1 for what is subtracted: where all c_jj are equal, |C|_F^2 is at least
 D^2 c_jj^2 / (N - 1), of which a quarter is left, however well the features are decorrelated.
-Variances of one view that differ a hundredfold and more cost digits there: C has them all.
+Variances of one view may differ, and then next to nothing is left: that is taken in float64
+(``is_wide``), which costs its products twice the time.
 
 ``moments(x) -> [2, D]``
     The mean and the biased variance of every column.
@@ -96,8 +97,19 @@ def through_grams(rows: int, dim: int) -> bool:
     return 4 * rows <= 3 * dim
 
 
-def new_kept(x: Tensor, y: Tensor | None) -> Tensor:
+def is_wide(rows: int, dim: int, views: int, standardize: bool) -> bool:
+    """Whether a difference is taken that wants float64; see above."""
+    return views == 1 and not standardize and through_grams(rows, dim)
+
+
+def new_kept(x: Tensor, y: Tensor | None, dtype: torch.dtype) -> Tensor:
     """Memory for ``kept``."""
     rows, dim = x.shape
     size = (1 if y is None else 2, rows, rows) if through_grams(rows, dim) else (1, dim, dim)
-    return x.new_empty(size, dtype=accumulation_dtype(x.dtype))
+    return x.new_empty(size, dtype=dtype)
+
+
+def computed_in(x: Tensor, y: Tensor | None, standardize: bool) -> torch.dtype:
+    """The dtype of scaling and ``kept``: float64, or the accumulation dtype."""
+    wide = is_wide(*x.shape, 1 if y is None else 2, standardize)
+    return torch.float64 if wide else accumulation_dtype(x.dtype)

@@ -35,9 +35,14 @@ def cross_correlation(
     return _cross_correlation(x, y, standardize, eps)[:2]
 
 
-def _views(x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor | None, Any]:
+def _views(
+    x: Tensor, y: Tensor | None, standardize: bool
+) -> tuple[Tensor, Tensor | None, Any, torch.dtype]:
     x, y = x.contiguous(), None if y is None else y.contiguous()
-    return x, y, registry.pick(OP, kernels.problem(x, y))
+    dtype = kernels.computed_in(x, y, standardize)
+    if dtype != accumulation_dtype(x.dtype):
+        x = x.to(dtype)
+    return x, y, registry.pick(OP, kernels.problem(x, y)), dtype
 
 
 @torch.library.custom_op(f"{NAMESPACE}::cross_correlation", mutates_args=())
@@ -45,12 +50,14 @@ def _cross_correlation(
     x: Tensor, y: Tensor | None, standardize: bool, eps: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The same, and what the backward pass needs: scaling [V, 2, D] and kept."""
-    x, y, backend = _views(x, y)
+    results = accumulation_dtype(x.dtype)
+    x, y, backend, dtype = _views(x, y, standardize)
     form = Form(len(x), standardize, eps)
     with torch.autocast(x.device.type, enabled=False):  # sums are never in half precision
         scaling = form.scaling(*(backend.moments(v) for v in (x, y) if v is not None))
-        kept = kernels.new_kept(x, y)
-        return *backend.forward(x, y, scaling, form, kept), scaling, kept
+        kept = kernels.new_kept(x, y, dtype)
+        diagonal, off_diagonal = backend.forward(x, y, scaling, form, kept)
+    return diagonal.to(results), off_diagonal.to(results), scaling, kept
 
 
 @_cross_correlation.register_fake
@@ -59,8 +66,9 @@ def _(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     dtype, dim = accumulation_dtype(x.dtype), x.shape[1]
     diagonal, off_diagonal = (x.new_empty(shape, dtype=dtype) for shape in ((dim,), ()))
-    scaling = x.new_empty((1 if y is None else 2, 2, dim), dtype=dtype)
-    return diagonal, off_diagonal, scaling, kernels.new_kept(x, y)
+    inner = kernels.computed_in(x, y, standardize)
+    scaling = x.new_empty((1 if y is None else 2, 2, dim), dtype=inner)
+    return diagonal, off_diagonal, scaling, kernels.new_kept(x, y, inner)
 
 
 @torch.library.custom_op(f"{NAMESPACE}::cross_correlation_backward", mutates_args=())
@@ -76,12 +84,15 @@ def _cross_correlation_backward(
     kept: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Gradients of x and y (empty where y is None)."""
-    x, y, backend = _views(x, y)
+    given = x.dtype
+    x, y, backend, dtype = _views(x, y, standardize)
     form = Form(len(x), standardize, eps)
     with torch.autocast(x.device.type, enabled=False):
-        return backend.backward(
-            d_diagonal.contiguous(), d_off_diagonal, x, y, scaling, form, diagonal, kept
-        )
+        if dtype != diagonal.dtype:  # variances, once more with all their digits
+            diagonal = backend.moments(x)[1] * (form.rows / form.divisor)
+        d_diagonal, d_off_diagonal = d_diagonal.contiguous().to(dtype), d_off_diagonal.to(dtype)
+        dx, dy = backend.backward(d_diagonal, d_off_diagonal, x, y, scaling, form, diagonal, kept)
+    return dx.to(given), dy if y is not None else dy.to(given)
 
 
 @_cross_correlation_backward.register_fake

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from sslfast.kernels import cross_correlation as kernels
 from sslfast.kernels import registry
-from sslfast.kernels.cross_correlation import Form, through_grams
+from sslfast.kernels.cross_correlation import Form, is_wide, through_grams
 from sslfast.kernels.cross_correlation.op import OP
 from sslfast.kernels.cross_correlation.tiled import (
     STRIP,
@@ -156,11 +156,15 @@ def _global_cross_correlation(
     dtype = accumulation_dtype(x.dtype)
     with torch.autocast(x.device.type, enabled=False):  # sums are never in half precision
         scaling = form.scaling(*_global_moments(views, exchange))
+        if is_wide(form.rows, x.shape[1], len(views), standardize):
+            scaling = scaling.double()
         products = scaling.new_empty(len(views), len(x) if gradients else 0, x.shape[1])
         way = _by_grams if through_grams(form.rows, x.shape[1]) else _by_matrix
         diagonal, off_diagonal, along = way(views, exchange, scaling, form, products)
     rows = torch.tensor(form.rows)
-    return diagonal.to(dtype), off_diagonal.to(dtype), rows, scaling, products, along.to(dtype)
+    found = (t.to(dtype) for t in (diagonal, off_diagonal, scaling, products, along))
+    diagonal, off_diagonal, *kept = found
+    return diagonal, off_diagonal, rows, kept[0], kept[1], kept[2]
 
 
 @_global_cross_correlation.register_fake

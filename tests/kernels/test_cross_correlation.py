@@ -38,7 +38,7 @@ def all_results(
 ) -> list[Tensor]:
     """Moments, diagonal, sum of squares and gradients."""
     moments = [backend.moments(v) for v in (x, y) if v is not None]
-    scaling, kept = form.scaling(*moments), kernels.new_kept(x, y)
+    scaling, kept = form.scaling(*moments), kernels.new_kept(x, y, moments[0].dtype)
     diagonal, off_diagonal = backend.forward(x, y, scaling, form, kept)
     given = tuple(g.to(diagonal.dtype) for g in upstream)
     gradients = backend.backward(*given, x, y, scaling, form, diagonal, kept)
@@ -116,9 +116,9 @@ def test_no_digits_are_lost_where_features_are_decorrelated(name: str, n: int, d
 
 def test_the_matrix_is_kept_only_where_it_is_the_smaller_one() -> None:
     x = torch.empty(30, 40, device="meta")
-    assert kernels.new_kept(x, x).shape == (2, 30, 30)
-    assert kernels.new_kept(x, None).shape == (1, 30, 30)
-    assert kernels.new_kept(torch.empty(31, 40, device="meta"), x).shape == (1, 40, 40)
+    assert kernels.new_kept(x, x, x.dtype).shape == (2, 30, 30)
+    assert kernels.new_kept(x, None, x.dtype).shape == (1, 30, 30)
+    assert kernels.new_kept(torch.empty(31, 40, device="meta"), x, x.dtype).shape == (1, 40, 40)
 
 
 @pytest.mark.parametrize("two", [True, False])
@@ -192,3 +192,21 @@ def test_blocks_cover_everything_once() -> None:
         parts = list(tiled.blocks(count))
         assert [i for part in parts for i in range(count)[part]] == list(range(count))
         assert max(part.stop - part.start for part in parts) <= tiled.BLOCK
+
+
+@pytest.mark.parametrize("factor", [1e2, 1e4])
+def test_covariances_of_unequal_columns_keep_their_digits(factor: float) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(64, 100)
+    x[:, 0] *= factor
+    found, exact = x.clone().requires_grad_(), x.double().requires_grad_()
+    _, squares = cross_correlation(found, None, False)
+    covariance = exact.T.cov()
+    expected = (covariance - covariance.diagonal().diag()).square().sum()
+    torch.testing.assert_close(squares, expected.float(), rtol=1e-5, atol=0.0)
+    squares.backward()
+    expected.backward()
+    assert found.grad is not None
+    assert exact.grad is not None
+    columns = exact.grad.norm(dim=0)
+    assert ((found.grad - exact.grad).norm(dim=0) < 1e-4 * columns).all()

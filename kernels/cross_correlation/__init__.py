@@ -111,5 +111,5 @@ def new_kept(x: Tensor, y: Tensor | None, dtype: torch.dtype) -> Tensor:
 
 def computed_in(x: Tensor, y: Tensor | None, standardize: bool) -> torch.dtype:
     """The dtype of scaling and ``kept``: float64, or the accumulation dtype."""
-    wide = is_wide(*x.shape, 1 if y is None else 2, standardize)
+    wide = is_wide(len(x), x.shape[1], 1 if y is None else 2, standardize)
     return torch.float64 if wide else accumulation_dtype(x.dtype)

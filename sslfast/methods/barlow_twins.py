@@ -24,8 +24,8 @@ class BarlowTwins(Method):
         off_diagonal: lambda.
         hidden_dim: width of the projector's two hidden layers.
         out_dim: D, width of the embeddings: the wider the better in the paper, up to 16,384.
-        bias_lr_scale: learning rate of biases and norms over that of weights; the published code
-            has 0.024, for LARS.
+        bias_lr_scale: learning rate of biases and norms (of what takes no weight decay) over that
+            of weights; the published code has 0.024, for LARS.
     """
 
     recipe = "byol"

@@ -88,7 +88,8 @@ class Reference:
 
     Attributes:
         paper: authors, year and arXiv number.
-        hyperparameters: the settings of the paper's main experiment, for people.
+        hyperparameters: the settings of the paper's main experiment, for people; where its encoder
+            is not here, or it is not known, ours in its place.
     """
 
     paper: str
@@ -150,9 +151,10 @@ class Method(nn.Module, ABC):
     def __init__(self, encoder: nn.Module) -> None:
         super().__init__()
         if not isinstance(encoder, self.encoders):
+            hint = ", such as vit_small" if self.encoders.__name__ == "VisionTransformer" else ""
             raise ValueError(
                 f"{type(self).__name__} needs a {self.encoders.__name__} as its encoder, got "
-                f"{type(encoder).__name__}: choose another model"
+                f"{type(encoder).__name__}: choose another model{hint}"
             )
         kind = getattr(encoder, "modality", "image")
         if kind not in self.modalities:
@@ -239,6 +241,14 @@ class Method(nn.Module, ABC):
         [B, D], whose mean ``sslfast embed`` writes for every sample.
         """
         return {}
+
+    def check_views(self, recipe: Any) -> None:
+        """Find out before anything is written whether the recipe's views can be learnt from.
+
+        Raises:
+            ValueError: they cannot; the message says what to change.
+        """
+        del recipe
 
     def remarks(self, samples: int) -> list[str]:
         """What is unusual, though allowed, in training on so many samples; logged at the start."""

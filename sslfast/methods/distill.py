@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sslfast._arguments import PositiveFloat
+from sslfast._arguments import BadArgument, PositiveFloat
 from sslfast.data.batch import Batch
 from sslfast.data.views.view import IMAGENET_MEAN, IMAGENET_STD
 from sslfast.kernels.exchange import gather_rows, name_of
@@ -25,7 +25,8 @@ class Distill(Method):
     "cosine": 1 minus the cosine of the teacher's features and a linear map of the student's.
     "relational": relational distillation by distances (RKD-D, arXiv:1904.05068, equation 5): smooth
     L1 between both networks' distances of all pairs of images in the batch, over all ranks, each
-    divided by its mean. It takes features of any width, and leaves turns and scale open.
+    divided by its mean. It takes features of any width, and leaves turns and scale open. (The
+    published code also counts the N distances of images from themselves, which are 0.)
 
     The teacher is in no checkpoint and in no exported file: a run keeps a copy of its file.
 
@@ -35,11 +36,11 @@ class Distill(Method):
             takes the views as they are. One of a file gets them in its own size and normalisation.
         form: "cosine", "relational", or "both", their sum.
         relational_weight: of the second of these.
-        mean: the recipe's, of each channel; a teacher's file says its own.
+        mean: the recipe's, of each channel, if it is not ImageNet's; a teacher's file says its own.
         std: likewise.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        BadArgument: there is no such file, or a folder.
         ValueError: it holds no encoder of images; no teacher is given.
     """
 
@@ -72,6 +73,17 @@ class Distill(Method):
         if form != "relational":
             width = int(encoder.num_features)  # type: ignore[arg-type]
             self.projector = ProjectionHead(width, (), frozen.num_features)
+
+    def check_views(self, recipe: Any) -> None:
+        """Refuse views that are normalised otherwise than the teacher is told."""
+        told = self._frozen[0].views
+        for view in recipe.views:
+            for name, wanted in told._asdict().items():
+                if tuple(getattr(view, name)) != tuple(wanted):
+                    raise BadArgument(
+                        name,
+                        f"must be the recipe's, {list(getattr(view, name))}, got {list(wanted)}",
+                    )
 
     def _apply(self, fn: Any, recurse: bool = True) -> "Distill":
         """Move the teacher to where the method goes."""

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sslfast._arguments import BadArgument
 from sslfast.models.encoder_file import FILE_NAME, encoder_path, read_encoder
 
 
@@ -47,7 +48,7 @@ class Frozen(nn.Module):
             )
         self.module = module.requires_grad_(False)
         self.num_features = int(module.num_features)  # type: ignore[arg-type]
-        self.size, self.same = size, own is None or own == views
+        self.views, self.size, self.same = views, size, own is None or own == views
         ours, theirs = ([torch.tensor(x)[:, None, None] for x in n] for n in (own or views, views))
         self.register_buffer("scale", theirs[1] / ours[1])
         self.register_buffer("shift", (theirs[0] - ours[0]) / ours[1])
@@ -58,19 +59,25 @@ class Frozen(nn.Module):
         """From an encoder's file, or the module itself.
 
         Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: nothing is given; a folder; a file that holds no encoder of images.
+            BadArgument: there is no such file, or a folder.
+            ValueError: nothing is given; a file that holds no encoder of images.
         """
         if given is None:
             raise ValueError(
-                "distill needs a teacher: set method_args.teacher to the encoder.safetensors of a "
+                f"distill needs a teacher: set method_args.teacher to the {FILE_NAME} of a "
                 "finished run"
             )
         if isinstance(given, nn.Module):
             return cls(given, None, None, views)
         path = Path(given)
         if path.is_dir():
-            raise ValueError(f"teacher: {path} is a folder: give the {FILE_NAME} in it")
+            raise BadArgument(
+                "teacher", f"must be a file, got the folder {path}: give its {FILE_NAME}"
+            )
+        if not path.is_file():
+            raise BadArgument(
+                "teacher", f"must be the {FILE_NAME} of a run, got {path}: no such file"
+            )
         module, told = read_encoder(encoder_path(path))
         if told.get("num_frames") is not None:
             raise ValueError(f"the teacher in {path} takes videos, and the views are images")

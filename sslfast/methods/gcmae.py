@@ -31,10 +31,11 @@ class GCMAE(MAE):
     tokens is to be likest to its own row of a bank, which holds a moving average of that image's
     means: cross-entropy over all rows, as in instance discrimination (Wu et al. 2018). The paper
     estimates this from 8,192 rows at random, and a constant that the first batch fixes (NCE); here
-    it is computed. Images that have no row yet, in the first epoch, count as 0.
+    it is computed. Images that have no row yet, in the first epoch, count as 0; rows that no image
+    has taken are random directions, which repel. The mean is over all tokens, a class token too.
 
-    Sample n has row n modulo ``bank_size``: to have all images in it, as in the paper, make it as
-    large as the data set. A row that another image has taken since gives no positive.
+    Sample n has row n modulo ``bank_size``: make it as large as the data set, as in the paper. In a
+    smaller one images take each other's rows: what none finds again has no contrast.
 
     Args:
         encoder: a VisionTransformer; it runs on the visible patches only.
@@ -88,6 +89,16 @@ class GCMAE(MAE):
         rows = torch.randn(bank_size, encoder.num_features)
         self.register_buffer("bank", F.normalize(rows, dim=1))
         self.register_buffer("owners", torch.full((bank_size,), -1))  # sample ids
+
+    def remarks(self, samples: int) -> list[str]:
+        """A bank in which images take each other's rows."""
+        size = len(self.bank)
+        if size >= samples:
+            return []
+        return [
+            f"the bank of {size} rows is smaller than the {samples} samples, which take each "
+            "other's rows: there is little contrast, or none (method_args.bank_size)"
+        ]
 
     def encode(self, batch: Batch, ctx: Context) -> tuple[Tensor, ...]:
         """What MAE's returns, the images' unit features [B, D], and their ids int64 [B]."""

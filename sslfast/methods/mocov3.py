@@ -9,7 +9,7 @@ from sslfast.losses import InfoNCE
 from sslfast.methods.base import Context, Method, Progress, Reference
 from sslfast.methods.registry import register
 from sslfast.methods.views import cosine_momentum, similarity, spread
-from sslfast.models import ProjectionHead, VisionTransformer
+from sslfast.models import ProjectionHead
 
 Outputs = tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -29,7 +29,7 @@ class MoCoV3(Method):
         momentum: of the teacher at the start; it rises to 1 by a cosine.
         hidden_dim: width of the heads' hidden layers.
         out_dim: width of the embeddings.
-        freeze_patches: leave a ViT's patch projection as it is.
+        freeze_patches: leave a ViT's patch projection as it is; others have none.
     """
 
     recipe = "byol"
@@ -38,8 +38,14 @@ class MoCoV3(Method):
     reference = Reference(
         "Chen, Xie and He 2021, arXiv:2104.02057",
         {
-            **{"model": "vit_small", "model_args": {"pos_embed": "sincos"}, "batch_size": 4096},
-            **{"epochs": 300, "warmup_epochs": 40, "optimizer": "AdamW", "weight_decay": 0.1},
+            **{"model": "vit_small", "model_args": {"num_heads": 12, "pos_embed": "sincos"}},
+            **{
+                "batch_size": 4096,
+                "epochs": 300,
+                "warmup_epochs": 40,
+                "optimizer": "AdamW",
+                "weight_decay": 0.1,
+            },
             **{"lr": 2.4e-3, "temperature": 0.2, "momentum": 0.99},  # lr: 1.5e-4 * 4096 / 256
             **{"hidden_dim": 4096, "out_dim": 256},
         },
@@ -57,9 +63,10 @@ class MoCoV3(Method):
     ) -> None:
         super().__init__(encoder)
         features = int(encoder.num_features)  # type: ignore[arg-type]
-        is_vit = isinstance(encoder, VisionTransformer)
-        if is_vit and freeze_patches:
-            encoder.patch_embed.requires_grad_(False)
+        patches = getattr(encoder, "patch_embed", None)  # of timm's Vision Transformers too
+        is_vit = isinstance(patches, nn.Module)
+        if patches is not None and is_vit and freeze_patches:
+            patches.requires_grad_(False)
         normed = {"last_batch_norm": True, "last_affine": False}
         hidden = [hidden_dim] * (2 if is_vit else 1)
         self.student = nn.Sequential(encoder, ProjectionHead(features, hidden, out_dim, **normed))

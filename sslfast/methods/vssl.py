@@ -12,7 +12,7 @@ from sslfast.data.batch import Batch
 from sslfast.ema import EMATeacher
 from sslfast.methods.base import Context, Method, Progress, Reference
 from sslfast.methods.registry import register
-from sslfast.methods.views import cosine_momentum
+from sslfast.methods.views import cosine_momentum, spread
 from sslfast.models import ProjectionHead, VarianceHead
 
 
@@ -63,7 +63,7 @@ class VSSL(Method):
         hidden_dim: Width = 4096,
         out_dim: Width = 256,
         floor: PositiveFloat = 1e-2,
-        momentum: Probability = 0.996,
+        momentum: Probability = 0.99,
     ) -> None:
         super().__init__(encoder)
         self.form, self.beta, self.momentum = form, beta, momentum
@@ -84,31 +84,33 @@ class VSSL(Method):
             teacher = self.teacher.train().module
             features = teacher["encoder"](images)  # type: ignore[index]
             prior = teacher["mean"](features), teacher["variance"](features)  # type: ignore[index]
-        mean, variance, target, spread = (
+        mean, variance, target, expected = (
             x.unflatten(0, (2, -1)).transpose(0, 1) for x in (*posterior, *prior)
         )
-        return mean, variance, target, spread
+        return mean, variance, target, expected
 
     def loss(self, outputs: tuple[Tensor, ...], ctx: Context) -> dict[str, Tensor]:
         """Minus the bound, in nats a dimension (but for the constant of the Gaussian).
 
         Beside it "kl", "log_sigma" (the mean logarithm of the student's deviations: that of the
-        floor where the variance collapsed), and "similarity", the mean cosine of the means.
+        floor where the variance collapsed), and "similarity", the mean cosine of
+        the means, and "spread", how far the prior's lie apart.
         """
         mean, variance, *prior = (x if x.dtype == torch.float64 else x.float() for x in outputs)
-        target, spread = (x.flip(1) for x in prior)  # each posterior meets the other view's prior
+        target, expected = (x.flip(1) for x in prior)  # each posterior meets the other view's prior
         similarity = F.cosine_similarity(mean.detach(), target, -1).mean()
         if self.form == "cosine":
             radius = math.sqrt(mean.shape[-1])
             mean, target = (radius * F.normalize(x, dim=-1) for x in (mean, target))
         error = (mean - target).square()
-        kl = 0.5 * ((spread / variance).log() + (variance + error) / spread - 1).mean()
+        kl = 0.5 * ((expected / variance).log() + (variance + error) / expected - 1).mean()
         likelihood = -0.5 * (variance.log() + error / variance).mean()
         return {
             "loss": self.beta * kl - likelihood,
             "kl": kl.detach(),
             "log_sigma": 0.5 * variance.detach().log().mean(),
             "similarity": similarity,
+            "spread": spread(target.flatten(0, 1)),
         }
 
     def schedules(self, progress: Progress) -> dict[str, float]:

@@ -170,7 +170,7 @@ class TrainConfig:
             if not getattr(self, name):
                 raise ConfigError(f"'{name}' is missing: set --{name}, or '{name}:' in the YAML")
         if (self.epochs is None) == (self.steps is None):
-            raise ConfigError("set exactly one of epochs and steps")
+            raise ConfigError("set exactly one of epochs and steps, and the other one to null")
         if self.optimizer == "lars" and self.weight_decay == 0:
             raise ConfigError(
                 "lars scales the layers that have weight decay: set weight_decay (to 1.0e-6, as "

@@ -64,6 +64,10 @@ def train(config: TrainConfig | Mapping[str, Any]) -> Path:
         method = build_method(config, ranks.device, run)
         recipe = build_recipe(config, method)
         check_image_size(recipe, method.encoder)
+        try:
+            method.check_views(recipe)
+        except ValueError as error:
+            raise setting_error("method", {getattr(error, "name", ""): None}, error) from error
         check_method(config, method, ranks.world_size)
         check_heads(method)
         loader = stack.enter_context(closing(build_loader(config, recipe, ranks)))
@@ -139,7 +143,8 @@ def build_method(config: TrainConfig, device: torch.device, run: RunFolder | Non
         if config.micro_batches > 1 and not methods.get(config.method).contrastive:
             raise ConfigError(
                 f"contrastive_batch is for methods that compare images of a batch, and "
-                f"{config.method} does not: accumulate alone gives the same gradient"
+                f"{config.method} does not: accumulate alone does it (batch norm, and what a "
+                "method remembers of earlier batches, are those of a micro-batch either way)"
             )
         if methods.get(config.method).contrastive and config.compared == 1:
             raise ConfigError(

@@ -11,7 +11,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sslfast import methods, models
+from sslfast import data, methods, models
 from sslfast.data.batch import Batch
 from sslfast.data.views.view import IMAGENET_MEAN, IMAGENET_STD
 from sslfast.methods.base import Context, Method
@@ -184,10 +184,10 @@ def test_wrong_teachers_are_explained(tmp_path: Path) -> None:
         ValueError, match=r"distill needs a teacher: set method_args.teacher to the"
     ):
         small(teacher=None)
-    with pytest.raises(FileNotFoundError, match=r"there is no encoder at .*nothing.safetensors"):
+    with pytest.raises(ValueError, match=r"teacher must be the .* got .*nothing.safetensors: no"):
         small(teacher=tmp_path / "nothing.safetensors")
     path = file_of(tmp_path)
-    with pytest.raises(ValueError, match=r"is a folder: give the encoder.safetensors in it"):
+    with pytest.raises(ValueError, match=r"got the folder .*: give its encoder.safetensors"):
         small(teacher=tmp_path)
     other = tmp_path / "other.safetensors"
     other.write_bytes(path.read_bytes()[:-8])
@@ -203,3 +203,13 @@ def test_wrong_teachers_are_explained(tmp_path: Path) -> None:
     for weight in (0.0, -1.0):
         with pytest.raises(ValueError, match="relational_weight must be more than 0"):
             small(relational_weight=weight)
+
+
+def test_views_of_another_normalisation_are_refused() -> None:
+    student, teacher = (models.create("convnet_small", width=8, depth=1) for _ in range(2))
+    views = data.recipe("mae", mean=(0.5, 0.5, 0.5))
+    method = methods.create("distill", student, teacher=teacher)
+    method.check_views(data.recipe("mae"))
+    with pytest.raises(ValueError, match=r"mean must be the recipe's, \[0.5, 0.5, 0.5\], got"):
+        method.check_views(views)
+    methods.create("distill", student, teacher=teacher, mean=(0.5,) * 3).check_views(views)

@@ -162,3 +162,10 @@ def test_wrong_settings_are_explained() -> None:
         small(mask_ratio=1.0)
     with pytest.raises(ValueError, match="needs a VisionTransformer as its encoder, got ConvNet"):
         methods.create("gcmae", models.create("convnet_small"))
+
+
+def test_a_bank_smaller_than_the_data_is_said() -> None:
+    vit = {"img_size": 16, "embed_dim": 32, "depth": 1, "num_heads": 2}
+    method = methods.create("gcmae", models.create("vit_micro", **vit), bank_size=16)
+    assert method.remarks(16) == []
+    assert "16 rows is smaller than the 17 samples" in method.remarks(17)[0]

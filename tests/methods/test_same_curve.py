@@ -46,7 +46,7 @@ def learn(method: Method, loss: Callable[[Any], Tensor]) -> list[float]:
     """The losses of some steps on batches that have something to learn."""
     generator = torch.Generator().manual_seed(0)
     colors = torch.randn(64, 3, 1, 1, generator=generator)
-    optimizer, losses = AdamW(method.param_groups(), 1e-3, ema=method.teachers()), []
+    optimizer, losses = AdamW(method.param_groups(), 3e-4, ema=method.teachers()), []
     for step in range(STEPS):
         ids = torch.randint(64, (10,), generator=generator)
         views = colors[ids] + 0.3 * torch.randn(2, 10, 3, 12, 12, generator=generator)
@@ -74,5 +74,7 @@ def test_the_curve_is_that_of_lightlys_loss(name: str) -> None:
         return value
 
     expected = learn(other, loss)
-    torch.testing.assert_close(found, expected, rtol=2e-3, atol=2e-3)
+    # Training magnifies roundings from step to step: those of the first are far below.
+    torch.testing.assert_close(found[:5], expected[:5], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-2)
     assert found[-1] != found[0]

@@ -114,7 +114,12 @@ def test_wrong_views_and_teachers_are_refused_before_anything_is_written(
     out = tmp_path / "run"
     for method, keywords, error, says in (
         ("distill", {}, ConfigError, "method: distill needs a teacher: set method_args.teacher"),
-        ("distill", {"teacher": str(tmp_path / "no")}, FileNotFoundError, "there is no encoder at"),
+        (
+            "distill",
+            {"teacher": str(tmp_path / "no")},
+            ConfigError,
+            "method_args.teacher must be the",
+        ),
         ("gcmae", {}, ConfigError, "GCMAE needs a VisionTransformer as its encoder"),
         ("rotnet", {}, ConfigError, "makes 2 views of a sample, and rotnet learns from 1"),
     ):

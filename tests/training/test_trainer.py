@@ -162,7 +162,7 @@ def test_a_contrastive_batch_writes_running_statistics_once(tmp_path: Path) -> N
 
 def test_a_contrastive_batch_is_for_contrastive_methods(tmp_path: Path) -> None:
     config = toy_config(tmp_path, method="mae", model="vit_tiny", accumulate=2, contrastive_batch=8)
-    with pytest.raises(ConfigError, match="mae does not: accumulate alone gives the same"):
+    with pytest.raises(ConfigError, match="mae does not: accumulate alone does it"):
         build_method(config, torch.device("cpu"))
 
 

@@ -219,7 +219,7 @@ def _add_eval(parser: Parser) -> None:
     )
     _add_run(parser)
     parser.add_argument("--data", help="labelled, with train and test; default: the run's own")
-    parser.add_argument("--k", type=int, default=20, help="neighbours of knn")
+    parser.add_argument("--k", type=int, help="neighbours of knn; null: 20")
     parser.add_argument("--labels_per_class", type=int, help="train labels; default: all")
     parser.add_argument("--label_fraction", type=float, help="or: a part of them all")
     parser.add_argument("--seed", type=int, default=0, help="draws the labels")

@@ -53,6 +53,8 @@ def test_few_digits_are_learned_and_the_encoder_is_left_as_it_is() -> None:
     short = replace(DIGITS, steps=1)
     by_name = evaluate(made, train, test, "finetune", VIEW, settings=short, **labels)
     assert by_name == vars(fine_tune(made, train, test, VIEW, short, **labels))
+    seeded = evaluate(made, train, test, "finetune", VIEW, settings=DIGITS, **labels, seed=1)
+    assert seeded == vars(other)
 
 
 def test_a_run_and_the_same_network_from_scratch(

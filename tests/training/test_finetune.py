@@ -176,6 +176,22 @@ def test_steps_are_enough_however_few_labels_there_are() -> None:
     assert FineTuning(steps=5).total_steps(100) == 5
 
 
+def test_however_few_steps_the_first_does_not_take_the_peak() -> None:
+    assert [FineTuning().warmup_steps(n) for n in (1, 3, 200)] == [2, 2, 20]
+    assert FineTuning(warmup=0.0).warmup_steps(100) == 0
+
+
+def test_what_was_made_worse_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    train, test = digits()
+    labels: dict[str, Any] = {"labels_per_class": 8, "threads": 1}
+    for lr, told in ((10.0, 1), (1e-12, 0)):
+        caplog.clear()
+        found = fine_tune(encoder(), train, test, VIEW, FineTuning(steps=1, lr=lr), **labels)
+        assert (found.accuracy < found.start_accuracy) == bool(told)
+        assert len(caplog.records) == told
+        assert all("made it worse" in record.message for record in caplog.records)
+
+
 def test_from_scratch_keeps_no_statistics_of_random_weights() -> None:
     settings = FineTuning(steps=7, lr=0.1, flip=0.0)
     kept: dict[str, Any] = {"steps": 7, "lr": 0.1, "flip": 0.0}

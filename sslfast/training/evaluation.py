@@ -113,8 +113,9 @@ class FinishedRun:
         found = self.settings["data"] if given is None else given
         if not found:
             raise ConfigError(
-                "data is missing or empty: --data names labelled data, and an encoder's file has "
-                "none of its own"
+                "give --data (in Python, spec): an encoder's file names no data of its own"
+                if given is None
+                else "data is empty: name a folder or builtin:NAME"
             )
         return str(found)
 

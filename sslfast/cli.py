@@ -202,7 +202,7 @@ def _add_preview(parser: Parser) -> None:
     _add_settings(parser)
     parser.add_argument("--run", help="a finished run: what its method makes of its data")
     parser.add_argument("--png", default="preview.png", help="the picture to write")
-    parser.add_argument("--samples", type=int, help="how many; default: 16 images, or 4 videos")
+    parser.add_argument("--samples", type=int, help="how many; null: 16 images, or 4 videos")
 
 
 def _add_run(parser: Parser) -> None:
@@ -218,18 +218,20 @@ def _add_eval(parser: Parser) -> None:
         "protocol", type=Literal["knn", "linear", "finetune"], help="knn, linear or finetune"
     )
     _add_run(parser)
-    parser.add_argument("--data", help="labelled, with train and test; default: the run's own")
-    parser.add_argument("--k", type=int, default=20, help="neighbours of knn")
-    parser.add_argument("--labels_per_class", type=int, help="train labels; default: all")
+    parser.add_argument("--data", help="labelled, with train and test; null: the run's own")
+    parser.add_argument("--k", type=int, help="neighbours of knn; null: 20")
+    parser.add_argument("--labels_per_class", type=int, help="train labels; null: all")
     parser.add_argument("--label_fraction", type=float, help="or: a part of them all")
     parser.add_argument("--seed", type=int, default=0, help="draws the labels")
     training = parser.add_argument_group("Of finetune")
     training.add_argument("--steps", type=int, help="of the training")
     training.add_argument(
-        "--epochs", type=int, help="or: passes over the labels; default: 30, and 200 steps at least"
+        "--epochs",
+        type=int,
+        help="or: passes over the labels; both null: 30, of 200 steps or more",
     )
-    training.add_argument("--lr", type=float, help="the peak learning rate; default: 3e-3")
-    training.add_argument("--batch_size", type=int, help="labels a step; default: 64")
+    training.add_argument("--lr", type=float, help="the peak learning rate; null: 3e-3")
+    training.add_argument("--batch_size", type=int, help="labels a step; null: 64")
     training.add_argument("--draws", type=int, default=1, help="draws of labels; their mean counts")
     training.add_argument(
         "--from_scratch", type=bool, default=False, help="the untrained encoder, too"
@@ -241,16 +243,16 @@ def _add_report(parser: Parser) -> None:
     parser.add_argument(
         "--labels_per_class",
         type=int,
-        help="labels of the linear probe; default: 100, or as many as the rarest class has",
+        help="labels of the linear probe; null: 100, or as many as the rarest class has",
     )
     parser.add_argument("--k", type=int, default=20, help="neighbours of the kNN")
 
 
 def _add_embed(parser: Parser) -> None:
     _add_run(parser)
-    parser.add_argument("--data", help="images; default: the run's own")
+    parser.add_argument("--data", help="images; null: the run's own")
     parser.add_argument("--split", type=Literal["train", "test", "val"], default="train")
-    parser.add_argument("--out", help="the .npz to write; default: RUN/features_SPLIT.npz")
+    parser.add_argument("--out", help="the .npz to write; null: RUN/features_SPLIT.npz")
 
 
 def _add_tokenizer(parser: Parser) -> None:
@@ -258,13 +260,13 @@ def _add_tokenizer(parser: Parser) -> None:
     parser.add_argument("--data", required=True, help="a folder of images, or builtin:NAME")
     parser.add_argument("--out", required=True, help="the .safetensors file to write")
     parser.add_argument("--vocab_size", type=int, default=512, help="codes")
-    parser.add_argument("--patch_size", type=int, help="side of a patch in pixels; default: 16")
-    parser.add_argument("--image_size", type=int, help="side of the views; default: 224")
+    parser.add_argument("--patch_size", type=int, help="side of a patch in pixels; null: 16")
+    parser.add_argument("--image_size", type=int, help="side of the views; null: 224")
     parser.add_argument(
-        "--norm_pix", type=bool, help="compare pixels without mean and contrast; default: true"
+        "--norm_pix", type=bool, help="compare pixels without mean and contrast; null: true"
     )
     parser.add_argument("--run", help="compare features of this run's encoder, not pixels")
-    parser.add_argument("--images", type=int, help="views to draw; default: as many as images")
+    parser.add_argument("--images", type=int, help="views to draw; null: as many as images")
     parser.add_argument("--recipe", default="beit", help="what the views are augmented by")
     parser.add_argument("--seed", type=int, default=0, help="draws views, patches, first codes")
     parser.add_argument(

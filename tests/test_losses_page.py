@@ -32,3 +32,10 @@ def test_snippets_run() -> None:
 def test_every_loss_is_named() -> None:
     for name in {*functional.__all__, *losses.__all__} - ELSEWHERE:
         assert re.search(rf"\b{name}\b", PAGE), name
+
+
+def test_the_first_table_has_every_loss_as_a_class_and_as_a_function() -> None:
+    lines = PAGE.split("| you have |")[1].split("\n\n")[0].splitlines()[2:]
+    cells = [line.split(" | ") for line in lines]
+    named = set(re.findall(r"\w+", " ".join(f"{row[1]} {row[2]}" for row in cells)))
+    assert {*functional.__all__, *losses.__all__} - ELSEWHERE <= named

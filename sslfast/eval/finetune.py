@@ -1,6 +1,7 @@
 """Fine-tuning with few labels: the whole encoder is trained, with a linear head on it."""
 
 import copy
+import logging
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -39,6 +40,7 @@ from sslfast.optim import AdamW, param_groups
 from sslfast.optim.layers import layered
 from sslfast.optim.schedules import warmup_cosine
 
+logger = logging.getLogger("sslfast")
 PROTOCOL = "fine-tuning"  # in messages
 # Where neither steps nor epochs are given: so many passes over the labels, and never fewer steps.
 EPOCHS, LEAST_STEPS = 30, 200
@@ -58,7 +60,8 @@ class FineTuning:
         weight_decay: of weights; biases and norms take none.
         layer_decay: the learning rate falls by this factor with every layer of an encoder that says
             what its layers are (Vision Transformers) towards its input.
-        warmup: part of the steps in which the learning rate rises.
+        warmup: part of the steps in which the learning rate rises; where it is not 0, two steps at
+            least, so that the first one never takes the peak.
         label_smoothing: part of a label that is spread over all classes.
         crop_scale: area of the random crop, as a range of fractions of the image.
         flip: probability of a left-right flip.
@@ -96,6 +99,10 @@ class FineTuning:
         if self.epochs is not None:
             return self.epochs * steps_per_epoch
         return max(EPOCHS * steps_per_epoch, LEAST_STEPS)
+
+    def warmup_steps(self, steps: int) -> int:
+        """Of how many steps the learning rate rises."""
+        return max(2, round(self.warmup * steps)) if self.warmup else 0
 
     def from_scratch(self, encoder: nn.Module) -> "FineTuning":
         """The same for an encoder of random weights.
@@ -217,8 +224,15 @@ def fine_tune(
     with closing(loader):
         steps = settings.total_steps(loader.steps_per_epoch)
         fit(model, loader, settings, steps, seed)
+    accuracy = accuracy_of(encode(model, test), truth, model.classes)
+    if accuracy < first:
+        logger.warning(
+            "%s made it worse: accuracy %.1f%%, from %.1f%% at its start; take more steps than %d, "
+            "or a lower lr than %g",
+            *(PROTOCOL, 100 * accuracy, 100 * first, steps, settings.lr),
+        )
     return FineTuneResult(
-        accuracy=accuracy_of(encode(model, test), truth, model.classes),
+        accuracy=accuracy,
         start_accuracy=first,
         n_labels=len(labelled),
         n_classes=len(model.classes),
@@ -303,7 +317,7 @@ def fit(
             if is_batch_norm(module):
                 module.eval()
     batches = (batch for _ in range(steps) for batch in loader)  # epochs: more than are needed
-    warmup = round(settings.warmup * steps)
+    warmup = settings.warmup_steps(steps)
     loss = torch.zeros(())
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed)

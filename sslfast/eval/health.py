@@ -32,8 +32,15 @@ def feature_health(features: Tensor) -> dict[str, float]:
             than that) as many, evenly spaced, are looked at. Sums are in float64.
 
     Raises:
-        ValueError: no features, or some that are not finite.
+        ValueError: no features, some that are not finite, or no matrix of floats.
     """
+    if not isinstance(features, Tensor) or features.dim() != 2 or not features.is_floating_point():
+        got = type(features).__name__
+        if isinstance(features, Tensor):
+            got = f"{features.dtype} {list(features.shape)}"
+        raise ValueError(f"features must be a floating-point tensor [N, D], got {got}")
+    if features.numel() == 0:
+        raise ValueError(f"there are no features: the tensor is empty, {list(features.shape)}")
     check_usable(features, "given")
     most = MOST_ROWS if features.shape[1] <= MOST_SQUARE else MOST_SQUARE
     if len(features) > most:
@@ -42,8 +49,9 @@ def feature_health(features: Tensor) -> dict[str, float]:
     gram = x @ x.T if x.shape[0] < x.shape[1] else x.T @ x
     values = torch.linalg.eigvalsh(gram).clamp_min(0).sqrt()
     part = values / values.sum().clamp_min(torch.finfo(torch.float64).tiny) + _EPS
+    rank = (-part * part.log()).sum().exp().clamp(1, min(x.shape))  # which _EPS overshoots a little
     spread = F.normalize(x, dim=1).std(dim=0, correction=0).mean()
     return {
-        "effective_rank": float((-part * part.log()).sum().exp()),
+        "effective_rank": float(rank),
         "feature_std": float(spread),
     }

@@ -16,6 +16,25 @@ from sslfast.eval.linear import linear_probe
 
 Frozen = Literal["knn", "linear"]  # what looks at features alone
 Protocol = Literal["knn", "linear", "finetune"]
+NEIGHBOURS = 20  # k, where none is given
+
+
+def check_options(
+    protocol: Protocol,
+    k: int | None = None,
+    labels_per_class: int | None = None,
+    label_fraction: float | None = None,
+    settings: FineTuning | None = None,
+) -> None:
+    """Raise ValueError where a protocol is given what it does not use."""
+    if protocol != "knn" and k is not None:
+        raise ValueError(f"k is of knn, not of {protocol}")
+    if protocol == "knn" and (labels_per_class is not None or label_fraction is not None):
+        raise ValueError(
+            "labels_per_class and label_fraction are of linear and finetune: knn uses all"
+        )
+    if protocol != "finetune" and settings is not None:
+        raise ValueError(f"settings are of finetune, not of {protocol}")
 
 
 @checked
@@ -24,7 +43,7 @@ def score(
     test: Features,
     protocol: Frozen,
     *,
-    k: PositiveInt = 20,
+    k: PositiveInt | None = None,
     labels_per_class: PositiveInt | None = None,
     label_fraction: Part | None = None,
     seed: Seed = 0,
@@ -36,7 +55,7 @@ def score(
         train: with labels.
         test: with labels of the same classes.
         protocol: "knn" or "linear".
-        k: neighbours of "knn".
+        k: neighbours of "knn"; None: 20.
         labels_per_class: train labels a class of "linear"; None: no such limit.
         label_fraction: the part of the train labels that "linear" uses; None: all.
         seed: draws the labels of "linear".
@@ -46,11 +65,11 @@ def score(
         "accuracy", in [0, 1], how it came about, and ``feature_health`` of the train features.
 
     Raises:
-        ValueError: no labels, or limits that the data cannot meet.
+        ValueError: no labels, limits that the data cannot meet, or what the protocol does not use.
     """
+    check_options(protocol, k, labels_per_class, label_fraction)
     if protocol == "knn":
-        if labels_per_class is not None or label_fraction is not None:
-            raise ValueError("labels_per_class and label_fraction are of linear: knn uses all")
+        k = NEIGHBOURS if k is None else k
         accuracy = knn_accuracy(train, test, k=k, device=device)
         found = {"accuracy": accuracy, "k": k, "n_train": len(train), "n_test": len(test)}
     else:
@@ -69,7 +88,7 @@ def evaluate(
     batch_size: PositiveInt | None = None,
     device: torch.device | str | None = None,
     threads: Threads | None = None,
-    k: PositiveInt = 20,
+    k: PositiveInt | None = None,
     labels_per_class: PositiveInt | None = None,
     label_fraction: Part | None = None,
     seed: Seed = 0,
@@ -87,22 +106,25 @@ def evaluate(
         batch_size: of the features.
         device: where the encoder is; None: where its first parameter is.
         threads: on the CPU, for loading; None: chosen by the loader.
-        k: neighbours of "knn".
+        k: neighbours of "knn"; None: 20.
         labels_per_class: train labels a class of "linear" and "finetune"; None: no such limit.
         label_fraction: the part of the train labels that these use; None: all.
-        seed: draws the labels.
+        seed: draws the labels of "linear" and "finetune", and all else that the latter draws.
         settings: of "finetune"; None: the defaults.
 
     Returns:
         "accuracy", in [0, 1], and how it came about.
 
     Raises:
-        ValueError: see ``features_of``, ``score`` and ``fine_tune``.
+        ValueError: an option that the protocol does not use; and see ``features_of``, ``score`` and
+            ``fine_tune``.
     """
+    check_options(protocol, k, labels_per_class, label_fraction, settings)
     encoding: dict[str, Any] = {"batch_size": batch_size, "device": device, "threads": threads}
     labels: dict[str, Any] = {
         "labels_per_class": labels_per_class,
         "label_fraction": label_fraction,
+        "seed": seed,
     }
     if protocol == "finetune":
         return asdict(fine_tune(encoder, train, test, recipe, settings, **labels, **encoding))

@@ -35,7 +35,7 @@ from sslfast.eval import (
     score,
 )
 from sslfast.eval.corruptions import corrupt_batch
-from sslfast.eval.protocols import Protocol
+from sslfast.eval.protocols import Protocol, check_options
 from sslfast.models.encoder_file import WeightsError
 from sslfast.training.config import ConfigError, TrainConfig, read_yaml, user_path
 from sslfast.training.distributed import resolve_device
@@ -113,8 +113,9 @@ class FinishedRun:
         found = self.settings["data"] if given is None else given
         if not found:
             raise ConfigError(
-                "data is missing or empty: --data names labelled data, and an encoder's file has "
-                "none of its own"
+                "give --data (in Python, spec): an encoder's file names no data of its own"
+                if given is None
+                else "data is empty: name a folder or builtin:NAME"
             )
         return str(found)
 
@@ -199,7 +200,7 @@ def evaluate(
     protocol: Protocol,
     spec: Path | str | None = None,
     *,
-    k: PositiveInt = 20,
+    k: PositiveInt | None = None,
     labels_per_class: PositiveInt | None = None,
     label_fraction: Part | None = None,
     seed: Seed = 0,
@@ -213,7 +214,7 @@ def evaluate(
         run: a finished run.
         protocol: "knn", "linear" or "finetune".
         spec: labelled data with a train and a test split; None: the run's own.
-        k: neighbours of "knn".
+        k: neighbours of "knn"; None: 20.
         labels_per_class: train labels a class of "linear" and "finetune"; None: no such limit.
         label_fraction: the part of the train labels that these use; None: all.
         seed: draws the labels.
@@ -228,12 +229,14 @@ def evaluate(
         encoder from scratch begins with "scratch_".
 
     Raises:
-        ValueError: no labels, no test split, or limits that the data cannot meet.
+        ValueError: no labels, no test split, limits that the data cannot meet, or options that the
+            protocol does not use.
     """
     if protocol != "finetune" and (settings is not None or draws > 1 or from_scratch):
         raise ConfigError(
             f"steps, epochs, lr, batch_size, draws, from_scratch are of finetune, not of {protocol}"
         )
+    check_options(protocol, k, labels_per_class, label_fraction)
     spec = run.spec(spec)
     train, test = (run.dataset(spec, split) for split in ("train", "test"))
     labels: dict[str, Any] = {

@@ -56,8 +56,20 @@ def test_many_rows_are_thinned_out_evenly(monkeypatch: pytest.MonkeyPatch) -> No
     assert feature_health(rows)["effective_rank"] == pytest.approx(1, abs=1e-3)
 
 
+def test_the_rank_stays_in_its_range() -> None:
+    assert feature_health(torch.eye(8).repeat(4, 1))["effective_rank"] <= 8
+    assert feature_health(torch.ones(5, 1))["effective_rank"] >= 1
+
+
 def test_what_has_no_health() -> None:
-    with pytest.raises(ValueError, match="empty"):
+    with pytest.raises(ValueError, match="there are no features: the tensor is empty"):
         feature_health(torch.zeros(0, 4))
+    for wrong, got in (
+        ([[1.0, 2.0]], "got list"),
+        (torch.zeros(2, 3, 4), r"got torch.float32 \[2, 3, 4\]"),
+        (torch.eye(4, dtype=torch.int64), r"got torch.int64 \[4, 4\]"),
+    ):
+        with pytest.raises(ValueError, match=r"floating-point tensor \[N, D\], " + got):
+            feature_health(wrong)
     with pytest.raises(ValueError, match="1 of 3 rows"):
         feature_health(torch.tensor([[1.0], [math.nan], [2.0]]))

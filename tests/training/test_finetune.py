@@ -53,6 +53,8 @@ def test_few_digits_are_learned_and_the_encoder_is_left_as_it_is() -> None:
     short = replace(DIGITS, steps=1)
     by_name = evaluate(made, train, test, "finetune", VIEW, settings=short, **labels)
     assert by_name == vars(fine_tune(made, train, test, VIEW, short, **labels))
+    seeded = evaluate(made, train, test, "finetune", VIEW, settings=DIGITS, **labels, seed=1)
+    assert seeded == vars(other)
 
 
 def test_a_run_and_the_same_network_from_scratch(
@@ -172,6 +174,22 @@ def test_steps_are_enough_however_few_labels_there_are() -> None:
     assert FineTuning().total_steps(100) == 3000
     assert FineTuning(epochs=2).total_steps(7) == 14
     assert FineTuning(steps=5).total_steps(100) == 5
+
+
+def test_however_few_steps_the_first_does_not_take_the_peak() -> None:
+    assert [FineTuning().warmup_steps(n) for n in (1, 3, 200)] == [2, 2, 20]
+    assert FineTuning(warmup=0.0).warmup_steps(100) == 0
+
+
+def test_what_was_made_worse_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    train, test = digits()
+    labels: dict[str, Any] = {"labels_per_class": 8, "threads": 1}
+    for lr, told in ((10.0, 1), (1e-12, 0)):
+        caplog.clear()
+        found = fine_tune(encoder(), train, test, VIEW, FineTuning(steps=1, lr=lr), **labels)
+        assert (found.accuracy < found.start_accuracy) == bool(told)
+        assert len(caplog.records) == told
+        assert all("made it worse" in record.message for record in caplog.records)
 
 
 def test_from_scratch_keeps_no_statistics_of_random_weights() -> None:

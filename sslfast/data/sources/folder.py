@@ -87,7 +87,8 @@ def _choose(root: Path, split: str, extensions: tuple[str, ...]) -> tuple[Path, 
     if folder is None:
         if splits or split != "train":
             raise ValueError(
-                f"{root} has no '{split}' split: that takes {root / 'train'} and {root / split}"
+                f"{root} has no '{split}' split: that takes {root / 'train'} and {root / split}, "
+                "each with a folder per class where labels are needed"
             )
         folder, splits = root, {"train": root}
     # Classes of all splits together: a label means the same in each.

@@ -72,7 +72,7 @@ def test_splits_share_their_classes(tmp_path, pictures):
 
 
 def test_a_folder_without_splits_has_only_training_images(folder):
-    with pytest.raises(ValueError, match=r"no 'test' split: that takes .*train and .*test"):
+    with pytest.raises(ValueError, match=r"no 'test' split: that takes .*train and .*test, each"):
         open_dataset(str(folder), "test")
     with pytest.raises(ValueError, match="split is one of"):
         open_dataset(str(folder), "validation")

@@ -39,7 +39,7 @@ def negative_cosine_similarity(
 
 
 def _unit(x: Tensor, dim: int, eps: float) -> Tensor:
-    """x / max(||x||, eps) along a dimension, in the accumulation dtype."""
+    """Divide x by max(||x||, eps) along a dimension, in the accumulation dtype."""
     wide = x.to(accumulation_dtype(x.dtype))
     # In float32 the squares of numbers beyond 1e19 are infinite.
     norms = torch.linalg.vector_norm(wide, dim=dim, keepdim=True, dtype=torch.float64)

@@ -6,7 +6,9 @@ from torch import Tensor
 from sslfast.kernels.dtypes import FLOATS, accumulation_dtype
 
 
-def check_embeddings(same_rows: bool = True, **tensors: Tensor) -> tuple[Tensor, ...]:
+def check_embeddings(
+    same_rows: bool = True, *, matrices: bool = True, **tensors: Tensor
+) -> tuple[Tensor, ...]:
     """Raise unless all are non-empty [N, D] matrices of one shape, floating dtype and device.
 
     Under autocast their dtypes may differ, float64 aside: they come back in autocast's, as its
@@ -14,6 +16,7 @@ def check_embeddings(same_rows: bool = True, **tensors: Tensor) -> tuple[Tensor,
 
     Args:
         same_rows: whether N must be the same, and not only D.
+        matrices: False: they may have any one shape.
         tensors: by the names that messages use.
 
     Returns:
@@ -30,11 +33,12 @@ def check_embeddings(same_rows: bool = True, **tensors: Tensor) -> tuple[Tensor,
             raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
         if x.dtype not in FLOATS:
             raise TypeError(f"{name} must hold floating-point embeddings, got {x.dtype}")
-        if x.dim() != 2:
+        if matrices and x.dim() != 2:
             raise ValueError(f"{name} must have shape [N, D], got {list(x.shape)}")
         if x.numel() == 0:
             raise ValueError(f"{name} is empty: shape {list(x.shape)}")
-        if x.shape[1] != first.shape[1] or (same_rows and len(x) != len(first)):
+        start = 0 if same_rows else 1
+        if x.shape[start:] != first.shape[start:]:
             raise ValueError(
                 f"{first_name} and {name} must have the same {what}, "
                 f"got {list(first.shape)} and {list(x.shape)}"
@@ -72,7 +76,7 @@ def check_labels(features: Tensor, labels: Tensor, name: str = "labels") -> None
     check_embeddings(features=features)
     m = len(features)
     if labels.dtype not in (torch.int64, torch.int32):
-        raise TypeError(f"{name} must be integers, got {labels.dtype}")
+        raise TypeError(f"{name} must be integers, int64 or int32, got {labels.dtype}")
     if labels.shape != (m,) or labels.device != features.device:
         raise ValueError(
             f"{name} must have shape [{m}] on {features.device}, got {list(labels.shape)} "

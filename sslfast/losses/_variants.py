@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -90,14 +90,15 @@ class Candidates:
         positives: "outside": the mean over a row's positives of -log p (SupCon's L_out, Khosla et
             al. 2020, arXiv:2004.11362); "inside": -log of the sum of their p (MIL-NCE, Miech et al.
             2020, arXiv:1912.06430). The same for one positive.
-        threshold: columns that are no positives but more similar than this, by cosine, are taken
-            for false negatives and left out (Huynh et al. 2022, arXiv:2011.11765); None: none are.
+        threshold: columns that are no positives but more similar than this, by inner product, are
+            taken for false negatives and left out (Huynh et al. 2022, arXiv:2011.11765); None: none
+            are.
         group_ids: int64 [N], one a pair; pairs of the same id are positives of each other.
         ignore_ids: int64 [N]; pairs of the same id are no negatives of each other. Below 0: none.
         negatives: [K, D], columns beside the batch that are negatives of every row.
 
     Raises:
-        ValueError: another word for positives.
+        ValueError: another word for positives, or "inside" without group_ids.
     """
 
     positives: str = "outside"
@@ -107,8 +108,11 @@ class Candidates:
     negatives: Tensor | None = None
 
     def __post_init__(self) -> None:
-        if self.positives not in ("outside", "inside"):
-            raise ValueError(f"positives must be 'outside' or 'inside', got {self.positives!r}")
+        check_positives(self.positives)
+        if self.positives == "inside" and self.group_ids is None:
+            raise ValueError(
+                "positives='inside' needs group_ids: without them every row has one positive"
+            )
 
     @property
     def given(self) -> bool:
@@ -116,8 +120,17 @@ class Candidates:
         tensors = self.group_ids, self.ignore_ids, self.negatives
         return self.threshold is not None or any(t is not None for t in tensors)
 
-    def check(self, features: Tensor, variant: Variant) -> None:
+    def check(
+        self, variant: Variant, **features: Tensor
+    ) -> tuple["Candidates", tuple[Tensor, ...]]:
         """Raise unless ids and negatives fit the features [N, D] and there is no variant.
+
+        Args:
+            variant: of the loss.
+            features: by the names that messages use.
+
+        Returns:
+            The same candidates, and the features: with the negatives of one dtype.
 
         Raises:
             TypeError: ids that are no integers, negatives that are no embeddings.
@@ -128,12 +141,21 @@ class Candidates:
                 "groups, ignored ids, a false-negative threshold and hard negatives cannot be "
                 "combined with decoupled, debiased or label_smoothing: leave one or the other out"
             )
+        first, *_ = features.values()
         for name in ("group_ids", "ignore_ids"):
             ids = getattr(self, name)
             if ids is not None:
-                check_labels(features, ids, name)
-        if self.negatives is not None:
-            check_embeddings(False, features=features, negatives=self.negatives)
+                check_labels(first, ids, name)
+        if self.negatives is None:
+            return self, tuple(features.values())
+        *found, negatives = check_embeddings(False, **features, negatives=self.negatives)
+        return replace(self, negatives=negatives), tuple(found)
+
+
+def check_positives(positives: str) -> None:
+    """Raise ValueError unless it is "outside" or "inside"."""
+    if positives not in ("outside", "inside"):
+        raise ValueError(f"positives must be 'outside' or 'inside', got {positives!r}")
 
 
 def _debiased(

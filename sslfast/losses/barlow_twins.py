@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from sslfast._arguments import NonNegativeFloat, checked
+from sslfast._arguments import NonNegativeFloat, PositiveFloat, checked
 from sslfast.kernels.cross_correlation.op import cross_correlation
 from sslfast.kernels.cross_correlation.ranks import global_cross_correlation
 from sslfast.kernels.exchange import check_exchange, world_size
@@ -15,7 +15,7 @@ EPS = 1e-5  # of torch.nn.BatchNorm1d, which the published code standardizes wit
 
 @checked
 def barlow_twins(
-    z_a: Tensor, z_b: Tensor, lambda_param: NonNegativeFloat = 5e-3, *, eps: NonNegativeFloat = EPS
+    z_a: Tensor, z_b: Tensor, lambda_param: NonNegativeFloat = 5e-3, *, eps: PositiveFloat = EPS
 ) -> Tensor:
     """The loss of Barlow Twins (Zbontar et al. 2021, arXiv:2103.03230, equation 1).
 
@@ -27,7 +27,7 @@ def barlow_twins(
         z_a: features of the first views [N, D], N at least 2.
         z_b: those of the second views [N, D], of the same dtype and device.
         lambda_param: lambda, the weight of the second sum.
-        eps: added to the variances.
+        eps: added to the variances; not 0, for a column may be constant.
 
     Returns:
         The loss, 0-d, in float32 (float64 for float64 inputs).
@@ -35,7 +35,7 @@ def barlow_twins(
     Raises:
         TypeError: features that are no floating-point tensors.
         ValueError: shapes, dtypes or devices that do not fit, fewer than 2 rows, a negative
-            lambda_param or eps.
+            lambda_param, an eps that is not positive.
     """
     z_a, z_b = check_embeddings(z_a=z_a, z_b=z_b)
     check_rows(len(z_a))

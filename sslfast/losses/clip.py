@@ -12,7 +12,7 @@ from sslfast.kernels.similarity_softmax import Pairing, info_nce_from_logits
 from sslfast.kernels.similarity_softmax.op import similarity_softmax
 from sslfast.kernels.similarity_softmax.ranks import global_pair_rows
 from sslfast.losses._inputs import as_scale, check_embeddings, plain_logits, reduce
-from sslfast.losses._variants import Candidates, Variant
+from sslfast.losses._variants import Candidates, Variant, check_positives
 
 DIRECTIONS = "both", "image_to_text", "text_to_image"
 
@@ -56,7 +56,7 @@ def clip(
             captions of one image; None: every pair is alone.
         positives: "outside": the mean over a row's positives of -log p (SupCon's L_out, Khosla et
             al. 2020, arXiv:2004.11362), "inside": -log of the sum of p (MIL-NCE, Miech et al. 2020,
-            arXiv:1912.06430).
+            arXiv:1912.06430), which needs group_ids.
         ignore_ids: int64 [N]: pairs of the same id that are no positives are no negatives of each
             other either; below 0: of nobody.
         false_negative_threshold: columns that are no positives but more similar than this, by inner
@@ -69,9 +69,10 @@ def clip(
 
     Raises:
         TypeError: features that are no floating-point tensors.
-        ValueError: shapes, dtypes or devices that do not fit, options out of range, more than one
-            of decoupled, debiased and label_smoothing, or one of them with the options after them;
-            negatives where texts look for images alone.
+        ValueError: shapes, dtypes or devices that do not fit, options out of range,
+            positives="inside" without group_ids, more than one of decoupled, debiased and
+            label_smoothing, or one of them with the options after them; negatives where texts look
+            for images alone.
     """
     image_features, text_features = check_embeddings(
         image_features=image_features, text_features=text_features
@@ -79,6 +80,10 @@ def clip(
     _check_direction(direction)
     variant = Variant(decoupled, debiased, label_smoothing)
     candidates = Candidates(positives, false_negative_threshold, group_ids, ignore_ids, negatives)
+    if candidates.given:
+        candidates, (image_features, text_features) = _check_candidates(
+            candidates, image_features, text_features, direction, variant
+        )
     rows, columns = _towers(image_features, text_features, direction)
     both = direction == "both"
     if both and negatives is None and columns.requires_grad and not rows.requires_grad:
@@ -87,7 +92,6 @@ def clip(
     if candidates.given:
         from sslfast.losses._groups import pair_losses  # who needs none of it loads none
 
-        _check_candidates(candidates, image_features, direction, variant)
         found, _ = pair_losses(rows, columns, scale, candidates, both=both, unit=False)
         return reduce(found, reduction).to(scale.dtype)
     lse, positive, lse_columns = similarity_softmax(
@@ -114,12 +118,15 @@ def _towers(image: Tensor, text: Tensor, direction: str) -> tuple[Tensor, Tensor
     return (text, image) if direction == "text_to_image" else (image, text)
 
 
-def _check_candidates(c: Candidates, image: Tensor, direction: str, variant: Variant) -> None:
-    c.check(image, variant)
+def _check_candidates(
+    c: Candidates, image: Tensor, text: Tensor, direction: str, variant: Variant
+) -> tuple[Candidates, tuple[Tensor, ...]]:
+    """Candidates and both towers, all of one dtype."""
     if c.negatives is not None and direction == "text_to_image":
         raise ValueError(
             "negatives are texts: with direction='text_to_image' nothing looks at them"
         )
+    return c.check(variant, image_features=image, text_features=text)
 
 
 def _check_direction(direction: str) -> None:
@@ -149,7 +156,7 @@ class ClipLoss(nn.Module):
         exchange: "gather" brings the features of all ranks here at once; "ring" one rank's at a
             time, for when they do not fit.
         direction: as in ``sslfast.functional.clip``, as are the next two.
-        positives: see direction.
+        positives: see direction; "inside" needs group_ids in every call.
         false_negative_threshold: see direction.
 
     Raises:
@@ -177,7 +184,7 @@ class ClipLoss(nn.Module):
         super().__init__()
         check_exchange(exchange)
         _check_direction(direction)
-        Candidates(positives, false_negative_threshold)  # raises
+        check_positives(positives)
         if use_horovod:
             raise ValueError("Horovod is not supported: start the processes with torchrun")
         self.local_loss = local_loss
@@ -190,6 +197,14 @@ class ClipLoss(nn.Module):
         self.direction = direction
         self.positives = positives
         self.false_negative_threshold = false_negative_threshold
+
+    def extra_repr(self) -> str:
+        """Show the settings."""
+        return (
+            f"world_size={self.world_size}, direction={self.direction!r}, "
+            f"positives={self.positives!r}, "
+            f"false_negative_threshold={self.false_negative_threshold}"
+        )
 
     def get_ground_truth(self, device: torch.device | str, num_logits: int) -> Tensor:
         """Which column is each row's positive, int64 [num_logits]; the loss makes no use of it."""
@@ -288,15 +303,18 @@ class ClipLoss(nn.Module):
         image, text = check_embeddings(image_features=image, text_features=text)
         group = self.process_group
         check_rank("ClipLoss", self.rank, self.world_size, group)
+        candidates = Candidates(self.positives, self.false_negative_threshold, *given)
+        if candidates.given:
+            candidates, (image, text) = _check_candidates(
+                candidates, image, text, self.direction, Variant()
+            )
         scale = as_scale(logit_scale, image)
         both = self.direction == "both"
         towers = _towers(image, text, self.direction)
-        candidates = Candidates(self.positives, self.false_negative_threshold, *given)
         factor: float | Tensor
         if candidates.given:
             from sslfast.losses._groups import pair_losses
 
-            _check_candidates(candidates, image, self.direction, Variant())
             rows, pairs = pair_losses(
                 *towers, scale, candidates, both=both, unit=False, group=name_of(group)
             )

@@ -1,6 +1,5 @@
 """InfoNCE with given keys; its class has the constructor and forward of info-nce-pytorch's."""
 
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -57,7 +56,7 @@ def info_nce(
             et al. 2020, equation 8).
         label_smoothing: share of the target spread over all candidates, as F.cross_entropy does.
         in_batch: the other queries' keys are negatives beside unpaired negative_keys too, which
-            then are hard negatives.
+            then are hard negatives; without negative_keys they are so in any case.
 
     Returns:
         The loss in float32 (float64 for float64 inputs).
@@ -81,9 +80,12 @@ def info_nce(
     if in_batch and negative_keys is not None:
         if negative_mode == "paired":
             raise ValueError("in_batch=True takes unpaired negative_keys [K, D]")
-        candidates = Candidates(negatives=negative_keys)
-        candidates.check(query, variant)
-        losses, _ = _beside_the_batch(query, positive_key, scale, candidates)
+        if variant != Variant():
+            raise ValueError(
+                "in_batch=True with negative_keys cannot be combined with decoupled, debiased or "
+                "label_smoothing: leave one or the other out"
+            )
+        losses, _ = _beside_the_batch(query, positive_key, negative_keys, scale)
         return reduce(losses, reduction).to(scale.dtype)
     # In-batch keys never change: where the fused kernels run, they compute the gradients later.
     in_forward = reduction in ("mean", "sum") and torch.is_grad_enabled()
@@ -124,15 +126,15 @@ def info_nce(
 
 
 def _beside_the_batch(
-    query: Tensor, key: Tensor, scale: Tensor, candidates: Candidates, group: str | None = None
+    query: Tensor, key: Tensor, negatives: Tensor, scale: Tensor, group: str | None = None
 ) -> tuple[Tensor, int]:
     """Losses [N] with hard negatives beside in-batch ones, and the pairs of all ranks."""
     from sslfast.losses._groups import pair_losses  # who needs none of it loads none
 
-    assert candidates.negatives is not None
-    unit_negatives = replace(candidates, negatives=unit_rows(candidates.negatives))
-    q, k = unit_rows(query), unit_rows(key)
-    return pair_losses(q, k, scale, unit_negatives, both=False, unit=True, group=group)
+    candidates = Candidates(negatives=unit(negatives))
+    return pair_losses(
+        unit(query), unit(key), scale, candidates, both=False, unit=True, group=group
+    )
 
 
 def _in_forward(
@@ -231,6 +233,13 @@ class InfoNCE(nn.Module):
         self.negative_mode = negative_mode
         self.in_batch = in_batch
 
+    def extra_repr(self) -> str:
+        """Show the settings."""
+        return (
+            f"temperature={self.temperature}, reduction={self.reduction!r}, "
+            f"negative_mode={self.negative_mode!r}, in_batch={self.in_batch}"
+        )
+
     def forward(
         self, query: Tensor, positive_key: Tensor, negative_keys: Tensor | None = None
     ) -> Tensor:
@@ -256,10 +265,11 @@ class InfoNCE(nn.Module):
         query, key = check_embeddings(query=query, positive_key=key)
         scale = scale_of(self.temperature, query)
         if negative_keys is not None:
-            candidates = Candidates(negatives=negative_keys)
-            candidates.check(query, Variant())
+            query, key, negative_keys = check_embeddings(
+                False, query=query, positive_key=key, negative_keys=negative_keys
+            )
             group = name_of(self.process_group)
-            losses, pairs = _beside_the_batch(query, key, scale, candidates, group)
+            losses, pairs = _beside_the_batch(query, key, negative_keys, scale, group)
             return (world_size(self.process_group) / pairs * losses.sum()).to(scale.dtype)
         q, k = unit_rows(query), unit_rows(key)
         lse, _, positive, factor = global_pair_rows(q, k, scale, self.process_group, both=False)

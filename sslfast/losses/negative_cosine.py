@@ -1,11 +1,14 @@
 """Negative cosine similarity, the loss of methods that attract and repel nothing."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sslfast._arguments import NonNegativeFloat, checked
+from sslfast.kernels.dtypes import accumulation_dtype
+from sslfast.kernels.unit_rows import EPS
 from sslfast.losses._inputs import check_embeddings
+
+SHORT = 1e-8  # an embedding no longer than this has no direction to learn from
 
 
 @checked
@@ -18,22 +21,31 @@ def negative_cosine_similarity(
         x0: [N, D], or any shape.
         x1: of the same shape; detach it for a stopped gradient.
         dim: of the embeddings' numbers.
-        eps: norms are taken to be this at least.
+        eps: norms are taken to be this at least, and 1e-12 at least. Embeddings no longer than 1e-8
+            get no gradient.
 
     Returns:
         The mean, in [-1, 1], in float32 (float64 for float64 inputs).
 
     Raises:
-        ValueError: shapes, dtypes or devices that do not fit.
+        TypeError: embeddings that are no floating-point tensors.
+        ValueError: no embeddings, shapes, dtypes or devices that do not fit, a dim that they do not
+            have.
     """
-    if x0.dim() == 2:
-        x0, x1 = check_embeddings(x0=x0, x1=x1)
-    elif x0.shape != x1.shape:
-        raise ValueError(
-            f"x0 and x1 must have the same shape, got {list(x0.shape)} and {list(x1.shape)}"
-        )
-    wide = torch.float64 if x0.dtype == torch.float64 else torch.float32
-    return -F.cosine_similarity(x0.to(wide), x1.to(wide), dim, eps).mean()
+    x0, x1 = check_embeddings(matrices=False, x0=x0, x1=x1)
+    if not -x0.dim() <= dim < x0.dim():
+        raise ValueError(f"dim must be one of the {x0.dim()} of x0, {list(x0.shape)}, got {dim}")
+    return -(_unit(x0, dim, eps) * _unit(x1, dim, eps)).sum(dim).mean()
+
+
+def _unit(x: Tensor, dim: int, eps: float) -> Tensor:
+    """Divide x by max(||x||, eps) along a dimension, in the accumulation dtype."""
+    wide = x.to(accumulation_dtype(x.dtype))
+    # In float32 the squares of numbers beyond 1e19 are infinite.
+    norms = torch.linalg.vector_norm(wide, dim=dim, keepdim=True, dtype=torch.float64)
+    norms = norms.to(wide.dtype)
+    unit = wide / norms.clamp_min(max(eps, EPS))
+    return torch.where(norms <= SHORT, unit.detach(), unit)
 
 
 class NegativeCosineSimilarity(nn.Module):
@@ -51,7 +63,10 @@ class NegativeCosineSimilarity(nn.Module):
         lightly returns the inputs' dtype, which 16 bits round).
 
     Raises:
-        ValueError: as ``sslfast.functional.negative_cosine_similarity``.
+        TypeError, ValueError: as ``sslfast.functional.negative_cosine_similarity``.
+
+    Differences from lightly 1.6: embeddings no longer than 1e-8 get no gradient, not one of 1e8,
+    and float32 embeddings beyond 1e19 have their cosine, not 0.
     """
 
     @checked

@@ -52,7 +52,7 @@ def ntxent(
         group_ids: int64 [N]: the views of samples of the same id are positives of each other.
         positives: "outside": the mean over a row's positives of -log p (SupCon's L_out, Khosla et
             al. 2020, arXiv:2004.11362), "inside": -log of the sum of p (MIL-NCE, Miech et al. 2020,
-            arXiv:1912.06430).
+            arXiv:1912.06430), which needs group_ids.
         ignore_ids: int64 [N]: views of samples of the same id that are no positives are no
             negatives either; below 0: of nobody.
         false_negative_threshold: columns that are no positives but more similar than this, by inner
@@ -64,8 +64,8 @@ def ntxent(
     Raises:
         TypeError: embeddings that are no floating-point tensors.
         ValueError: shapes, dtypes or devices that do not fit, a temperature of 0, options out of
-            range, more than one of decoupled, debiased and label_smoothing, or one of them with the
-            options after them.
+            range, positives="inside" without group_ids, more than one of decoupled, debiased and
+            label_smoothing, or one of them with the options after them.
     """
     out0, out1 = check_embeddings(out0=out0, out1=out1)
     variant = Variant(decoupled, debiased, label_smoothing)
@@ -75,7 +75,7 @@ def ntxent(
     if candidates.given:
         from sslfast.losses._groups import view_losses  # who needs none of it loads none
 
-        candidates.check(out0, variant)
+        candidates.check(variant, out0=out0)
         rows = unit_rows(z) if normalize else z
         found = view_losses(rows, scale, candidates, unit=normalize)
         return reduce(found, reduction).to(scale.dtype)

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sslfast._arguments import NonNegativeFloat, checked
+from sslfast._arguments import NonNegativeFloat, PositiveFloat, checked
 from sslfast.kernels.cross_correlation.op import cross_correlation
 from sslfast.kernels.cross_correlation.ranks import global_cross_correlation
 from sslfast.kernels.exchange import check_exchange, world_size
@@ -21,7 +21,7 @@ def vicreg(
     mu_param: NonNegativeFloat = 25.0,
     nu_param: NonNegativeFloat = 1.0,
     *,
-    eps: NonNegativeFloat = 1e-4,
+    eps: PositiveFloat = 1e-4,
 ) -> Tensor:
     """The loss of VICReg (Bardes et al. 2022, arXiv:2105.04906, equation 6).
 
@@ -36,15 +36,15 @@ def vicreg(
         lambda_param: weight of the invariance s.
         mu_param: weight of the variance v.
         nu_param: weight of the covariance c.
-        eps: added to the variances.
+        eps: added to the variances; not 0, for a column may be constant.
 
     Returns:
         The loss, 0-d, in float32 (float64 for float64 inputs).
 
     Raises:
         TypeError: features that are no floating-point tensors.
-        ValueError: shapes, dtypes or devices that do not fit, fewer than 2 rows, a negative weight
-            or eps.
+        ValueError: shapes, dtypes or devices that do not fit, fewer than 2 rows, a negative
+            weight, an eps that is not positive.
     """
     z_a, z_b = check_embeddings(z_a=z_a, z_b=z_b)
     check_rows(len(z_a))
@@ -74,7 +74,7 @@ class VICRegLoss(nn.Module):
             may have different numbers of rows. The invariance is W n / M times the mean over this
             rank's rows, for n rows of M on W ranks, so that losses and gradients averaged over
             ranks (DDP, FSDP) are those of one process with the global batch.
-        eps: added to the variances.
+        eps: added to the variances; not 0, for a column may be constant.
         process_group: the ranks to take them over; None: all.
 
     Shapes:
@@ -82,8 +82,9 @@ class VICRegLoss(nn.Module):
         (float64 for float64 inputs).
 
     Raises:
-        ValueError: a negative weight or eps, gather_distributed in a torch without
-            torch.distributed, shapes, dtypes or devices that do not fit, fewer than 2 rows in all.
+        ValueError: a negative weight, an eps that is not positive, gather_distributed in a torch
+            without torch.distributed, shapes, dtypes or devices that do not fit, fewer than 2 rows
+            in all.
         TypeError: features that are no floating-point tensors.
 
     Differences from lightly 1.6: ranks weigh as much as they have rows, 16-bit features give a loss
@@ -97,7 +98,7 @@ class VICRegLoss(nn.Module):
         mu_param: NonNegativeFloat = 25.0,
         nu_param: NonNegativeFloat = 1.0,
         gather_distributed: bool = False,
-        eps: NonNegativeFloat = 0.0001,
+        eps: PositiveFloat = 0.0001,
         process_group: Any = None,
     ) -> None:
         super().__init__()
@@ -113,7 +114,8 @@ class VICRegLoss(nn.Module):
         """Show the settings."""
         return (
             f"lambda_param={self.lambda_param}, mu_param={self.mu_param}, "
-            f"nu_param={self.nu_param}, gather_distributed={self.gather_distributed}"
+            f"nu_param={self.nu_param}, gather_distributed={self.gather_distributed}, "
+            f"eps={self.eps}"
         )
 
     def forward(self, z_a: Tensor, z_b: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 import peers
 from sslfast import losses
-from sslfast.functional import info_nce
+from sslfast.functional import clip, info_nce
 
 lightly = peers.load("lightly.loss.ntx_ent_loss")
 open_clip = peers.load_file("open_clip/loss.py")
@@ -21,6 +21,8 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "unpaired": lambda a, b: info_nce(a, a.roll(1, 0), b.roll(2, 0)),
     "each row": lambda a, b: info_nce(a, b, b.roll(2, 0), reduction="none").sum(),
     "ClipLoss": lambda a, b: losses.ClipLoss()(a, b, 3.0),
+    "hard negatives": lambda a, b: losses.ClipLoss()(a, a.roll(1, 0), 3.0, negatives=b),
+    "in batch": lambda a, b: info_nce(a, a.roll(1, 0), b, in_batch=True),
     "BarlowTwinsLoss": losses.BarlowTwinsLoss(),
     "VICRegLoss": losses.VICRegLoss(),
     "SigLipLoss": lambda a, b: losses.SigLipLoss()(a, b, 3.0, -2.0),
@@ -49,6 +51,14 @@ def test_two_dtypes_are_cast_to_autocasts(name: str) -> None:
             loss(a.double(), b)
     with pytest.raises(ValueError, match=r"is torch.float32, but .* is torch.bfloat16"):
         loss(a, b)
+
+
+@pytest.mark.parametrize("options", [{}, {"group_ids": torch.arange(12) // 2}])
+def test_hard_negatives_are_cast_with_the_towers(options: dict[str, Tensor]) -> None:
+    a, b, extra = torch.randn(12, 8), torch.randn(12, 8), torch.randn(5, 8).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = clip(a, b, 3.0, negatives=extra, **options)
+        assert torch.equal(mixed, clip(a.bfloat16(), b.bfloat16(), 3.0, negatives=extra, **options))
 
 
 def test_peers_give_the_same_there() -> None:

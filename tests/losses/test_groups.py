@@ -229,7 +229,7 @@ def test_nothing_asked_for_is_the_plain_loss() -> None:
         {"group_ids": alone},
         {"ignore_ids": torch.full((9,), -1)},
         {"false_negative_threshold": 1.5},
-        {"positives": "inside"},
+        {"positives": "inside", "group_ids": alone},
     ):
         torch.testing.assert_close(clip(image, text, 5.0, **options), clip(image, text, 5.0))
         torch.testing.assert_close(ntxent(image, text, **options), ntxent(image, text))
@@ -266,7 +266,7 @@ def over_ranks(rank: int, size: int, sizes: list[int]) -> None:
     extra = F.normalize(torch.randn(2 * size, 8, generator=generator, dtype=torch.float64), dim=1)
     for direction in ("both", "image_to_text", "text_to_image"):
         for positives in ("outside", "inside"):
-            for ids in (None, groups):
+            for ids in (None, groups) if positives == "outside" else (groups,):
                 towers = Towers(rank, sizes)
                 scale = torch.tensor(5.0, dtype=torch.float64, requires_grad=True)
                 whole: dict[str, Any] = {"group_ids": ids, "ignore_ids": ignored - 1}
@@ -287,6 +287,11 @@ def over_ranks(rank: int, size: int, sizes: list[int]) -> None:
     own = extra[2 * rank : 2 * rank + 2]
     ours = InfoNCE(0.3, process_group=dist.group.WORLD, in_batch=True)(*towers.own, own)
     towers.compare(ours, info_nce(*towers.whole, extra, 0.3, in_batch=True), size)
+    loss = InfoNCE(0.3, process_group=dist.group.WORLD, in_batch=True)
+    query, key = (x.float() for x in towers.own)
+    with torch.autocast("cpu", torch.bfloat16):  # all are cast to its dtype
+        mixed = loss(query, key, own.bfloat16())
+    torch.testing.assert_close(mixed, loss(query.bfloat16(), key.bfloat16(), own.bfloat16()))
 
 
 @pytest.mark.parametrize("sizes", [[5, 2], [1, 6, 3]], ids=str)
@@ -303,11 +308,28 @@ def test_bad_options(loss: Callable[..., Tensor]) -> None:
         ({"positives": "between"}, ValueError, "positives must be 'outside' or 'inside'"),
         ({"group_ids": ids[:3]}, ValueError, r"group_ids must have shape \[4\]"),
         ({"ignore_ids": ids.float()}, TypeError, "ignore_ids must be integers"),
+        ({"group_ids": ids.short()}, TypeError, "int64 or int32, got torch.int16"),
+        ({"positives": "inside"}, ValueError, "positives='inside' needs group_ids"),
         ({"group_ids": ids, "decoupled": True}, ValueError, "cannot be combined"),
         ({"false_negative_threshold": INFINITY}, ValueError, "must be a finite number or None"),
     ):
         with pytest.raises(error, match=message):
             loss(x, **options)
+
+
+def test_in_batch_normalises_half_precision_in_float32() -> None:
+    query, key, negatives = (torch.randn(n, 64).bfloat16() for n in (16, 16, 8))
+    wide = (x.double() for x in (query, key, negatives))
+    truth = info_nce(*wide, 0.05, "none", in_batch=True)
+    found = info_nce(query, key, negatives, 0.05, "none", in_batch=True)
+    torch.testing.assert_close(found.double(), truth, rtol=1e-5, atol=1e-5)
+
+
+def test_settings_are_shown() -> None:
+    assert "positives='inside', false_negative_threshold=0.5" in repr(
+        ClipLoss(positives="inside", false_negative_threshold=0.5)
+    )
+    assert "negative_mode='unpaired', in_batch=True" in repr(InfoNCE(in_batch=True))
 
 
 def test_bad_negatives() -> None:
@@ -318,7 +340,11 @@ def test_bad_negatives() -> None:
         clip(x, x, 1.0, negatives=x, direction="text_to_image")
     with pytest.raises(ValueError, match="takes unpaired negative_keys"):
         info_nce(x, x, x[:, None], 0.1, negative_mode="paired", in_batch=True)
-    with pytest.raises(ValueError, match="cannot be combined"):
+    with pytest.raises(ValueError, match=r"image_features is torch.float32, but negatives is"):
+        clip(x, x, 1.0, negatives=x.double())
+    with pytest.raises(ValueError, match=r"query is torch.float32, but negative_keys is"):
+        info_nce(x, x, x.double(), 0.1, in_batch=True)
+    with pytest.raises(ValueError, match="in_batch=True with negative_keys cannot be combined"):
         info_nce(x, x, x, 0.1, debiased=0.1, in_batch=True)
     with pytest.raises(ValueError, match="positives must be"):
         ClipLoss(positives="all")

@@ -139,6 +139,10 @@ def test_bad_input_is_refused_in_words(loss: type[nn.Module]) -> None:
         loss(lambda_param=-1.0)
 
 
+def test_settings_are_shown() -> None:
+    assert "eps=0.1" in repr(VICRegLoss(eps=0.1))
+
+
 def test_weights_that_are_no_weights_are_refused() -> None:
     a, b = (z.detach() for z in views(4, 3, torch.float32))
     for call, name in (
@@ -147,6 +151,10 @@ def test_weights_that_are_no_weights_are_refused() -> None:
         (lambda: vicreg(a, b, mu_param=-1.0), "mu_param"),
         (lambda: VICRegLoss(nu_param=float("inf")), "nu_param"),
         (lambda: VICRegLoss(eps=-1e-4), "eps"),
+        # A constant column would have no gradient, but NaN.
+        (lambda: VICRegLoss(eps=0.0), "eps"),
+        (lambda: vicreg(a, b, eps=0.0), "eps"),
+        (lambda: barlow_twins(a, b, eps=0.0), "eps"),
     ):
         with pytest.raises(ValueError, match=f"{name} must be"):
             call()

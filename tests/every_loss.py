@@ -42,6 +42,7 @@ def steps(n: int, d: int, device: str, dtype: torch.dtype) -> dict[str, Made]:
             (*features(2), classes(n)),
         ),
         "MatryoshkaLoss": lambda: (prefixes, features(2)),
+        "NegativeCosineSimilarity": lambda: (losses.NegativeCosineSimilarity(), features(2)),
         "NTXentLoss": lambda: (losses.NTXentLoss(0.1), features(2)),
         "NTXentLoss with a queue": queue,
         "SigLipLoss": lambda: (losses.SigLipLoss(), features(2) + numbers(10.0, -10.0)),

@@ -7,7 +7,7 @@ from sslfast.kernels.dtypes import FLOATS, accumulation_dtype
 
 
 def check_embeddings(
-    same_rows: bool = True, *, matrices: bool = True, **tensors: Tensor
+    same_rows: bool = True, matrices: bool = True, /, **tensors: Tensor
 ) -> tuple[Tensor, ...]:
     """Raise unless all are non-empty [N, D] matrices of one shape, floating dtype and device.
 

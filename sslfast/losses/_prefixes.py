@@ -1,11 +1,13 @@
 """Losses of all prefixes of the embeddings in one sweep, for the losses that have such a form."""
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from sslfast._arguments import checked
 from sslfast.kernels.matryoshka_softmax.op import matryoshka_softmax
 from sslfast.kernels.similarity_softmax import Pairing, info_nce_from_logits
 from sslfast.losses._inputs import as_scale, check_embeddings, reduce, scale_of
@@ -20,32 +22,42 @@ def losses_of_prefixes(
     loss: Callable[..., Tensor],
     dims: tuple[int, ...],
     normalize: bool,
-    args: tuple[Any, ...],
+    args: Sequence[Any],
     kwargs: dict[str, Any],
 ) -> Losses:
     """The loss of every prefix, or None where it takes a loop: over ranks and on a GPU, too.
+
+    The loss is not called. It is wherever it has something to say: to hooks that wait for a call,
+    or of arguments that it does not take.
 
     Args:
         loss: of a class in ``FORMS``, itself and no class derived from it.
         dims: lengths of the prefixes, growing.
         normalize: whether prefixes are divided by their norms before the loss.
-        args: what the loss is called with.
+        args: what the loss is called with, cut to the longest prefix.
         kwargs: the same, by name.
     """
     form = FORMS.get(type(loss))
-    return None if form is None or len(dims) < 2 else form(loss, dims, normalize, *args, **kwargs)
+    if form is None or len(dims) < 2 or _has_hooks(loss) or not _takes(type(loss), args, kwargs):
+        return None
+    return form(loss, dims, normalize, *args, **kwargs)
+
+
+def _has_hooks(loss: Any) -> bool:
+    before, after = loss._forward_pre_hooks, loss._forward_hooks
+    return bool(before or after or loss._backward_pre_hooks or loss._backward_hooks)
+
+
+def _takes(kind: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
+    """Whether a loss of this class may be called so."""
+    by_place, by_name, needed = _ARGUMENTS[kind]
+    given = [*by_place[: len(args)], *kwargs]
+    once = len(set(given)) == len(given)
+    return len(args) <= len(by_place) and once and needed <= set(given) <= by_name
 
 
 def _on_cpu(x: Any) -> bool:
     return isinstance(x, Tensor) and x.device.type == "cpu"
-
-
-def _of_rows(
-    x: Tensor, y: Tensor | None, scale: Tensor, dims: tuple[int, ...], pairing: Pairing, **how: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The op, of as many features as the longest prefix has."""
-    rows, columns = x[:, : dims[-1]], None if y is None else y[:, : dims[-1]]
-    return matryoshka_softmax(rows, columns, scale, dims, pairing, **how)
 
 
 def _ntxent(
@@ -56,7 +68,7 @@ def _ntxent(
     out0, out1 = check_embeddings(out0=out0, out1=out1)
     z = torch.cat((out0, out1))
     scale, pairing = scale_of(loss.temperature, z), Pairing(len(z), len(out0), leave_out_self=True)
-    lse, positive, _ = _of_rows(z, None, scale, dims, pairing, normalize=True)
+    lse, positive, _ = matryoshka_softmax(z, None, scale, dims, pairing, normalize=True)
     losses = info_nce_from_logits(lse, positive, unit=True)
     return list(losses.mean(1).to(scale.dtype))
 
@@ -69,15 +81,17 @@ def _info_nce(
     positive_key: Tensor,
     negative_keys: Tensor | None = None,
 ) -> Losses:
-    if negative_keys is not None or loss.process_group is not None or not _on_cpu(query):
+    alone = negative_keys is None and loss.process_group is None and _on_cpu(query)
+    if not alone or loss.negative_mode not in ("unpaired", "paired"):
         return None
     query, key = check_embeddings(query=query, positive_key=positive_key)
     scale, pairing = scale_of(loss.temperature, query), Pairing(len(query))
-    lse, positive, _ = _of_rows(query, key, scale, dims, pairing, normalize=True)
+    lse, positive, _ = matryoshka_softmax(query, key, scale, dims, pairing, normalize=True)
     losses = info_nce_from_logits(lse, positive, unit=True)
     return [reduce(of_rows, loss.reduction).to(scale.dtype) for of_rows in losses]
 
 
+@checked
 def _clip(
     loss: ClipLoss,
     dims: tuple[int, ...],
@@ -85,13 +99,13 @@ def _clip(
     image_features: Tensor,
     text_features: Tensor,
     logit_scale: float | Tensor,
-    logit_bias: Tensor | None = None,
-    output_dict: bool = False,
+    logit_bias: Any = None,
+    output_dict: Any = False,
     **candidates: Tensor | None,
 ) -> Losses:
     options = loss.false_negative_threshold, *candidates.values()
-    plain = loss.world_size == 1 and not output_dict and all(x is None for x in options)
-    if not plain or not _on_cpu(image_features):
+    plain = loss.positives == "outside" and all(x is None for x in options)
+    if not plain or output_dict or loss.world_size > 1 or not _on_cpu(image_features):
         return None
     x, y = check_embeddings(image_features=image_features, text_features=text_features)
     if loss.direction == "text_to_image":
@@ -100,7 +114,7 @@ def _clip(
     if both and y.requires_grad and not x.requires_grad:
         x, y = y, x  # a gradient of the rows alone costs less
     scale = as_scale(logit_scale, x)
-    lse, positive, lse_columns = _of_rows(
+    lse, positive, lse_columns = matryoshka_softmax(
         x, y, scale, dims, Pairing(len(x)), normalize=normalize, column_lse=both
     )
     losses = info_nce_from_logits(lse, positive, unit=normalize)
@@ -117,3 +131,15 @@ FORMS: dict[Any, Callable[..., Losses]] = {
     InfoNCE: _info_nce,
     NTXentLoss: _ntxent,
 }
+
+Arguments = tuple[tuple[str, ...], set[str], set[str]]
+
+
+def _arguments_of(loss: type[nn.Module]) -> Arguments:
+    """Names that a loss takes by their place, by name, and those that it needs."""
+    found = list(inspect.signature(loss.forward).parameters.values())[1:]
+    by_place = tuple(p.name for p in found if p.kind == p.POSITIONAL_OR_KEYWORD)
+    return by_place, {p.name for p in found}, {p.name for p in found if p.default is p.empty}
+
+
+_ARGUMENTS: dict[Any, Arguments] = {loss: _arguments_of(loss) for loss in FORMS}

@@ -1,11 +1,13 @@
 """Any loss over prefixes of the embedding dimension."""
 
+import math
 from collections.abc import Callable, Iterable
+from numbers import Real
 from typing import Any
 
 from torch import Tensor, nn
 
-from sslfast._arguments import checked
+from sslfast._arguments import BadArgument, checked
 from sslfast.kernels.unit_rows.op import unit_rows
 
 
@@ -19,8 +21,8 @@ class MatryoshkaLoss(nn.Module):
 
     NTXentLoss, InfoNCE with in-batch keys and ClipLoss compute all prefixes in one sweep on a CPU:
     the inner products of a prefix are partial sums of the longest one's, so that these take the
-    products of the longest alone. Other losses, losses over several ranks or with a memory bank,
-    and other devices run prefix after prefix.
+    products of the longest alone. Other losses, losses over several ranks, with a memory bank or
+    with hooks, and other devices run prefix after prefix.
 
     Args:
         loss: any of this package's losses, or a callable that returns a tensor.
@@ -33,8 +35,9 @@ class MatryoshkaLoss(nn.Module):
         Those of the loss. With ``reduction="none"`` the sum is taken row by row.
 
     Raises:
-        ValueError: no dims or other than positive integers, weights that do not match them; in
-            forward, a dim beyond that of an embedding, or no embedding.
+        ValueError: no dims or other than positive integers, weights that do not match them or are
+            no finite numbers; in forward, a dim beyond that of an embedding, or no embedding.
+        TypeError: the same, where dims or weights are no list.
     """
 
     @checked
@@ -48,10 +51,12 @@ class MatryoshkaLoss(nn.Module):
     ) -> None:
         super().__init__()
         self.loss = loss
-        self.dims = tuple(dims)
-        if not self.dims or not all(isinstance(m, int) and m > 0 for m in self.dims):
-            raise ValueError(f"dims must be positive integers, got {list(self.dims)}")
-        self.weights = (1.0,) * len(self.dims) if weights is None else tuple(weights)
+        self.dims = _listed("dims", "positive integers", dims, _is_length)
+        if not self.dims:
+            raise ValueError("dims must be positive integers, got []")
+        if weights is None:
+            weights = (1.0,) * len(self.dims)
+        self.weights = _listed("weights", "finite numbers", weights, _is_weight)
         if len(self.weights) != len(self.dims):
             raise ValueError(f"{len(self.dims)} dims need as many weights, got {len(self.weights)}")
         self.normalize = normalize
@@ -72,7 +77,9 @@ class MatryoshkaLoss(nn.Module):
 
         total: Any = 0
         lengths = tuple(sorted(set(self.dims)))
-        losses = losses_of_prefixes(self.loss, lengths, self.normalize, args, kwargs)
+        longest = [_prefix(x, lengths[-1]) for x in args]
+        by_name = {name: _prefix(x, lengths[-1]) for name, x in kwargs.items()}
+        losses = losses_of_prefixes(self.loss, lengths, self.normalize, longest, by_name)
         if losses is not None:
             for m, weight in zip(self.dims, self.weights, strict=True):
                 total = total + weight * losses[lengths.index(m)]
@@ -84,9 +91,31 @@ class MatryoshkaLoss(nn.Module):
         return total
 
     def _cut(self, x: Any, m: int) -> Any:
-        if not _is_embedding(x):
-            return x
-        return unit_rows(x[..., :m]) if self.normalize else x[..., :m]
+        cut = _prefix(x, m)
+        return unit_rows(cut) if self.normalize and _is_embedding(x) else cut
+
+
+def _prefix(x: Any, m: int) -> Any:
+    return x[..., :m] if _is_embedding(x) else x
+
+
+def _listed(name: str, what: str, values: Any, fits: Callable[[Any], bool]) -> tuple[Any, ...]:
+    if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
+        raise BadArgument(name, f"must be a list of {what}, got {values!r}")
+    found = tuple(values)
+    if not all(fits(x) for x in found):
+        raise BadArgument(name, f"must be {what}, got {list(found)}")
+    return found
+
+
+def _is_length(m: Any) -> bool:
+    return isinstance(m, int) and not isinstance(m, bool) and m > 0
+
+
+def _is_weight(x: Any) -> bool:
+    if isinstance(x, Tensor):
+        return x.numel() == 1 and bool(x.detach().isfinite())
+    return isinstance(x, Real) and not isinstance(x, bool) and math.isfinite(x)
 
 
 def _is_embedding(x: Any) -> bool:

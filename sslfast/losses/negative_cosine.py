@@ -32,7 +32,7 @@ def negative_cosine_similarity(
         ValueError: no embeddings, shapes, dtypes or devices that do not fit, a dim that they do not
             have.
     """
-    x0, x1 = check_embeddings(matrices=False, x0=x0, x1=x1)
+    x0, x1 = check_embeddings(True, False, x0=x0, x1=x1)
     if not -x0.dim() <= dim < x0.dim():
         raise ValueError(f"dim must be one of the {x0.dim()} of x0, {list(x0.shape)}, got {dim}")
     return -(_unit(x0, dim, eps) * _unit(x1, dim, eps)).sum(dim).mean()

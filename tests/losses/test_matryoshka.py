@@ -1,5 +1,7 @@
 """MatryoshkaLoss: what it cuts, weighs and refuses."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -79,9 +81,12 @@ def test_learned_parameters_of_the_loss_are_its_own() -> None:
 
 
 def test_bad_arguments() -> None:
-    for dims in ((), (0,), (4, -1), (2.0,)):
-        with pytest.raises(ValueError, match=r"dims must be (positive|.*each an) integer"):
+    for dims in ((), (0,), (4, -1), (2.0,), (True, 2), 4, "24"):
+        with pytest.raises(ValueError, match=r"dims must be (a list of )?positive integers, got"):
             MatryoshkaLoss(NTXentLoss(), dims)
+    for weights in ("12", ("a", "b"), (1.0, math.nan), (math.inf, 1.0), (True, 1.0), 2.0):
+        with pytest.raises(ValueError, match=r"weights must be (a list of )?finite numbers, got"):
+            MatryoshkaLoss(NTXentLoss(), (2, 4), weights)
     with pytest.raises(ValueError, match="2 dims need as many weights, got 1"):
         MatryoshkaLoss(NTXentLoss(), (2, 4), (1.0,))
     x = torch.randn(4, 8)

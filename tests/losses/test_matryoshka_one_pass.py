@@ -1,5 +1,6 @@
 """MatryoshkaLoss in one sweep equals the loop over its prefixes."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -128,6 +129,20 @@ def test_what_runs_in_one_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not calls
 
 
+def test_embeddings_of_other_widths_are_cut_as_by_the_loop() -> None:
+    x, y = torch.randn(6, 4), torch.randn(6, 7)
+    found = [MatryoshkaLoss(each, (2, 4))(x, y) for each in (InfoNCE(), Loop(InfoNCE()))]
+    torch.testing.assert_close(*found)
+
+
+@pytest.mark.parametrize("register", ["register_forward_hook", "register_forward_pre_hook"])
+def test_hooks_of_the_loss_are_called(register: str) -> None:
+    loss, calls = NTXentLoss(), []
+    getattr(loss, register)(lambda *_: calls.append(1))
+    MatryoshkaLoss(loss, (2, 4))(*torch.randn(2, 6, 4))
+    assert len(calls) == 2
+
+
 def test_repeated_dims_and_a_bias() -> None:
     x, y = torch.randn(2, 6, 8, dtype=torch.float64)
     bias = torch.zeros(1, requires_grad=True)
@@ -153,5 +168,24 @@ def test_a_prefix_of_zeros_has_no_direction() -> None:
 def test_bad_inputs_are_refused_as_by_the_loss() -> None:
     with pytest.raises(ValueError, match="out0 and out1 must have the same shape"):
         MatryoshkaLoss(NTXentLoss(), (2, 4))(torch.randn(3, 4), torch.randn(2, 4))
-    with pytest.raises(TypeError):
-        MatryoshkaLoss(ClipLoss(), (2, 4))(torch.randn(3, 4), torch.randn(3, 4))
+    x, y = torch.randn(2, 3, 4)
+    clip = MatryoshkaLoss(ClipLoss(), (2, 4))
+    for call, message in (
+        (lambda: clip(x, y), r"ClipLoss.forward\(\) missing .* 'logit_scale'"),
+        (lambda: clip(x, y, 2.0, groups=x), r"ClipLoss.forward\(\) got an unexpected .* 'groups'"),
+        (lambda: clip(x, y, math.nan), "logit_scale must be a finite number"),
+        (lambda: clip(x, y, 2.0, None, False, None), r"ClipLoss.forward\(\) takes .* positional"),
+        (lambda: clip(x, y, 2.0, image_features=x), "multiple values for argument"),
+        (
+            lambda: MatryoshkaLoss(NTXentLoss(), (2, 4))(x, y, labels=x),
+            r"NTXentLoss.forward\(\) got an unexpected .* 'labels'",
+        ),
+    ):
+        with pytest.raises(TypeError, match=message):
+            call()
+    for loss, message in (
+        (InfoNCE(negative_mode="bad"), "negative_mode must be 'unpaired' or 'paired', got 'bad'"),
+        (ClipLoss(positives="inside"), "positives='inside' needs group_ids"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            MatryoshkaLoss(loss, (2, 4))(x, y, *([2.0] if isinstance(loss, ClipLoss) else []))

@@ -63,6 +63,7 @@ def cases(device: torch.device, dtype: torch.dtype) -> dict[str, Callable[[int],
         "MatryoshkaLoss": pairs(prefixes),
         "BarlowTwinsLoss": pairs(losses.BarlowTwinsLoss()),
         "VICRegLoss": pairs(losses.VICRegLoss()),
+        "NegativeCosineSimilarity": pairs(losses.NegativeCosineSimilarity()),
         "SupConLoss": labeled,
         "LinearCrossEntropyLoss": classes,
     }

@@ -329,7 +329,7 @@ def cross_correlation_() -> Iterator[Case]:
             y = empty(n, dim, dtype=dtype) if two else None
             form = cross_correlation.Form(n, standardize=two, eps=1e-5)
             scaling = form.scaling(*(backend.moments(view) for view in (x, y) if view is not None))
-            kept = cross_correlation.new_kept(x, y)
+            kept = cross_correlation.new_kept(x, y, torch.float32)
             results = backend.forward(x, y, scaling, form, kept)
             backend.backward(*results, x, y, scaling, form, results[0], kept)
 

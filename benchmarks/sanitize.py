@@ -55,6 +55,8 @@ def losses(dtype: torch.dtype) -> None:
     functional.ntxent(x, y, 0.1).backward()
     functional.siglip(x, y, 10.0, -10.0).backward()
     functional.linear_cross_entropy(x, y, torch.arange(70, device=DEVICE)).backward()
+    functional.barlow_twins(x, y).backward()
+    functional.vicreg(x, y).backward()
 
 
 def patches(dtype: torch.dtype) -> None:

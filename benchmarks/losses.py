@@ -245,6 +245,19 @@ def runs(case: Case, device: torch.device) -> dict[str, Run]:
     return table
 
 
+def measure(record: Record, case: Case) -> None:
+    """Try and time everything of one problem."""
+    record.measure(
+        case.name,
+        partial(runs, case, record.device),
+        5.0 if record.quick else 40.0,
+        flop=case.flop,
+        without_memory=case.without_memory,
+        baseline=case.baseline,
+        floor=floors.PRODUCTS,
+    )
+
+
 def main() -> int:
     """Print the tables and write the results."""
     parser: argparse.ArgumentParser = arguments(__doc__)
@@ -255,16 +268,7 @@ def main() -> int:
     record = Record("losses", options)
     for name, make in cases(record.device, record.quick).items():
         if name in (options.only or [name]):
-            case = make()
-            record.measure(
-                case.name,
-                partial(runs, case, record.device),
-                5.0 if record.quick else 40.0,
-                flop=case.flop,
-                without_memory=case.without_memory,
-                baseline=case.baseline,
-                floor=floors.PRODUCTS,
-            )
+            measure(record, make())
     sslfast.use_backend("auto")
     return record.finish()
 

@@ -22,16 +22,15 @@ GFLOP/s and 15 GB/s; a matrix D x D is 256 MiB:
 
 import sys
 from collections.abc import Callable
-from functools import partial
 
 import torch
 from torch import Tensor
 
 import sslfast
-from benchmarks.harness import floors, peers
+from benchmarks.harness import peers
 from benchmarks.harness.arguments import arguments
 from benchmarks.harness.record import OURS, Record
-from benchmarks.losses import Case, runs
+from benchmarks.losses import Case, measure
 from sslfast import losses
 
 Loss = Callable[..., Tensor]
@@ -87,16 +86,7 @@ def main() -> int:
     like = like if record.device.type == "cpu" else like.bfloat16()
     for n, d in sizes(record.device, record.quick):
         for name in options.only:
-            case = CASES[name](n, d, like)
-            record.measure(
-                case.name,
-                partial(runs, case, record.device),
-                5.0 if record.quick else 40.0,
-                flop=case.flop,
-                without_memory=case.without_memory,
-                baseline=case.baseline,
-                floor=floors.PRODUCTS,
-            )
+            measure(record, CASES[name](n, d, like))
     sslfast.use_backend("auto")
     return record.finish()
 

@@ -1,7 +1,6 @@
 """Hybrid: MAE on two masks of an image, whose visible patches must also be known for the same."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from sslfast._arguments import Depth, NonNegativeFloat, PositiveFloat, Probability, Width
@@ -12,6 +11,7 @@ from sslfast.methods.base import Context, Reference
 from sslfast.methods.mae import MAE
 from sslfast.methods.masked import only_view
 from sslfast.methods.registry import register
+from sslfast.methods.views import similarity
 from sslfast.models import ProjectionHead, VisionTransformer
 
 
@@ -103,12 +103,11 @@ class Hybrid(MAE):
             return {"loss": mae}
         first, second = embedded[0].unbind(1)
         contrast = self.criterion(first, second)
-        cosine = F.cosine_similarity(first.detach().float(), second.detach().float()).mean()
         return {
             "loss": mae + self.contrast_weight * contrast,
             "reconstruction": mae.detach(),
             "contrast": contrast.detach(),
-            "positive_similarity": cosine,
+            "positive_similarity": similarity(first, second),
         }
 
     def second_mask(self, batch: Batch, ctx: Context) -> PatchMask:

@@ -91,7 +91,7 @@ class MoCoV3(Method):
 
     def schedules(self, progress: Progress) -> dict[str, float]:
         """The teacher's momentum."""
-        return {"momentum": cosine_momentum(self.momentum, progress.part)}
+        return {"momentum": cosine_momentum(self.momentum, progress)}
 
     def teachers(self) -> list[EMATeacher]:
         """The one that makes the keys."""

@@ -6,6 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sslfast.methods.base import Progress
+from sslfast.optim.schedules import warmup_cosine
+
 
 def spread(embeddings: Tensor) -> Tensor:
     """How far embeddings [N, D] lie apart: 0 is a collapse to one point, 1 even on the sphere.
@@ -26,6 +29,6 @@ def similarity(first: Tensor, second: Tensor) -> Tensor:
     return F.cosine_similarity(first.detach().float(), second.detach().float()).mean()
 
 
-def cosine_momentum(start: float, part: float) -> float:
+def cosine_momentum(start: float, progress: Progress) -> float:
     """A teacher's momentum that rises from ``start`` to 1 by half a cosine (BYOL, section 3.3)."""
-    return 1 - (1 - start) * (math.cos(math.pi * part) + 1) / 2
+    return warmup_cosine(progress.step, peak=start, warmup=0, total=progress.total_steps, end=1.0)

@@ -115,7 +115,7 @@ class VSSL(Method):
 
     def schedules(self, progress: Progress) -> dict[str, float]:
         """The teacher's momentum: from its start to 1 by a cosine."""
-        return {"momentum": cosine_momentum(self.momentum, progress.part)}
+        return {"momentum": cosine_momentum(self.momentum, progress)}
 
     def teachers(self) -> list[EMATeacher]:
         """The one that makes the priors."""

@@ -31,7 +31,7 @@ def scaled_down(settings: dict[str, Any], folder: Path, out: Path) -> dict[str, 
     if settings.get("model", "").startswith("resnet"):
         settings = {**settings, "model": "resnet18"}
     known = {"decoder_dim", "decoder_depth", "predictor_depth", "predictor_dim"}
-    fewer = {k: 1 if "depth" in k else 32 for k in known & settings.get("method_args", {}).keys()}
+    fewer = {k: 1 if "depth" in k else 48 for k in known & settings.get("method_args", {}).keys()}
     return {
         **settings,
         **{"data": str(folder), "out": str(out / "run"), "device": "cpu", "threads": 1},

@@ -70,6 +70,7 @@ def settings_of(name: str, quick: bool = False) -> dict[str, Any]:
     settings = read_yaml(path)
     if ablation:
         settings["method_args"] = {**settings.get("method_args", {}), **ablation.method_args}
+        settings |= ablation.settings
     return {**settings, **({"epochs": 1, "steps": None} if quick else {})}
 
 
@@ -121,8 +122,10 @@ def of_features(known: Features, asked: Features, protocol: Row, seed: int) -> d
     }
 
 
-def scores(run: FinishedRun, kind: str, protocol: Row, seed: int) -> dict[str, float]:
-    """All scores of the "trained" encoder of a run, or of the "random" one that it began with."""
+def scores(
+    run: FinishedRun, kind: str, protocol: Row, seed: int, tune: bool = True
+) -> dict[str, float]:
+    """Scores of the "trained" encoder of a run, or of the "random" one that it began with."""
     settings = FineTuning(steps=protocol["steps"])
     if kind == "trained":
         encoder = run.encoder()
@@ -131,6 +134,8 @@ def scores(run: FinishedRun, kind: str, protocol: Row, seed: int) -> dict[str, f
         settings = settings.from_scratch(encoder)
     train_set, test_set = (run.dataset(run.spec(None), split) for split in ("train", "test"))
     known, asked = (run.features(encoder, images) for images in (train_set, test_set))
+    if not tune:
+        return of_features(known, asked, protocol, seed)
     labels = {"labels_per_class": protocol["few_labels"], "seed": seed}
     tuned = run.fine_tune(encoder, train_set, test_set, settings, **labels)
     return {**of_features(known, asked, protocol, seed), "finetune": tuned.accuracy}
@@ -167,14 +172,21 @@ def measure(
         run = FinishedRun.open(path, options.device, threads)
         inputs = ("model", "model_args", "image_size", "mean", "std")
         encoder = json.loads(json.dumps({key: run.description[key] for key in inputs}))
-        found = {"trained": scores(run, "trained", protocol, seed)}
         same = {"encoder": encoder, "seed": seed, "protocol": protocol}
-        known = next((r for r in rows if {k: r.get(k) for k in same} == same), None)
-        found["random"] = (
-            known["scores"]["random"] if known else scores(run, "random", protocol, seed)
-        )
+        ablation = name in ABLATIONS
+        found = {"trained": scores(run, "trained", protocol, seed, tune=not ablation)}
+        if ablation:
+            *_, last = (path / "metrics.jsonl").read_text().splitlines()
+            logged = json.loads(last)
+            found["embeddings"] = {k: logged[k] for k in ("loss", "spread", "embedding_rank")}
+        else:
+            whole = [r for r in rows if not r.get("ablation")]
+            known = next((r for r in whole if {k: r.get(k) for k in same} == same), None)
+            found["random"] = (
+                known["scores"]["random"] if known else scores(run, "random", protocol, seed)
+            )
     return {
-        **{"method": name, "ablation": name in ABLATIONS, "settings": settings, **same},
+        **{"method": name, "ablation": ablation, "settings": settings, **same},
         # A machine that is shared stretches the first, hardly the second.
         **{"seconds": seconds, "cpu_seconds": cpu, "over_budget": cpu > BUDGET, "scores": found},
     }

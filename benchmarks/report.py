@@ -214,6 +214,15 @@ def learning_health(results: dict[str, Any]) -> str:
     )
 
 
+def learning_collapse(results: dict[str, Any]) -> str:
+    """What keeps embeddings apart, and what becomes of them without it."""
+    return learned_table(
+        results,
+        learned.collapse(results["runs"]),
+        "Spread and rank are of a batch's embeddings of unit length, at the end.",
+    )
+
+
 def learned_table(results: dict[str, Any], lines: list[str], note: str) -> str:
     """A table of benchmarks/learning.py, with the commits that its rows were made at."""
     commits = dict.fromkeys(run["commit"][:10] for run in results["runs"])
@@ -231,6 +240,7 @@ TABLES = {
     "optim-cpu": (many_tensors, "optim-cpu"),
     "learning": (learning, "learning"),
     "learning-health": (learning_health, "learning"),
+    "learning-collapse": (learning_collapse, "learning"),
     "vit-cpu": (vit, "vit-cpu"),
     "cached-cpu": (cached, "cached-cpu"),
     "similarity-softmax-cpu": (similarity_softmax, "similarity_softmax-cpu"),

@@ -26,7 +26,7 @@ def row(method: str, seed: int, linear: float, **more: Any) -> dict[str, Any]:
 
 
 def test_new_rows_take_the_place_of_old_ones_and_the_others_stay() -> None:
-    collapsed, pixels = list(collapse.ABLATIONS)[1], learning.PIXELS
+    collapsed, pixels = "byol without predictor", learning.PIXELS
     old = [row(collapsed, 0, 0.1), row("mae", 1, 0.7), row("mae", 0, 0.6), row(pixels, 0, 0.2)]
     together = learning.merged(old, [row("mae", 0, 0.8), row("ijepa", 2, 0.6)])
     order = [(pixels, 0), ("ijepa", 2), ("mae", 0), ("mae", 1), (collapsed, 0)]
@@ -74,18 +74,19 @@ def test_the_table_of_accuracies() -> None:
 
 def test_the_table_of_collapse() -> None:
     rows = [row("byol", 0, 0.8), row("byol without predictor", 0, 0.1, ablation=True)]
-    lines = learned.health(rows)
-    assert lines[2:] == [
-        "| `byol` | 1 | 16 | 3.0 | 0.50 | 25.0% |",
-        "| *byol without predictor* (ablation) | 1 | 16 | 3.0 | 0.50 | 25.0% |",
-    ]
+    rows[1]["scores"]["embeddings"] = {"loss": 0.01, "spread": 0.02, "embedding_rank": 1.31}
+    assert learned.health(rows)[2:] == ["| `byol` | 1 | 16 | 3.0 | 0.50 | 25.0% |"]
+    expected = "| byol without predictor | 1 | 0.010 | 0.02 | 1.3 | 25.0% | 10.0% |"
+    assert learned.collapse(rows)[2:] == [expected]
 
 
 @pytest.mark.parametrize("name", list(collapse.ABLATIONS))
 def test_an_ablation_changes_one_thing(name: str) -> None:
     ablation = collapse.ABLATIONS[name]
+    whole = collapse.ABLATIONS[f"{ablation.method} as it is"]
+    assert ablation.settings == whole.settings
     if ablation.change is None:
-        assert ablation.method_args
+        assert bool(ablation.method_args) == (ablation is not whole)
         return
     torch.manual_seed(0)
 
@@ -113,6 +114,23 @@ def test_an_ablation_changes_one_thing(name: str) -> None:
         assert found["loss"] == whole.loss(outputs, None)["loss"]
     assert gradients == [False, "stop" in name]
     assert isinstance(changed.predictor, torch.nn.Identity) == ("predictor" in name)
+
+
+def test_the_rank_of_embeddings_is_logged() -> None:
+    class Whole(torch.nn.Module):
+        def __init__(self, encoder: torch.nn.Module, width: int = 3) -> None:
+            super().__init__()
+
+        def loss(self, outputs: Any, ctx: Any) -> dict[str, torch.Tensor]:
+            return {"loss": outputs.sum()}
+
+    watched = collapse.watched(Whole, lambda outputs: outputs)
+    assert inspect.signature(watched) == inspect.signature(Whole)
+    model, line = watched(torch.nn.Identity()), torch.rand(8, 1) * torch.randn(1, 5)
+    assert model.loss(line, None)["embedding_rank"] == pytest.approx(1, abs=1e-3)
+    found = model.loss(torch.eye(5), None)
+    assert found["loss"] == 5
+    assert found["embedding_rank"] == pytest.approx(5, abs=1e-3)
 
 
 def test_every_image_method_can_be_asked_for() -> None:

@@ -1,38 +1,68 @@
-"""Methods without the one thing that keeps their features from collapsing to a point."""
+"""Methods without the one thing that keeps their embeddings from collapsing, and with it.
+
+Both are trained by the method's small configuration, but with the colours of its paper: mild ones,
+which the small configuration takes, let a method agree on two views without forgetting what is in
+them. Embeddings are looked at, which the loss is taken of, for the encoder's features before them
+may keep more.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import wraps
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from sslfast import methods
+from sslfast.eval import feature_health
 from sslfast.methods.registry import register
+
+Change = Callable[[Any], Any]
 
 
 @dataclass(frozen=True)
 class Ablation:
-    """What is taken out of a method.
+    """What is taken out of a method, or nothing.
 
     Attributes:
         method: whose small configuration is trained.
-        method_args: changed ones.
+        embeddings: those of one view [N, D], of what the method's ``encode`` returns.
+        settings: changed ones, of the method as it is, too.
+        method_args: changed hyperparameters.
         change: makes another class of the method's; None: the hyperparameters are all.
     """
 
     method: str
+    embeddings: Callable[[Any], Tensor]
+    settings: dict[str, Any] = field(default_factory=dict)
     method_args: dict[str, Any] = field(default_factory=dict)
-    change: Callable[[Any], Any] | None = None
+    change: Change | None = None
 
     def register(self, name: str) -> str:
         """Make the changed method known, and say by what name it is trained."""
-        if self.change is None:
-            return self.method
         changed = name.replace(" ", "_")
         if changed not in methods.names():
-            register(changed)(self.change(methods.get(self.method)))
+            found = methods.get(self.method)
+            found = found if self.change is None else self.change(found)
+            register(changed)(watched(found, self.embeddings))
         return changed
+
+
+def watched(method: Any, embeddings: Callable[[Any], Tensor]) -> Any:
+    """A method that also logs the effective rank of its embeddings, of unit length."""
+
+    class Watched(method):  # type: ignore[misc]
+        @wraps(method.__init__)  # its hyperparameters are known by its signature
+        def __init__(self, encoder: nn.Module, **keywords: Any) -> None:
+            super().__init__(encoder, **keywords)
+
+        def loss(self, outputs: Any, ctx: Any) -> dict[str, Tensor]:
+            rows = nn.functional.normalize(embeddings(outputs).detach().float(), dim=1)
+            rank = torch.tensor(feature_health(rows)["effective_rank"])
+            return {**super().loss(outputs, ctx), "embedding_rank": rank}
+
+    return Watched
 
 
 def without_predictor(byol: Any) -> Any:
@@ -60,8 +90,33 @@ def without_stop_gradient(simsiam: Any) -> Any:
     return SimSiamWithoutStopGradient
 
 
+def ablations(name: str, without: str, **keywords: Any) -> dict[str, Ablation]:
+    """A method as it is and without something; keywords are those of ``Ablation``."""
+    lacking = {key: keywords.pop(key) for key in ("method_args", "change") if key in keywords}
+    return {
+        f"{name} as it is": Ablation(name, **keywords),
+        f"{name} without {without}": Ablation(name, **keywords, **lacking),
+    }
+
+
+HARD = {"recipe_args": {"blur_prob": 0.0}, "epochs": 10}
 ABLATIONS = {
-    "byol without predictor": Ablation("byol", change=without_predictor),
-    "simsiam without stop-gradient": Ablation("simsiam", change=without_stop_gradient),
-    "vicreg without variance": Ablation("vicreg", {"std_coeff": 0.0}),
+    **ablations(
+        *("byol", "predictor"),
+        change=without_predictor,
+        embeddings=lambda outputs: outputs[1][0],
+        settings={**HARD, "lr": 1e-2},
+    ),
+    **ablations(
+        *("simsiam", "stop-gradient"),
+        change=without_stop_gradient,
+        embeddings=lambda outputs: outputs[1][0],
+        settings=HARD,
+    ),
+    **ablations(
+        *("vicreg", "variance"),
+        method_args={"std_coeff": 0.0},
+        embeddings=lambda outputs: outputs[0],
+        settings=HARD,
+    ),
 }

@@ -103,22 +103,40 @@ def accuracies(rows: Sequence[Row]) -> list[str]:
 
 
 def health(rows: Sequence[Row]) -> list[str]:
-    """One line a method, ablations last: rank and spread of the features."""
+    """One line a method: rank and spread of the features."""
     heads = ["features", "seeds", "dimensions", "effective rank", "spread", "kNN"]
     lines = []
+    rows = [row for row in rows if not row.get("ablation")]
     for name, every in {**random_encoders(rows), **groups(rows)}.items():
         own = [row for row in every if spread("trained")(row) is not None]
         if not own:
             continue
-        mark = f"*{name}* (ablation)" if own[0].get("ablation") else name
         dimensions = own[0]["scores"]["trained"]["dimensions"]
         lines.append(
             [
-                *(f"`{name}`" if mark == name and "random" in own[0]["scores"] else mark,),
+                f"`{name}`" if "random" in own[0]["scores"] else name,
                 *(seeds(own), f"{dimensions:.0f}"),
                 over_seeds(own, score("trained", "effective_rank"), ".1f"),
                 over_seeds(own, spread("trained"), ".2f"),
                 over_seeds(own, score("trained", "knn"), ".1%"),
             ]
         )
+    return table(heads, lines)
+
+
+def collapse(rows: Sequence[Row]) -> list[str]:
+    """One line an ablation, after the method as it is: what becomes of the embeddings."""
+    heads = ["method", "seeds", "loss", "spread of embeddings", "their effective rank"]
+    heads += ["kNN of features", "linear probe"]
+    lines = [
+        [
+            *(name, seeds(own)),
+            over_seeds(own, score("embeddings", "loss"), ".3f"),
+            over_seeds(own, score("embeddings", "spread"), ".2f"),
+            over_seeds(own, score("embeddings", "embedding_rank"), ".1f"),
+            over_seeds(own, score("trained", "knn"), ".1%"),
+            over_seeds(own, score("trained", "linear"), ".1%"),
+        ]
+        for name, own in groups([row for row in rows if row.get("ablation")]).items()
+    ]
     return table(heads, lines)

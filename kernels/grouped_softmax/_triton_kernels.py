@@ -112,14 +112,11 @@ def statistics_kernel(
 def _weights(b_t, m_positive, p_side, i, count, grow, AXIS: tl.constexpr):
     """Weights of a side (lse, lse_positive, g, g_positive) [4, count] at its elements i."""
     p_side += tl.minimum(i, count - 1)
-    b_lse, b_g = tl.load(p_side), tl.load(p_side + 2 * count) * grow
-    b_lse_positive, b_g_positive = tl.load(p_side + count), tl.load(p_side + 3 * count) * grow
-    # Whatever has a sum of nothing has no weight, a logit of -inf too.
-    b_lse = tl.where(b_lse == -INFINITY, 0, b_lse * LOG2E)
-    b_lse_positive = tl.where(b_lse_positive == -INFINITY, 0, b_lse_positive * LOG2E)
-    b_lse, b_g = tl.expand_dims(b_lse, AXIS), tl.expand_dims(b_g, AXIS)
-    b_lse = tl.where(m_positive, tl.expand_dims(b_lse_positive, AXIS), b_lse)
-    return tl.exp2(b_t - b_lse) * tl.where(m_positive, tl.expand_dims(b_g_positive, AXIS), b_g)
+    b_lse = tl.expand_dims(tl.load(p_side) * LOG2E, AXIS)
+    b_lse = tl.where(m_positive, tl.expand_dims(tl.load(p_side + count) * LOG2E, AXIS), b_lse)
+    b_g = tl.expand_dims(tl.load(p_side + 2 * count) * grow, AXIS)
+    b_g = tl.where(m_positive, tl.expand_dims(tl.load(p_side + 3 * count) * grow, AXIS), b_g)
+    return tl.exp2(b_t - b_lse) * b_g
 
 
 @triton.jit(do_not_specialize=[*SIZES, "all_rows"])

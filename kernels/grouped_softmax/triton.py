@@ -100,7 +100,10 @@ def _statistics(side: Side | None, positive: Side | None) -> Tensor | None:
     """(lse, lse_positive, g, g_positive) [4, N] of a side, or None."""
     if side is None or positive is None:
         return None
-    return torch.stack([t.float() for pair in zip(side, positive, strict=True) for t in pair])
+    found = torch.stack([t.float() for pair in zip(side, positive, strict=True) for t in pair])
+    lses = found[:2]
+    lses.masked_fill_(lses == -torch.inf, 0)  # a logit of -inf then has no weight in an empty sum
+    return found
 
 
 def backward(

@@ -92,8 +92,8 @@ def forward(
     if sides and columns is None:
         of_columns = of_rows.clone()
     # An op's results may not share memory.
-    lse, positive, *more = (t.to(dtype, copy=True) for t in (*of_rows, *of_columns))
-    return lse, positive, more[0], more[1]
+    found = [t.to(dtype, copy=True) for t in (*of_rows, *of_columns)]
+    return found[0], found[1], found[2], found[3]
 
 
 def _statistics(side: Side | None, positive: Side | None) -> Tensor | None:

@@ -17,6 +17,7 @@ from torch import Tensor
 from benchmarks.harness.launches import Launch, distinct, recording
 from sslfast.kernels import adamw, cross_correlation, lars, linear_cross_entropy, registry
 from sslfast.kernels import similarity_softmax as softmax
+from sslfast.kernels.grouped_softmax import Groups
 from sslfast.kernels.similarity_softmax import Pairing
 from sslfast.kernels.unit_rows import Positives
 
@@ -90,6 +91,27 @@ def similarity_softmax() -> Iterator[Case]:
             other = None if n is None else empty(n, dim, dtype=dtype)
             given = empty(8192, dim, dtype=dtype), other, "both"
             yield f"both{' of two' if n else ''} large {label}", _in(precision, _softmax, *given)
+
+
+def _groups(backend: Any, x: Tensor, y: Tensor | None, masked: bool) -> None:
+    scale, ids = empty(), [empty(len(t), dtype=torch.int64) for t in (x, x if y is None else y)]
+    groups = Groups(*ids, *ids, 0.9, 0) if masked else Groups(*ids)
+    for sides in (False, True):
+        found = backend.forward(x, y, scale, groups, sides)
+        given = [(lse, torch.empty_like(lse)) for lse in found]
+        if not sides:
+            given[2:] = [None, None]
+        backend.backward(x, y, scale, groups, *given, sides and y is not None)
+
+
+def grouped_softmax() -> Iterator[Case]:
+    """Log-sum-exps and gradients of rows, or of both sides; with and without ids to ignore."""
+    for label, dtype, dim, precision in _matrices((128, 512), tf32=(512,)):
+        for masked, m, n in itertools.product((True, False), (252, 8192), (None, 9000)):
+            if dim == 512 or m == 252:
+                x, y = (None if k is None else empty(k, dim, dtype=dtype) for k in (m, n))
+                size = f"{'masked ' if masked else ''}{'large ' if m > 252 else ''}"
+                yield f"{size}{label}", _in(precision, _groups, x, y, masked)
 
 
 def _contrast(backend: Any, x: Tensor, y: Tensor) -> None:
@@ -342,6 +364,7 @@ CASES: dict[str, Callable[[], Iterator[Case]]] = {
     "cross_correlation": cross_correlation_,
     "ema": ema,
     "gather_patches": gather_patches,
+    "grouped_softmax": grouped_softmax,
     "lars": lars_,
     "linear_cross_entropy": linear_cross_entropy_,
     "masked_mse": masked_mse,

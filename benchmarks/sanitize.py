@@ -54,6 +54,9 @@ def losses(dtype: torch.dtype) -> None:
     x, y = (torch.randn(70, 100, device=DEVICE).to(dtype).requires_grad_() for _ in range(2))
     functional.ntxent(x, y, 0.1).backward()
     functional.siglip(x, y, 10.0, -10.0).backward()
+    groups = {"group_ids": torch.arange(70, device=DEVICE) // 3, "false_negative_threshold": 0.5}
+    functional.ntxent(x, y, 0.1, **groups).backward()
+    functional.clip(x, y, 10.0, **groups).backward()
     functional.linear_cross_entropy(x, y, torch.arange(70, device=DEVICE)).backward()
     functional.barlow_twins(x, y).backward()
     functional.vicreg(x, y).backward()

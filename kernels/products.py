@@ -90,10 +90,13 @@ def logits_in_memory(x: Tensor, y: Tensor) -> Tensor | None:
     return multiply(x, y.T, block_memory(x, len(x), len(y)))
 
 
-def block_tile(rows: int, columns: int, dim: int, like: Tensor) -> Tile:
-    """The tile of a block of logits: a smaller one where the large ones are too few for the GPU."""
+def block_tile(rows: int, columns: int, dim: int, like: Tensor, kind: str = "block") -> Tile:
+    """The tile of a block of logits: a smaller one where the large ones are too few for the GPU.
+
+    ``kind`` is that of the large ones in kernels/tiles.py.
+    """
     arithmetic = arithmetic_of(like.dtype)
-    tile = tile_for("block", dim, arithmetic, like.device)
+    tile = tile_for(kind, dim, arithmetic, like.device)
     enough = multiprocessors(like.device)
     if triton.cdiv(rows, tile.rows) * triton.cdiv(columns, tile.columns) < enough:
         tile = static_tile("small block", dim, arithmetic, capability(like.device))

@@ -89,6 +89,12 @@ TILES |= {
     ("block", 10, "16-bit"): ((0, Tile(128, 128, 64, 0, 8, 3)),),
     ("block", 8, "tf32"): ((0, Tile(64, 128, 0, 0, 8, 1)),),
     ("block", 8, "ieee"): ((0, Tile(64, 128, 0, 0, 8, 1)),),
+    # The same where elements are sorted by ids: comparing those takes registers.
+    ("sorted block", 8, "16-bit"): ((0, Tile(128, 64, 64, 0, 8, 3)),),
+    ("sorted block", 9, "16-bit"): ((0, Tile(128, 128, 64, 0, 8, 3)),),
+    ("sorted block", 10, "16-bit"): ((0, Tile(128, 128, 64, 0, 8, 3)),),
+    ("sorted block", 8, "tf32"): ((0, Tile(64, 128, 0, 0, 8, 1)),),
+    ("sorted block", 8, "ieee"): ((0, Tile(64, 128, 0, 0, 8, 1)),),
     ("small block", 8, "16-bit"): ((0, Tile(64, 64, 64, 0, 4, 4)),),
     ("small block", 8, "tf32"): ((0, Tile(32, 128, 0, 0, 4, 1)),),
     ("small block", 8, "ieee"): ((0, Tile(32, 128, 0, 0, 4, 1)),),

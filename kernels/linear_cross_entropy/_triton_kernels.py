@@ -6,7 +6,7 @@ row. Gradients need every logit twice, so there a block of logits lies in memory
 reads it once (4 bytes a logit), ``weigh_kernel`` turns it into the weights G of the two products
 (reads 4, writes 2 or 4). All exponents are to base 2; so is ``softcap``, None for none. Of each, S
 programs share the classes of a row where rows are few; partial log-sum-exps are reduced by
-``merge_kernel``.
+kernels/lse_parts.py.
 """
 
 # mypy: disable-error-code="no-untyped-def, index"

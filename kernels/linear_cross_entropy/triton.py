@@ -35,8 +35,8 @@ from sslfast.kernels.linear_cross_entropy._triton_kernels import (
     logits_kernel,
     weigh_kernel,
 )
+from sslfast.kernels.lse_parts import merged
 from sslfast.kernels.products import block_memory, multiply, rows_of_a_block
-from sslfast.kernels.similarity_softmax.triton import merged
 from sslfast.kernels.tiles import arithmetic_of, multiprocessors, refuses, settings, splits
 from sslfast.kernels.tuning import tile_for
 

@@ -32,6 +32,7 @@ import torch
 import triton
 from torch import Tensor
 
+from sslfast.kernels.lse_parts import merged_lse
 from sslfast.kernels.products import (
     block_memory,
     block_tile,
@@ -43,14 +44,11 @@ from sslfast.kernels.similarity_softmax._triton_block_kernels import (
     statistics_kernel,
     weights_kernel,
 )
-from sslfast.kernels.similarity_softmax._triton_forward import merge_kernel
 from sslfast.kernels.tiles import arithmetic_of, settings
 
 # The symmetric form's triangle has a block of rows from the diagonal on: with eight blocks an
 # eighth more than half of the logits. With fewer rows than this, launches cost more than it saves.
 TRIANGLE_ROWS, TRIANGLE_BLOCKS = 8192, 8
-
-_MERGE = {"BLOCK_M": 32, "BLOCK_S": 32, "num_warps": 4, "enable_fp_fusion": True}
 
 Sizes = tuple[int, ...]  # M, N, length, shift, row_base, column_base, self_length, as in kernels
 
@@ -59,17 +57,6 @@ def _triangular(symmetric: bool, sizes: Sizes) -> bool:
     """Whether the triangle will do: its diagonal must be left out."""
     m, self_length = sizes[0], sizes[-1]
     return symmetric and self_length == m and m >= TRIANGLE_ROWS
-
-
-def _merged(parts: Tensor) -> Tensor:
-    """Log-sum-exps [M] of partial ones [S, M]; free for S = 1."""
-    count, m = parts.shape
-    if count == 1:
-        return parts[0]
-    lse = parts.new_empty(m)
-    blocks = triton.cdiv(m, 32)
-    merge_kernel[(blocks,)](parts, None, lse, None, m, count, **_MERGE)
-    return lse
 
 
 def statistics(
@@ -101,9 +88,9 @@ def statistics(
                 rows, y, logits, scale, row_parts, column_parts, positive,
                 last, n, *pairs, first, begin, **constants, TRIANGLE=triangle, **options,
             )  # fmt: skip
-            found.append(_merged(row_parts))
+            found.append(merged_lse(row_parts))
             if column_parts is not None:
-                more = _merged(column_parts)
+                more = merged_lse(column_parts)
                 if first:
                     known = lse_columns[begin:]
                     torch.logaddexp(known, more, out=known)

@@ -3,7 +3,7 @@
 Online softmax over column tiles: the running maximum starts at the lowest float32, exponents are to
 base 2 with log2(e) folded into the scale, products accumulate in float32. 2 M N D FLOP and M N
 exponentials; reads X once and Y once a row block (from L2), writes 8 bytes a row. Where row blocks
-are few, S programs share the column tiles of each, and ``merge_kernel`` reduces their S partial
+are few, S programs share the column tiles of each, and kernels/lse_parts.py reduces their S partial
 results.
 """
 
@@ -81,30 +81,3 @@ def forward_kernel(
     tl.store(p_lse + i_out, (b_max + tl.log2(b_sum)) * LN2, mask=i < M)
     b_positive = tl.where(i_positive >= 0, b_positive * LN2, -INFINITY)
     tl.store(p_positive + i_out, b_positive, mask=i < M)
-
-
-@triton.jit(do_not_specialize=["M", "parts"])
-def merge_kernel(
-    p_part_lse, p_part_positive, p_lse, p_positive, M, parts,
-    BLOCK_M: tl.constexpr, BLOCK_S: tl.constexpr,
-):  # fmt: skip
-    """Log-sum-exps [M] from parts [S, M], positives from partial sums, in a deterministic order.
-
-    Both pointers of positives may be None.
-    """
-    i = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    b_max = tl.full((BLOCK_M,), LOWEST, tl.float32)
-    b_sum = tl.zeros((BLOCK_M,), tl.float32)
-    b_positive = tl.zeros((BLOCK_M,), tl.float32)
-    for first in tl.range(0, parts, BLOCK_S):
-        s = first + tl.arange(0, BLOCK_S)[:, None]
-        m = (s < parts) & (i < M)[None, :]
-        b_lse = tl.load(p_part_lse + s * M + i[None, :], mask=m, other=-INFINITY) * LOG2E
-        b_new = tl.maximum(b_max, tl.max(b_lse, 0))
-        b_sum = b_sum * tl.exp2(b_max - b_new) + tl.sum(tl.exp2(b_lse - b_new[None, :]), 0)
-        b_max = b_new
-        if p_positive is not None:
-            b_positive += tl.sum(tl.load(p_part_positive + s * M + i[None, :], mask=m, other=0), 0)
-    tl.store(p_lse + i, (b_max + tl.log2(b_sum)) * LN2, mask=i < M)
-    if p_positive is not None:
-        tl.store(p_positive + i, b_positive, mask=i < M)

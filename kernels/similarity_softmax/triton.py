@@ -15,6 +15,7 @@ import triton
 from torch import Tensor
 
 from sslfast.kernels.gpu import DEVICE, operand, unavailable, without_padding
+from sslfast.kernels.lse_parts import merged
 from sslfast.kernels.products import in_blocks
 from sslfast.kernels.similarity_softmax import (
     Features,
@@ -24,7 +25,7 @@ from sslfast.kernels.similarity_softmax import (
     add_positives,
 )
 from sslfast.kernels.similarity_softmax._triton_backward import backward_kernel, plan_kernel
-from sslfast.kernels.similarity_softmax._triton_forward import forward_kernel, merge_kernel
+from sslfast.kernels.similarity_softmax._triton_forward import forward_kernel
 from sslfast.kernels.tiles import arithmetic_of, refuses, resident, settings, splits
 from sslfast.kernels.tuning import tile_for
 
@@ -54,8 +55,6 @@ def supports(problem: Problem) -> str | None:
 
 _PLAN = {"BLOCK": 4096}
 _PLAN_OPTIONS = {"num_warps": 8, "enable_fp_fusion": True}
-_MERGE = {"BLOCK_M": 32, "BLOCK_S": 32}
-_MERGE_OPTIONS = {"num_warps": 4, "enable_fp_fusion": True}
 
 
 def _sizes(rows: Tensor, columns: Tensor, p: Pairing) -> tuple[int, ...]:
@@ -82,19 +81,6 @@ def _row_statistics(
             rows, columns, scale, lse, positive, *sizes, **constants, **options
         )
     return merged(lse, positive)
-
-
-def merged(part_lse: Tensor, part_positive: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-sum-exps [M] of [S, M] partial ones, and sums of the positives' parts; free for S = 1."""
-    parts, m = part_lse.shape
-    if parts == 1:
-        return part_lse[0], part_positive[0]
-    lse, positive = part_lse.new_empty(m), part_lse.new_empty(m)
-    with torch.cuda.device_of(part_lse):
-        merge_kernel[(triton.cdiv(m, _MERGE["BLOCK_M"]),)](
-            part_lse, part_positive, lse, positive, m, parts, **_MERGE, **_MERGE_OPTIONS
-        )
-    return lse, positive
 
 
 def forward(

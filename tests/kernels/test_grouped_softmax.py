@@ -9,9 +9,12 @@ import sslfast
 from sslfast.functional import clip
 from sslfast.kernels import registry
 from sslfast.kernels import similarity_softmax as one
-from sslfast.kernels.grouped_softmax import Groups, reference
+from sslfast.kernels.grouped_softmax import Groups, Problem, reference
 from sslfast.kernels.grouped_softmax.op import grouped_softmax
 from sslfast.kernels.library import NAMESPACE
+
+# Triton's interpreter is numpy, which tells of every inf - inf.
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")
 
 OPS = getattr(torch.ops, NAMESPACE)
 
@@ -38,7 +41,9 @@ def test_opcheck(n: int | None, dtype: torch.dtype, masked: bool, sides: bool) -
 
 
 def names() -> list[str]:
-    return [b.name for b in registry.candidates("grouped_softmax") if b.name != "reference"]
+    asked = Problem("cpu", torch.float32, 9, 9, 20, False)
+    found = [b for b in registry.candidates("grouped_softmax") if b.refusal(asked) is None]
+    return [b.name for b in found if b.name != "reference"]
 
 
 @pytest.mark.parametrize("name", names())

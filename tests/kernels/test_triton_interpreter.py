@@ -24,6 +24,7 @@ TESTS = {  # those that take longest first
     "similarity_softmax": ["interpreted_kernels.py"],
     "patches": ["-k", "triton", "test_patch_mask.py", "test_masked_mse.py"],
     "losses": ["interpreted_losses.py"],
+    "groups": ["interpreted_groups.py"],
     "unit_rows": ["-k", "triton", "test_unit_rows.py", "test_cross_correlation.py"],
 }
 Done = subprocess.CompletedProcess[str]

@@ -41,6 +41,8 @@ from sslfast.eval import (
 from sslfast.training import TrainConfig, train
 from sslfast.training.config import read_yaml
 from sslfast.training.evaluation import FinishedRun
+from sslfast.training.run_folder import RunFolder
+from sslfast.training.run_log import read_metrics
 from sslfast.training.tokenizer import TokenizerConfig, fit_tokenizer
 
 CONFIGS = ROOT / "configs"
@@ -176,9 +178,8 @@ def measure(
         ablation = name in ABLATIONS
         found = {"trained": scores(run, "trained", protocol, seed, tune=not ablation)}
         if ablation:
-            *_, last = (path / "metrics.jsonl").read_text().splitlines()
-            logged = json.loads(last)
-            found["embeddings"] = {k: logged[k] for k in ("loss", "spread", "embedding_rank")}
+            last = read_metrics(RunFolder(path).metrics)[-1]
+            found["embeddings"] = {k: last[k] for k in ("loss", "spread", "embedding_rank")}
         else:
             whole = [r for r in rows if not r.get("ablation")]
             known = next((r for r in whole if {k: r.get(k) for k in same} == same), None)

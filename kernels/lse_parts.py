@@ -40,28 +40,23 @@ def merge_kernel(
         tl.store(p_positive + i, b_positive, mask=i < M)
 
 
-def _launch(*given: Tensor | None) -> None:
-    part_lse = given[0]
-    assert part_lse is not None
-    parts, m = part_lse.shape
+def _merge(part_lse: Tensor, part_positive: Tensor | None, positive: Tensor | None) -> Tensor:
+    (parts, m), lse = part_lse.shape, torch.empty_like(part_lse[0])
     with torch.cuda.device_of(part_lse):
-        blocks = triton.cdiv(m, _CONSTANTS["BLOCK_M"])
-        merge_kernel[(blocks,)](*given, m, parts, **_CONSTANTS, **_OPTIONS)
+        merge_kernel[(triton.cdiv(m, _CONSTANTS["BLOCK_M"]),)](
+            part_lse, part_positive, lse, positive, m, parts, **_CONSTANTS, **_OPTIONS
+        )
+    return lse
 
 
 def merged_lse(part_lse: Tensor) -> Tensor:
     """Log-sum-exps [M] of partial ones [S, M]; free for S = 1."""
-    if len(part_lse) == 1:
-        return part_lse[0]
-    lse = torch.empty_like(part_lse[0])
-    _launch(part_lse, None, lse, None)
-    return lse
+    return part_lse[0] if len(part_lse) == 1 else _merge(part_lse, None, None)
 
 
 def merged(part_lse: Tensor, part_positive: Tensor) -> tuple[Tensor, Tensor]:
     """Log-sum-exps [M] of [S, M] partial ones, and sums of the positives' parts; free for S = 1."""
     if len(part_lse) == 1:
         return part_lse[0], part_positive[0]
-    lse, positive = torch.empty_like(part_lse[0]), torch.empty_like(part_lse[0])
-    _launch(part_lse, part_positive, lse, positive)
-    return lse, positive
+    positive = torch.empty_like(part_lse[0])
+    return _merge(part_lse, part_positive, positive), positive

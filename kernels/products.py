@@ -15,12 +15,21 @@ tiles of few features need no memory. So blocks are taken for every D > 256, at 
 few logits either is a matter of launches, of which blocks need no more.
 """
 
+from typing import Any
+
 import torch
 import triton
 from torch import Tensor
 
 from sslfast.kernels.gpu import INTERPRETED, capability
-from sslfast.kernels.tiles import Tile, arithmetic_of, multiprocessors, static_tile, total_memory
+from sslfast.kernels.tiles import (
+    Tile,
+    arithmetic_of,
+    multiprocessors,
+    settings,
+    static_tile,
+    total_memory,
+)
 from sslfast.kernels.tuning import tile_for
 
 RESIDENT_DIM = 256  # features whose gradients a program holds for a block of rows
@@ -90,14 +99,20 @@ def logits_in_memory(x: Tensor, y: Tensor) -> Tensor | None:
     return multiply(x, y.T, block_memory(x, len(x), len(y)))
 
 
-def block_tile(rows: int, columns: int, dim: int, like: Tensor, kind: str = "block") -> Tile:
-    """The tile of a block of logits: a smaller one where the large ones are too few for the GPU.
+def block_settings(
+    rows: int, columns: int, like: Tensor, kind: str = "block"
+) -> tuple[Tile, dict[str, Any], dict[str, Any]]:
+    """The tile of a block of logits of features as of ``like``, constants and compiler options.
 
-    ``kind`` is that of the large ones in kernels/tiles.py.
+    A smaller tile where the large ones, whose kind in kernels/tiles.py this is, are too few for the
+    GPU.
     """
+    dim = like.shape[1]
     arithmetic = arithmetic_of(like.dtype)
     tile = tile_for(kind, dim, arithmetic, like.device)
     enough = multiprocessors(like.device)
     if triton.cdiv(rows, tile.rows) * triton.cdiv(columns, tile.columns) < enough:
         tile = static_tile("small block", dim, arithmetic, capability(like.device))
-    return tile
+    constants, options = settings(dim, like.dtype, arithmetic, tile)
+    del constants["PRECISION"]  # kernels multiply 16-bit operands only: see logits_in_memory
+    return tile, constants, options

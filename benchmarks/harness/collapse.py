@@ -53,10 +53,6 @@ def watched(method: Any, embeddings: Callable[[Any], Tensor]) -> Any:
     """A method that also logs the effective rank of its embeddings, of unit length."""
 
     class Watched(method):  # type: ignore[misc]
-        @wraps(method.__init__)  # its hyperparameters are known by its signature
-        def __init__(self, encoder: nn.Module, **keywords: Any) -> None:
-            super().__init__(encoder, **keywords)
-
         def loss(self, outputs: Any, ctx: Any) -> dict[str, Tensor]:
             rows = nn.functional.normalize(embeddings(outputs).detach().float(), dim=1)
             rank = torch.tensor(feature_health(rows)["effective_rank"])
@@ -90,33 +86,30 @@ def without_stop_gradient(simsiam: Any) -> Any:
     return SimSiamWithoutStopGradient
 
 
-def ablations(name: str, without: str, **keywords: Any) -> dict[str, Ablation]:
-    """A method as it is and without something; keywords are those of ``Ablation``."""
-    lacking = {key: keywords.pop(key) for key in ("method_args", "change") if key in keywords}
+HARD = {"recipe_args": {"blur_prob": 0.0}, "epochs": 10}
+
+
+def pair(
+    method: str, without: str, embeddings: Callable[[Any], Tensor], *, lr: float | None = None,
+    method_args: dict[str, Any] | None = None, change: Change | None = None,
+) -> dict[str, Ablation]:  # fmt: skip
+    """A method as it is and without something, which are ``method_args`` or a ``change``."""
+    settings = HARD if lr is None else {**HARD, "lr": lr}
     return {
-        f"{name} as it is": Ablation(name, **keywords),
-        f"{name} without {without}": Ablation(name, **keywords, **lacking),
+        f"{method} as it is": Ablation(method, embeddings, settings),
+        f"{method} without {without}": Ablation(
+            method, embeddings, settings, method_args or {}, change
+        ),
     }
 
 
-HARD = {"recipe_args": {"blur_prob": 0.0}, "epochs": 10}
+def first_target(outputs: Any) -> Tensor:
+    """Targets of the first view, of a method that returns predictions and targets of both."""
+    return outputs[1][0]
+
+
 ABLATIONS = {
-    **ablations(
-        *("byol", "predictor"),
-        change=without_predictor,
-        embeddings=lambda outputs: outputs[1][0],
-        settings={**HARD, "lr": 1e-2},
-    ),
-    **ablations(
-        *("simsiam", "stop-gradient"),
-        change=without_stop_gradient,
-        embeddings=lambda outputs: outputs[1][0],
-        settings=HARD,
-    ),
-    **ablations(
-        *("vicreg", "variance"),
-        method_args={"std_coeff": 0.0},
-        embeddings=lambda outputs: outputs[0],
-        settings=HARD,
-    ),
+    **pair("byol", "predictor", first_target, lr=1e-2, change=without_predictor),
+    **pair("simsiam", "stop-gradient", first_target, change=without_stop_gradient),
+    **pair("vicreg", "variance", lambda outputs: outputs[0], method_args={"std_coeff": 0.0}),
 }

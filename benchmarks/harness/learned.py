@@ -55,6 +55,11 @@ def groups(rows: Sequence[Row]) -> dict[str, list[Row]]:
     }
 
 
+def of_methods(rows: Sequence[Row]) -> list[Row]:
+    """All rows but those of ablations."""
+    return [row for row in rows if not row.get("ablation")]
+
+
 def seeds(rows: Sequence[Row]) -> str:
     """How many seeds a line is of."""
     return str(len({row["seed"] for row in rows}))
@@ -64,7 +69,7 @@ def random_encoders(rows: Sequence[Row]) -> dict[str, list[Row]]:
     """One row a seed of each random encoder, in the place of a trained one."""
     found: dict[str, dict[int, Row]] = {}
     for row in rows:
-        if "random" in row["scores"] and not row.get("ablation"):
+        if "random" in row["scores"]:
             name = row.get("encoder", {}).get("model", "vit_micro")
             args = row.get("encoder", {}).get("model_args")
             name += f" {args}" if args else ""
@@ -83,9 +88,8 @@ def accuracies(rows: Sequence[Row]) -> list[str]:
     """One line a method, after pixels and random encoders: what labels can be read."""
     heads = ["features", "seeds", "CPU time", "kNN", "linear probe", "above random"]
     heads += ["fine-tuned, 10 labels a class", "above from scratch"]
-    plain = [row for row in rows if not row.get("ablation")]
-    lines = []
-    for name, own in {**random_encoders(plain), **groups(plain)}.items():
+    rows, lines = of_methods(rows), []
+    for name, own in {**random_encoders(rows), **groups(rows)}.items():
         times = [row["cpu_seconds"] for row in own if "cpu_seconds" in row]
         learned = "random" in own[0]["scores"]
         lines.append(
@@ -105,8 +109,7 @@ def accuracies(rows: Sequence[Row]) -> list[str]:
 def health(rows: Sequence[Row]) -> list[str]:
     """One line a method: rank and spread of the features."""
     heads = ["features", "seeds", "dimensions", "effective rank", "spread", "kNN"]
-    lines = []
-    rows = [row for row in rows if not row.get("ablation")]
+    rows, lines = of_methods(rows), []
     for name, every in {**random_encoders(rows), **groups(rows)}.items():
         own = [row for row in every if spread("trained")(row) is not None]
         if not own:

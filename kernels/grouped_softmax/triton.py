@@ -21,13 +21,13 @@ from sslfast.kernels.growth import growth_of
 from sslfast.kernels.lse_parts import merged_lse
 from sslfast.kernels.products import (
     block_memory,
-    block_tile,
+    block_settings,
     logits_in_memory,
     multiply,
     rows_of_a_block,
 )
 from sslfast.kernels.similarity_softmax import Features
-from sslfast.kernels.tiles import arithmetic_of, refuses, settings
+from sslfast.kernels.tiles import refuses
 
 __all__ = ["DEVICE", "FEATURES", "PRIORITY", "available", "backward", "forward", "supports"]
 
@@ -64,15 +64,13 @@ def forward(
     dtype = statistics_dtype(rows)
     x = operand(rows)
     y = x if columns is None else operand(columns)
-    (m, dim), n = x.shape, len(y)
+    m, n = len(x), len(y)
     of_rows = scale.new_full((2, m), -torch.inf)
     of_columns = scale.new_full((2, n if sides and columns is not None else 0), -torch.inf)
-    tile = block_tile(m, n, dim, x, "sorted block")
-    constants, options = settings(dim, x.dtype, arithmetic_of(x.dtype), tile)
-    del constants["PRECISION"]
+    tile, constants, options = block_settings(m, n, x, "sorted block")
     logit_bytes = 8 / tile.rows + 8 / tile.columns + (4 if x.dtype == torch.float32 else 0)
     step = rows_of_a_block(m, n * logit_bytes, 0, x.device) if m and n else 1
-    limit, own = _limits(groups, m)
+    ids, (limit, own) = _ids(groups), _limits(groups, m)
     with torch.cuda.device_of(x):
         for first in range(0, m if n else 0, step):
             last = min(first + step, m)
@@ -81,7 +79,7 @@ def forward(
             column_parts = scale.new_empty(high, 2, n) if of_columns.numel() else None
             products = logits_in_memory(x[first:last], y)
             statistics_kernel[(high * wide,)](
-                x, y, products, scale, *_ids(groups), row_parts, column_parts,
+                x, y, products, scale, *ids, row_parts, column_parts,
                 limit, last, n, own, first, **constants, **options,
             )  # fmt: skip
             of_rows[:, first:last] = merged_lse(row_parts.flatten(1)).view(2, -1)
@@ -128,11 +126,9 @@ def backward(
     u = scale.new_zeros(m, dim)
     v = scale.new_zeros(n if columns_gradient else 0, dim)
     of_rows, of_columns = _statistics(row, row_positive), _statistics(column, column_positive)
-    tile = block_tile(m, n, dim, x, "sorted block")
-    constants, options = settings(dim, x.dtype, arithmetic_of(x.dtype), tile)
-    del constants["PRECISION"]
+    tile, constants, options = block_settings(m, n, x, "sorted block")
     step = rows_of_a_block(m, n * x.element_size(), 4 * v.numel(), x.device) if m and n else 1
-    limit, own = _limits(groups, m)
+    ids, (limit, own) = _ids(groups), _limits(groups, m)
     growth = None
     with torch.cuda.device_of(x):
         if x.dtype != torch.float32:
@@ -144,7 +140,7 @@ def backward(
             products = logits_in_memory(x[first:last], y)
             g = block_memory(x, last - first, n) if products is None else products
             weights_kernel[(high * wide,)](
-                x, y, products, scale, *_ids(groups), of_rows, of_columns, growth, g,
+                x, y, products, scale, *ids, of_rows, of_columns, growth, g,
                 limit, last, n, own, first, m, **constants, **options,
             )  # fmt: skip
             multiply(g, y, u[first:last])

@@ -23,9 +23,9 @@ from torch import Tensor
 
 from sslfast.kernels.growth import growth_of
 from sslfast.kernels.products import block_memory as new_block
-from sslfast.kernels.products import block_tile, logits_in_memory, multiply, rows_of_a_block
+from sslfast.kernels.products import block_settings, logits_in_memory, multiply, rows_of_a_block
 from sslfast.kernels.sigmoid_contrast._triton_kernel import SIZES, log2_of_one_plus
-from sslfast.kernels.tiles import arithmetic_of, settings
+from sslfast.kernels.tiles import arithmetic_of
 from sslfast.kernels.triton_tiles import (
     LN2,
     LOG2E,
@@ -122,16 +122,13 @@ def run(
     v = scale.new_empty((n, dim) if columns_gradient else (0,))
     if not (m and n):
         return loss, u, v.zero_(), d_bias
-    arithmetic = arithmetic_of(rows.dtype)
-    tile = block_tile(m, n, dim, rows)
-    constants, options = settings(dim, rows.dtype, arithmetic, tile)
-    del constants["PRECISION"]
+    tile, constants, options = block_settings(m, n, rows)
     a_logit = rows.element_size() if weighted or rows.dtype == torch.float32 else 0
     row_bytes = n * (a_logit + 8 / tile.columns)
     step = rows_of_a_block(m, row_bytes, 4 * v.numel(), rows.device)
     with torch.cuda.device_of(rows):
         growth = None
-        if row_weight is not None and arithmetic == "16-bit":
+        if row_weight is not None and arithmetic_of(rows.dtype) == "16-bit":
             growth = growth_of(row_weight)
         for first in range(0, m, step):
             last = min(first + step, m)

@@ -35,7 +35,7 @@ from torch import Tensor
 from sslfast.kernels.lse_parts import merged_lse
 from sslfast.kernels.products import (
     block_memory,
-    block_tile,
+    block_settings,
     logits_in_memory,
     multiply,
     rows_of_a_block,
@@ -44,7 +44,6 @@ from sslfast.kernels.similarity_softmax._triton_block_kernels import (
     statistics_kernel,
     weights_kernel,
 )
-from sslfast.kernels.tiles import arithmetic_of, settings
 
 # The symmetric form's triangle has a block of rows from the diagonal on: with eight blocks an
 # eighth more than half of the logits. With fewer rows than this, launches cost more than it saves.
@@ -71,9 +70,7 @@ def statistics(
     if not (m and n):
         return positive, positive.clone(), scale.new_full((n,), -torch.inf) if column_lse else none
     both = triangle or (column_lse and columns is not None)
-    tile = block_tile(m, n, rows.shape[1], rows)
-    constants, options = settings(rows.shape[1], rows.dtype, arithmetic_of(rows.dtype), tile)
-    del constants["PRECISION"]
+    tile, constants, options = block_settings(m, n, rows)
     logit_bytes = 4 / tile.rows + 4 / tile.columns + (4 if rows.dtype == torch.float32 else 0)
     step = rows_of_a_block(m, n * logit_bytes, 0, rows.device)
     found, lse_columns = [], none
@@ -127,9 +124,7 @@ def gradients(
     v = u if triangle else scale.new_empty(n, dim) if columns_gradient else None
     if not (m and n):
         return u, scale.new_zeros(n, dim) if columns_gradient else None
-    tile = block_tile(m, n, dim, rows)
-    constants, options = settings(dim, rows.dtype, arithmetic_of(rows.dtype), tile)
-    del constants["PRECISION"]
+    tile, constants, options = block_settings(m, n, rows)
     added_bytes = 0 if v is None else 4 * n * dim
     step = rows_of_a_block(m, n * rows.element_size(), added_bytes, rows.device)
     if triangle:

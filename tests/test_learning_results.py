@@ -140,3 +140,10 @@ def test_every_image_method_can_be_asked_for() -> None:
     for name in names:
         for file in methods.get(name).files:
             assert file in learning.FILES, f"learning.FILES does not say how {file} is made"
+
+
+def test_the_seeds_of_a_method_have_the_same_settings() -> None:
+    results = json.loads((learning.ROOT / "benchmarks" / "results" / "learning.json").read_text())
+    for name, rows in learned.groups(results["runs"]).items():
+        settings = [row.get("settings") for row in rows]
+        assert settings == settings[:1] * len(rows), name

@@ -18,12 +18,15 @@ from benchmarks.harness.launches import Launch, distinct, recording
 from sslfast.kernels import adamw, cross_correlation, lars, linear_cross_entropy, registry
 from sslfast.kernels import similarity_softmax as softmax
 from sslfast.kernels.grouped_softmax import Groups
+from sslfast.kernels.matryoshka_softmax import Prefixes
 from sslfast.kernels.similarity_softmax import Pairing
 from sslfast.kernels.unit_rows import Positives
 
 F16, BF16, F32, F64 = torch.float16, torch.bfloat16, torch.float32, torch.float64
 LABELS = {F16: "fp16", BF16: "bf16", F32: "fp32", F64: "fp64"}
 DTYPES = (BF16, F16, F32)
+
+SIX = (16, 32, 64, 128, 256, 512)  # prefixes
 
 Case = tuple[str, Callable[[Any], object]]  # what it is, and a call of a backend
 
@@ -112,6 +115,32 @@ def grouped_softmax() -> Iterator[Case]:
                 x, y = (None if k is None else empty(k, dim, dtype=dtype) for k in (m, n))
                 size = f"{'masked ' if masked else ''}{'large ' if m > 252 else ''}"
                 yield f"{size}{label}", _in(precision, _groups, x, y, masked)
+
+
+def _prefixes(backend: Any, x: Tensor, y: Tensor | None, dims: tuple[int, ...]) -> None:
+    m, n = len(x), len(x if y is None else y)
+    pairing = Pairing(m, m // 2, leave_out_self=True) if y is None else Pairing(m)
+    a = empty(len(dims), m)
+    problem = x, y, empty(), Prefixes(dims, a, a if y is None else empty(len(dims), n)), pairing
+    lse, positive, columns = backend.forward(*problem, y is not None)
+    row, column = (lse, torch.empty_like(lse)), (columns, torch.empty_like(columns))
+    if y is None:
+        backend.backward(*problem, row, row, positive)
+    else:
+        backend.backward(*problem, row, column, positive, True)
+        backend.backward(*problem, row, None, positive)
+        backend.backward(*problem, None, column, positive)
+
+
+def matryoshka_softmax() -> Iterator[Case]:
+    """Statistics, and gradients of both sides or from one side's statistics."""
+    for dtype, dims in itertools.product(DTYPES, ((128,), (16, 32, 64, 128), (7, 40, 100), SIX)):
+        for size, m, n in (("", 252, 507), ("large ", 8192, 9000)):
+            if not size or dims is SIX:
+                label = f"{size}{LABELS[dtype]} D={dims[-1]} K={len(dims)}"
+                given = empty(m, dims[-1], dtype=dtype), empty(n, dims[-1], dtype=dtype)
+                yield label, _in("ieee", _prefixes, given[0], None, dims)
+                yield f"of two {label}", _in("ieee", _prefixes, *given, dims)
 
 
 def _contrast(backend: Any, x: Tensor, y: Tensor) -> None:
@@ -368,6 +397,7 @@ CASES: dict[str, Callable[[], Iterator[Case]]] = {
     "lars": lars_,
     "linear_cross_entropy": linear_cross_entropy_,
     "masked_mse": masked_mse,
+    "matryoshka_softmax": matryoshka_softmax,
     "patch_mask": patch_mask,
     "patchify_visible": patchify_visible,
     "philox": philox,

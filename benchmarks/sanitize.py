@@ -19,6 +19,7 @@ from torch import nn
 import sslfast
 from sslfast import EMATeacher, functional
 from sslfast.kernels import registry
+from sslfast.kernels.matryoshka_softmax.op import matryoshka_softmax
 from sslfast.kernels.patch_mask.op import compact_mask, random_patch_mask, smallest_keys
 from sslfast.kernels.philox.op import random_bits
 from sslfast.kernels.similarity_softmax import Pairing
@@ -60,6 +61,9 @@ def losses(dtype: torch.dtype) -> None:
     functional.linear_cross_entropy(x, y, torch.arange(70, device=DEVICE)).backward()
     functional.barlow_twins(x, y).backward()
     functional.vicreg(x, y).backward()
+    scale = torch.tensor(10.0, device=DEVICE)
+    lse, positive, _ = matryoshka_softmax(x, y, scale, (7, 100), Pairing(70), normalize=True)
+    (lse - positive).sum().backward()
 
 
 def patches(dtype: torch.dtype) -> None:

@@ -193,6 +193,17 @@ gather_rows.register_autograd(_backward, setup_context=_setup)
 _sum_rows.register_autograd(no_double_backward)
 
 
+def gather_own_first(x: Tensor, group: str) -> Tensor:
+    """The rows of all ranks in their order, but from this rank's on, around to those before it.
+
+    So row i of this rank, which has one at least, is row i of them all. Gradients pass, as through
+    ``gather_rows``.
+    """
+    rows, places = gather_rows(x, group)
+    order = (places[0] + torch.arange(len(rows), device=x.device)) % len(rows)
+    return rows.index_select(0, order)
+
+
 def check_exchange(how: str, gathers: bool = False) -> None:
     """Raise ValueError unless it is "gather" or "ring", or where nothing can be gathered."""
     if gathers and not dist.is_available():

@@ -141,6 +141,28 @@ def block_memory(p, i, j, height, width):
 
 
 @triton.jit
+def add_products(
+    b_s, p_x, p_y, i, j, BEGIN: tl.constexpr, END: tl.constexpr, D: tl.constexpr,
+    BLOCK_D: tl.constexpr, OPERAND: tl.constexpr,
+):  # fmt: skip
+    """b_s and the inner products of features BEGIN to END, of rows i of X and rows j of Y."""
+    k = BEGIN + tl.arange(0, BLOCK_D)
+    p_x += i.to(tl.int64)[:, None] * D + k[None, :]
+    p_y += j.to(tl.int64)[None, :] * D + k[:, None]
+    for k_first in tl.range(0, END - BEGIN, BLOCK_D):
+        if (END - BEGIN) % BLOCK_D == 0:
+            b_x, b_y = tl.load(p_x), tl.load(p_y)
+        else:
+            m = k_first + k < END
+            b_x = tl.load(p_x, mask=m[None, :], other=0)
+            b_y = tl.load(p_y, mask=m[:, None], other=0)
+        b_s = tl.dot(b_x.to(OPERAND), b_y.to(OPERAND), b_s)
+        p_x += BLOCK_D
+        p_y += BLOCK_D
+    return b_s
+
+
+@triton.jit
 def block_logits(
     p_x, p_y, p_logits, i_row, i_column, i_first, j_first, M, N, D: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, OPERAND: tl.constexpr,
@@ -156,21 +178,8 @@ def block_logits(
         return tl.load(p_logits, mask=m, other=0)
     else:  # noqa: RET505 - Triton takes one branch only
         i, j = tl.minimum(i_first + i, M - 1), tl.minimum(j_first + j, N - 1)
-        k = tl.arange(0, BLOCK_D)
-        p_x += i.to(tl.int64)[:, None] * D + k[None, :]
-        p_y += j.to(tl.int64)[None, :] * D + k[:, None]
         b_s = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-        for k_first in tl.range(0, D, BLOCK_D):
-            if D % BLOCK_D == 0:
-                b_x, b_y = tl.load(p_x), tl.load(p_y)
-            else:
-                m = k_first + k < D
-                b_x = tl.load(p_x, mask=m[None, :], other=0)
-                b_y = tl.load(p_y, mask=m[:, None], other=0)
-            b_s = tl.dot(b_x.to(OPERAND), b_y.to(OPERAND), b_s)
-            p_x += BLOCK_D
-            p_y += BLOCK_D
-        return b_s
+        return add_products(b_s, p_x, p_y, i, j, 0, D, D, BLOCK_D, OPERAND)
 
 
 @triton.jit

@@ -27,8 +27,10 @@ have the statistics dtype, all else the accumulation dtype.
 """
 
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from sslfast.kernels.dtypes import statistics_dtype
@@ -54,6 +56,26 @@ class Prefixes:
     def features(self) -> list[slice]:
         """What each prefix has beyond the one before."""
         return [slice(a, b) for a, b in zip((0, *self.dims[:-1]), self.dims, strict=True)]
+
+    def padded_ends(self, multiple: int) -> tuple[int, ...]:
+        """Where the prefixes end in ``padded`` rows."""
+        sizes = (f.stop - f.start for f in self.features)
+        return tuple(accumulate(size + -size % multiple for size in sizes))
+
+    def padded(self, x: Tensor, multiple: int) -> Tensor:
+        """Rows [..., D] in which all prefixes end at multiples, after zeros where they must."""
+        if self.padded_ends(multiple) == self.dims:
+            return x
+        parts = [F.pad(x[:, f], (0, (f.start - f.stop) % multiple)) for f in self.features]
+        return torch.cat(parts, 1)
+
+    def without_padding(self, x: Tensor, multiple: int) -> Tensor:
+        """The inverse of ``padded``; an empty tensor [0] as it is."""
+        ends = self.padded_ends(multiple)
+        if ends == self.dims or x.dim() == 1:
+            return x
+        begins = zip((0, *ends[:-1]), self.features, strict=True)
+        return torch.cat([x[:, begin : begin + f.stop - f.start] for begin, f in begins], 1)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from sslfast.kernels.extension import address, cpu_unavailable, loaded
@@ -26,22 +25,6 @@ def supports(problem: Problem) -> str | None:
     return None
 
 
-def _padded(x: Tensor, prefixes: Prefixes) -> Tensor:
-    """Rows whose blocks of features are filled up with zeros; as they are where they fit."""
-    if all(dim % PANEL == 0 for dim in prefixes.dims):
-        return x.float()
-    parts = [x[:, f].float() for f in prefixes.features]
-    return torch.cat([F.pad(part, (0, -part.shape[1] % PANEL)) for part in parts], 1)
-
-
-def _without_padding(x: Tensor, prefixes: Prefixes) -> Tensor:
-    if x.shape[1:] == prefixes.dims[-1:] or not x.numel():
-        return x
-    sizes = [f.stop - f.start for f in prefixes.features]
-    parts = x.split([size + -size % PANEL for size in sizes], 1)
-    return torch.cat([part[:, :size] for part, size in zip(parts, sizes, strict=True)], 1)
-
-
 class _Call:
     """The problem as the extension takes it, and the tensors that it points to."""
 
@@ -53,10 +36,9 @@ class _Call:
         prefixes: Prefixes,
         pairing: Pairing,
     ) -> None:
-        self.rows = _padded(rows, prefixes)
-        self.columns = None if columns is None else _padded(columns, prefixes)
-        sizes = torch.tensor([f.stop - f.start for f in prefixes.features])
-        self.ends = ((sizes + PANEL - 1) // PANEL * PANEL).cumsum(0)
+        self.rows = prefixes.padded(rows, PANEL).float()
+        self.columns = None if columns is None else prefixes.padded(columns, PANEL).float()
+        self.ends = torch.tensor(prefixes.padded_ends(PANEL))
         self.inverse = [t.double().contiguous() for t in (prefixes.rows, prefixes.columns)]
         self.kept = torch.tensor(kept_prefixes(prefixes.dims), dtype=torch.int64)
         at = [t.data_ptr() for t in self.inverse]
@@ -124,5 +106,5 @@ def backward(
         inner.data_ptr(),
         column_inner.data_ptr() if columns_gradient else 0,
     )
-    u, v = (_without_padding(g, prefixes) for g in (u, v))
+    u, v = (prefixes.without_padding(g, PANEL) for g in (u, v))
     return (u, v, inner, column_inner) if columns_gradient else (u, v, inner)

@@ -17,66 +17,19 @@ column's those of row j, and (G + G^T) X is the gradient. Tiles below the diagon
 import triton
 import triton.language as tl
 
+from sslfast.kernels.triton_softmax import diagonals, needs_masks, tile_statistics, weights
 from sslfast.kernels.triton_tiles import (
     INFINITY,
-    LN2,
     LOG2E,
-    LOWEST,
     SIZES,
     block_logits,
     block_memory,
     halves,
     nth_block,
     on_diagonal,
-    touches,
 )
 
 BLOCK_SIZES = [*SIZES, "i_first", "j_first"]
-
-
-@triton.jit
-def _diagonals(length, shift, row_base, column_base, self_length):
-    """Of positives before and after the wrap, and of rows themselves."""
-    wrapped = (row_base + length - shift, column_base, shift)
-    straight = (row_base, column_base + shift, length - shift)
-    return wrapped, straight, (row_base, column_base, self_length)
-
-
-@triton.jit
-def _needs_masks(
-    i_row, i_column, M, N, wrapped, straight, itself,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, TRIANGLE: tl.constexpr,
-):  # fmt: skip
-    """Whether some element of a tile does not count for its row and column like the others."""
-    masked = touches(i_row, i_column, wrapped, BLOCK_M, BLOCK_N)
-    masked |= touches(i_row, i_column, straight, BLOCK_M, BLOCK_N)
-    masked |= touches(i_row, i_column, itself, BLOCK_M, BLOCK_N)
-    masked |= (i_row + BLOCK_M > M) | (i_column + BLOCK_N > N)
-    if TRIANGLE:
-        masked |= i_row + BLOCK_M > i_column
-    return masked
-
-
-@triton.jit
-def _negatives(
-    b_t, i, i_column, M, N, p_positive, wrapped, straight, itself,
-    BLOCK_N: tl.constexpr, TRIANGLE: tl.constexpr,
-):  # fmt: skip
-    """Logits with -inf where no negative stands; those of positives are stored."""
-    i_positive = tl.maximum(on_diagonal(i, wrapped), on_diagonal(i, straight))
-    m_here = (i < M) & (i_positive >= i_column) & (i_positive < i_column + BLOCK_N)
-    i_least = tl.where(i < M, i + 1 if TRIANGLE else 0, N)
-    j = i_column + tl.arange(0, BLOCK_N)
-    j = tl.where(j < N, j, -1)[None, :]
-    b_positive = tl.sum(tl.where(j == i_positive[:, None], b_t, 0), 1) * LN2
-    m_in = (j >= i_least[:, None]) & (j != i_positive[:, None])
-    if TRIANGLE:
-        m_here &= i <= i_positive
-        tl.store(p_positive + i_positive, b_positive, mask=m_here)  # pairs are mutual
-    else:
-        m_in &= j != on_diagonal(i, itself)[:, None]
-    tl.store(p_positive + i, b_positive, mask=m_here)
-    return tl.where(m_in, b_t, -INFINITY)
 
 
 @triton.jit(do_not_specialize=BLOCK_SIZES)
@@ -103,8 +56,8 @@ def statistics_kernel(
         tl.store(p_row_lse + i, tl.full((BLOCK_M,), -INFINITY, tl.float32), mask=i < M)
         tl.store(p_column_lse + j, tl.full((BLOCK_N,), -INFINITY, tl.float32), mask=j < N)
         return
-    wrapped, straight, itself = _diagonals(length, shift, row_base, column_base, self_length)
-    masked = _needs_masks(
+    wrapped, straight, itself = diagonals(length, shift, row_base, column_base, self_length)
+    masked = needs_masks(
         i_row, i_column, M, N, wrapped, straight, itself, BLOCK_M, BLOCK_N, TRIANGLE
     )
     b_t = block_logits(
@@ -112,54 +65,10 @@ def statistics_kernel(
         BLOCK_M, BLOCK_N, BLOCK_D, OPERAND,
     )  # fmt: skip
     b_t *= tl.load(p_scale) * LOG2E
-    HALF: tl.constexpr = BLOCK_N // 2
-    parts = halves(b_t, BLOCK_M, HALF)
-    b_max = tl.full((BLOCK_M,), LOWEST, tl.float32)
-    b_sum = tl.zeros((BLOCK_M,), tl.float32)
-    for n in tl.static_range(2):
-        j_half = i_column + n * HALF
-        b_half = parts[n]
-        if masked:
-            b_half = _negatives(
-                b_half, i, j_half, M, N, p_positive, wrapped, straight, itself, HALF, TRIANGLE
-            )
-        # The maximum drops a NaN, the sum keeps it.
-        b_new = tl.maximum(b_max, tl.max(b_half, 1))
-        b_sum = b_sum * tl.exp2(b_max - b_new) + tl.sum(tl.exp2(b_half - b_new[:, None]), 1)
-        b_max = b_new
-        if p_column_lse is not None:
-            b_top = tl.maximum(tl.max(b_half, 0), LOWEST)
-            b_total = tl.sum(tl.exp2(b_half - b_top[None, :]), 0)
-            j = j_half + tl.arange(0, HALF)
-            tl.store(p_column_lse + j, (b_top + tl.log2(b_total)) * LN2, mask=j < N)
-    tl.store(p_row_lse + i, (b_max + tl.log2(b_sum)) * LN2, mask=i < M)
-
-
-@triton.jit
-def _weights(
-    b_t, i, j, M, N, p_row_lse, p_row_weight, p_column_lse, p_column_weight,
-    p_row_factor, p_column_factor, p_plan,
-):  # fmt: skip
-    """G of logits to base 2, as if nothing were left out."""
-    i, j = tl.minimum(i, M - 1), tl.minimum(j, N - 1)
-    fits, grow = 0.0, 1.0
-    if p_plan is not None:
-        grow = tl.load(p_plan + 2)
-    if p_row_factor is not None:
-        fits = tl.load(p_plan + 1)
-    if fits != 0 and p_row_factor is not None:  # one exponential an element
-        b_factor = tl.load(p_row_factor + i)[:, None] + tl.load(p_column_factor + j)[None, :]
-        b_g = tl.exp2(b_t - tl.load(p_plan)) * b_factor
-    elif p_column_lse is None:
-        b_lse, b_weight = tl.load(p_row_lse + i) * LOG2E, tl.load(p_row_weight + i) * grow
-        b_g = tl.exp2(b_t - b_lse[:, None]) * b_weight[:, None]
-    else:
-        b_lse, b_weight = tl.load(p_column_lse + j) * LOG2E, tl.load(p_column_weight + j) * grow
-        b_g = tl.exp2(b_t - b_lse[None, :]) * b_weight[None, :]
-        if p_row_lse is not None:
-            b_lse, b_weight = tl.load(p_row_lse + i) * LOG2E, tl.load(p_row_weight + i) * grow
-            b_g += tl.exp2(b_t - b_lse[:, None]) * b_weight[:, None]
-    return b_g
+    tile_statistics(
+        b_t, masked, i, i_column, M, N, p_row_lse, p_column_lse, p_positive,
+        wrapped, straight, itself, BLOCK_M, BLOCK_N, TRIANGLE,
+    )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=BLOCK_SIZES)
@@ -182,8 +91,8 @@ def weights_kernel(
         p_tile, m_tile = block_memory(p_g, i, j, M - i_first, N - j_first)
         tl.store(p_tile, tl.zeros((BLOCK_M, BLOCK_N), p_g.dtype.element_ty), mask=m_tile)
         return
-    wrapped, straight, itself = _diagonals(length, shift, row_base, column_base, self_length)
-    masked = _needs_masks(
+    wrapped, straight, itself = diagonals(length, shift, row_base, column_base, self_length)
+    masked = needs_masks(
         i_row, i_column, M, N, wrapped, straight, itself, BLOCK_M, BLOCK_N, TRIANGLE
     )
     b_t = block_logits(
@@ -196,7 +105,7 @@ def weights_kernel(
     for n in tl.static_range(2):
         j = n_column * BLOCK_N + n * HALF + tl.arange(0, HALF)
         i_whole, j_whole = i_first + i, j_first + j
-        b_g = _weights(
+        b_g = weights(
             parts[n], i_whole, j_whole, M, N, p_row_lse, p_row_weight, p_column_lse,
             p_column_weight, p_row_factor, p_column_factor, p_plan,
         )  # fmt: skip

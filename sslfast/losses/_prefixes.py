@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sslfast._arguments import checked
+from sslfast.kernels.exchange import gather_own_first, name_of, world_size
 from sslfast.kernels.matryoshka_softmax.op import matryoshka_softmax
 from sslfast.kernels.similarity_softmax import Pairing, info_nce_from_logits
 from sslfast.losses._inputs import as_scale, check_embeddings, reduce, scale_of
@@ -25,7 +26,7 @@ def losses_of_prefixes(
     args: Sequence[Any],
     kwargs: dict[str, Any],
 ) -> Losses:
-    """The loss of every prefix, or None where it takes a loop: over ranks and on a GPU, too.
+    """The loss of every prefix, or None where it takes a loop: around a ring of ranks, too.
 
     The loss is not called. It is wherever it has something to say: to hooks that wait for a call,
     or of arguments that it does not take.
@@ -56,21 +57,33 @@ def _takes(kind: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
     return len(args) <= len(by_place) and once and needed <= set(given) <= by_name
 
 
-def _on_cpu(x: Any) -> bool:
-    return isinstance(x, Tensor) and x.device.type == "cpu"
+def _plain(loss: Any, candidates: dict[str, Tensor | None]) -> bool:
+    """Whether every row has one positive and all other columns for negatives."""
+    options = loss.false_negative_threshold, *candidates.values()
+    return loss.positives == "outside" and all(x is None for x in options)
 
 
 def _ntxent(
-    loss: NTXentLoss, dims: tuple[int, ...], normalize: bool, out0: Tensor, out1: Tensor
+    loss: NTXentLoss,
+    dims: tuple[int, ...],
+    normalize: bool,
+    out0: Tensor,
+    out1: Tensor,
+    **candidates: Tensor | None,
 ) -> Losses:
-    if loss.memory_bank is not None or loss._gathers or not _on_cpu(out0):
+    around = loss._gathers and loss.exchange == "ring"
+    if loss.memory_bank is not None or around or not _plain(loss, candidates):
         return None
     out0, out1 = check_embeddings(out0=out0, out1=out1)
     z = torch.cat((out0, out1))
+    columns = gather_own_first(z, name_of(loss.process_group)) if loss._gathers else None
     scale, pairing = scale_of(loss.temperature, z), Pairing(len(z), len(out0), leave_out_self=True)
-    lse, positive, _ = matryoshka_softmax(z, None, scale, dims, pairing, normalize=True)
+    lse, positive, _ = matryoshka_softmax(z, columns, scale, dims, pairing, normalize=True)
     losses = info_nce_from_logits(lse, positive, unit=True)
-    return list(losses.mean(1).to(scale.dtype))
+    if columns is None:
+        return list(losses.mean(1).to(scale.dtype))
+    factor = world_size(loss.process_group) / len(columns)
+    return list((factor * losses.sum(1)).to(scale.dtype))
 
 
 def _info_nce(
@@ -80,14 +93,20 @@ def _info_nce(
     query: Tensor,
     positive_key: Tensor,
     negative_keys: Tensor | None = None,
+    **candidates: Tensor | None,
 ) -> Losses:
-    alone = negative_keys is None and loss.process_group is None and _on_cpu(query)
-    if not alone or loss.negative_mode not in ("unpaired", "paired"):
+    known = loss.negative_mode in ("unpaired", "paired")
+    if negative_keys is not None or not known or not _plain(loss, candidates):
         return None
     query, key = check_embeddings(query=query, positive_key=positive_key)
     scale, pairing = scale_of(loss.temperature, query), Pairing(len(query))
+    if loss.process_group is not None:
+        key = gather_own_first(key, name_of(loss.process_group))
     lse, positive, _ = matryoshka_softmax(query, key, scale, dims, pairing, normalize=True)
     losses = info_nce_from_logits(lse, positive, unit=True)
+    if loss.process_group is not None:
+        factor = world_size(loss.process_group) / len(key)
+        return list((factor * losses.sum(1)).to(scale.dtype))
     return [reduce(of_rows, loss.reduction).to(scale.dtype) for of_rows in losses]
 
 
@@ -103,9 +122,9 @@ def _clip(
     output_dict: Any = False,
     **candidates: Tensor | None,
 ) -> Losses:
-    options = loss.false_negative_threshold, *candidates.values()
-    plain = loss.positives == "outside" and all(x is None for x in options)
-    if not plain or output_dict or loss.world_size > 1 or not _on_cpu(image_features):
+    ranks = loss.world_size > 1
+    around = ranks and loss.exchange == "ring"
+    if output_dict or around or not _plain(loss, candidates):
         return None
     x, y = check_embeddings(image_features=image_features, text_features=text_features)
     if loss.direction == "text_to_image":
@@ -113,14 +132,26 @@ def _clip(
     both = loss.direction == "both"
     if both and y.requires_grad and not x.requires_grad:
         x, y = y, x  # a gradient of the rows alone costs less
-    scale = as_scale(logit_scale, x)
-    lse, positive, lse_columns = matryoshka_softmax(
-        x, y, scale, dims, Pairing(len(x)), normalize=normalize, column_lse=both
-    )
+    scale, all_x, all_y = as_scale(logit_scale, x), x, y
+    if ranks:
+        loss._check_rank()
+        all_x, all_y = (gather_own_first(t, name_of(loss.process_group)) for t in (x, y))
+
+    def softmax(rows: Tensor, columns: Tensor, sides: bool) -> tuple[Tensor, ...]:
+        return matryoshka_softmax(
+            rows, columns, scale, dims, Pairing(len(x)), normalize=normalize, column_lse=sides
+        )
+
+    lse, positive, lse_columns = softmax(x, all_y, both and not ranks)
     losses = info_nce_from_logits(lse, positive, unit=normalize)
     if both:
+        if ranks:
+            lse_columns, positive, _ = softmax(y, all_x, False)
         losses = (losses + info_nce_from_logits(lse_columns, positive, unit=normalize)) / 2
-    found = losses.mean(1).to(scale.dtype)
+    found = losses.mean(1)
+    if ranks:
+        found = loss._of_all_ranks(loss.world_size / len(all_y) * losses.sum(1))
+    found = found.to(scale.dtype)
     if isinstance(logit_bias, Tensor):
         found = found + 0 * logit_bias.sum()  # it keeps a gradient, which DDP waits for
     return list(found)

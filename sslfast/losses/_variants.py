@@ -120,6 +120,11 @@ class Candidates:
         tensors = self.group_ids, self.ignore_ids, self.negatives
         return self.threshold is not None or any(t is not None for t in tensors)
 
+    @property
+    def several_outside(self) -> bool:
+        """Whether losses are means over a row's positives, of which there may be several."""
+        return self.positives == "outside" and self.group_ids is not None
+
     def check(
         self, variant: Variant, **features: Tensor
     ) -> tuple["Candidates", tuple[Tensor, ...]]:

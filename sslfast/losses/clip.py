@@ -239,7 +239,7 @@ class ClipLoss(nn.Module):
         image_features, text_features = check_embeddings(
             image_features=image_features, text_features=text_features
         )
-        check_rank("ClipLoss", self.rank, self.world_size, self.process_group)
+        self._check_rank()
         pairs = torch.stack((image_features, text_features), 1)
         all_pairs, _ = gather_rows(pairs, name_of(self.process_group))
         images, texts = all_pairs.unbind(1)
@@ -302,7 +302,7 @@ class ClipLoss(nn.Module):
     ) -> Tensor:
         image, text = check_embeddings(image_features=image, text_features=text)
         group = self.process_group
-        check_rank("ClipLoss", self.rank, self.world_size, group)
+        self._check_rank()
         candidates = Candidates(self.positives, self.false_negative_threshold, *given)
         if candidates.given:
             candidates, (image, text) = _check_candidates(
@@ -326,9 +326,16 @@ class ClipLoss(nn.Module):
             rows = info_nce_from_logits(lse, positive, unit=False)
             if both:
                 rows = (rows + info_nce_from_logits(lse_other, positive, unit=False)) / 2
-        local = (factor * rows.sum()).to(scale.dtype)
+        return self._of_all_ranks((factor * rows.sum()).to(scale.dtype))
+
+    def _check_rank(self) -> None:
+        """Raise ValueError unless torch.distributed knows this process by the loss's numbers."""
+        check_rank("ClipLoss", self.rank, self.world_size, self.process_group)
+
+    def _of_all_ranks(self, local: Tensor) -> Tensor:
+        """The global loss, with the gradient of this rank's share; ``local_loss``: the share."""
         if self.local_loss:
             return local
         total = local.detach().clone()
-        dist.all_reduce(total, group=group)
+        dist.all_reduce(total, group=self.process_group)
         return local + (total / self.world_size - local.detach())

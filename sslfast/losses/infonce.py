@@ -1,5 +1,6 @@
 """InfoNCE with given keys; its class has the constructor and forward of info-nce-pytorch's."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ from sslfast.losses._inputs import (
     scale_in_halves,
     scale_of,
 )
-from sslfast.losses._variants import Candidates, Variant
+from sslfast.losses._variants import Candidates, Variant, check_positives
 
 
 @checked
@@ -40,6 +41,10 @@ def info_nce(
     debiased: float = 0.0,
     label_smoothing: float = 0.0,
     in_batch: bool = False,
+    group_ids: Tensor | None = None,
+    positives: str = "outside",
+    ignore_ids: Tensor | None = None,
+    false_negative_threshold: float | None = None,
 ) -> Tensor:
     """InfoNCE (van den Oord et al. 2018, arXiv:1807.03748, equation 4) on cosine similarities.
 
@@ -57,6 +62,14 @@ def info_nce(
         label_smoothing: share of the target spread over all candidates, as F.cross_entropy does.
         in_batch: the other queries' keys are negatives beside unpaired negative_keys too, which
             then are hard negatives; without negative_keys they are so in any case.
+        group_ids: int64 [N]: in-batch keys of the same id are positives of each other's queries.
+        positives: "outside": the mean over a query's positives of -log p (SupCon's L_out, Khosla et
+            al. 2020, arXiv:2004.11362), "inside": -log of the sum of p (MIL-NCE, Miech et al. 2020,
+            arXiv:1912.06430), which needs group_ids.
+        ignore_ids: int64 [N]: in-batch keys of the same id that are no positives are no negatives
+            either; below 0: of nobody.
+        false_negative_threshold: keys that are no positives but whose cosine is larger are left out
+            (Huynh et al. 2022, arXiv:2011.11765); the choice has no gradient.
 
     Returns:
         The loss in float32 (float64 for float64 inputs).
@@ -64,8 +77,9 @@ def info_nce(
     Raises:
         TypeError: embeddings that are no floating-point tensors.
         ValueError: shapes, dtypes or devices that do not fit, a temperature of 0, another mode,
-            options out of range, more than one of decoupled, debiased and label_smoothing, or one
-            of them or paired negative_keys with in_batch.
+            options out of range, positives="inside" without group_ids, more than one of decoupled,
+            debiased and label_smoothing, or one of them or paired negative_keys with in_batch or
+            the options after it; these with negative_keys but not in_batch.
     """
     query, positive_key = check_embeddings(query=query, positive_key=positive_key)
     if negative_mode not in ("unpaired", "paired"):
@@ -77,15 +91,12 @@ def info_nce(
         query, positive_key, negative_keys = check_embeddings(
             False, query=query, positive_key=positive_key, negative_keys=negative_keys
         )
-    if in_batch and negative_keys is not None:
-        if negative_mode == "paired":
-            raise ValueError("in_batch=True takes unpaired negative_keys [K, D]")
-        if variant != Variant():
-            raise ValueError(
-                "in_batch=True with negative_keys cannot be combined with decoupled, debiased or "
-                "label_smoothing: leave one or the other out"
-            )
-        losses, _ = _beside_the_batch(query, positive_key, negative_keys, scale)
+    candidates = Candidates(positives, false_negative_threshold, group_ids, ignore_ids)
+    if candidates.given or (in_batch and negative_keys is not None):
+        _check_candidates(in_batch, negative_keys, negative_mode)
+        candidates = replace(candidates, negatives=negative_keys)
+        candidates.check(variant, query=query)
+        losses, _ = _among_the_batch(query, positive_key, scale, candidates)
         return reduce(losses, reduction).to(scale.dtype)
     # In-batch keys never change: where the fused kernels run, they compute the gradients later.
     in_forward = reduction in ("mean", "sum") and torch.is_grad_enabled()
@@ -125,16 +136,27 @@ def info_nce(
     return reduce(losses, reduction).to(scale.dtype)
 
 
-def _beside_the_batch(
-    query: Tensor, key: Tensor, negatives: Tensor, scale: Tensor, group: str | None = None
+def _check_candidates(in_batch: bool, negative_keys: Tensor | None, negative_mode: str) -> None:
+    if negative_keys is None:
+        return
+    if not in_batch:
+        raise ValueError(
+            "group_ids, ignore_ids and false_negative_threshold are of in-batch keys: leave "
+            "negative_keys out or say in_batch=True"
+        )
+    if negative_mode == "paired":
+        raise ValueError("in_batch=True takes unpaired negative_keys [K, D]")
+
+
+def _among_the_batch(
+    query: Tensor, key: Tensor, scale: Tensor, c: Candidates, group: str | None = None
 ) -> tuple[Tensor, int]:
-    """Losses [N] with hard negatives beside in-batch ones, and the pairs of all ranks."""
+    """Losses [N] with the options of groups and hard negatives, and the pairs of all ranks."""
     from sslfast.losses._groups import pair_losses  # who needs none of it loads none
 
-    candidates = Candidates(negatives=unit(negatives))
-    return pair_losses(
-        unit(query), unit(key), scale, candidates, both=False, unit=True, group=group
-    )
+    if c.negatives is not None:
+        c = replace(c, negatives=unit(c.negatives))
+    return pair_losses(unit(query), unit(key), scale, c, both=False, unit=True, group=group)
 
 
 def _in_forward(
@@ -203,7 +225,10 @@ class InfoNCE(nn.Module):
         process_group: ranks whose keys are negatives too, where none are given; None: this one
             alone. Gradients averaged over ranks (DDP, FSDP) are those of one process with the
             global batch; the loss is W / N times the sum over this rank's queries.
-        in_batch: as in ``sslfast.functional.info_nce``; over ranks, given negative keys are of all.
+        in_batch: as in ``sslfast.functional.info_nce``, as are the next two; over ranks, given
+            negative keys are of all.
+        positives: see in_batch; "inside" needs group_ids in every call.
+        false_negative_threshold: see in_batch.
 
     Shapes:
         query, positive_key: [N, D]; negative_keys: None for the other rows' keys, or as above.
@@ -222,9 +247,12 @@ class InfoNCE(nn.Module):
         process_group: Any = None,
         *,
         in_batch: bool = False,
+        positives: str = "outside",
+        false_negative_threshold: float | None = None,
     ) -> None:
         super().__init__()
         check_temperature(temperature)
+        check_positives(positives)
         if process_group is not None and reduction != "mean":
             raise ValueError(f"over several ranks reduction must be 'mean', got {reduction!r}")
         self.process_group = process_group
@@ -232,44 +260,60 @@ class InfoNCE(nn.Module):
         self.reduction = reduction
         self.negative_mode = negative_mode
         self.in_batch = in_batch
+        self.positives = positives
+        self.false_negative_threshold = false_negative_threshold
 
     def extra_repr(self) -> str:
         """Show the settings."""
         return (
             f"temperature={self.temperature}, reduction={self.reduction!r}, "
-            f"negative_mode={self.negative_mode!r}, in_batch={self.in_batch}"
+            f"negative_mode={self.negative_mode!r}, in_batch={self.in_batch}, "
+            f"positives={self.positives!r}, "
+            f"false_negative_threshold={self.false_negative_threshold}"
         )
 
     def forward(
-        self, query: Tensor, positive_key: Tensor, negative_keys: Tensor | None = None
+        self,
+        query: Tensor,
+        positive_key: Tensor,
+        negative_keys: Tensor | None = None,
+        *,
+        group_ids: Tensor | None = None,
+        ignore_ids: Tensor | None = None,
     ) -> Tensor:
-        """Return the loss of queries [N, D] against their keys [N, D]."""
-        if self.process_group is not None:
-            return self._global(query, positive_key, negative_keys)
-        return info_nce(
-            query,
-            positive_key,
-            negative_keys,
-            self.temperature,
-            self.reduction,
-            self.negative_mode,
-            in_batch=self.in_batch,
-        )
+        """Return the loss of queries [N, D] against their keys [N, D].
 
-    def _global(self, query: Tensor, key: Tensor, negative_keys: Tensor | None) -> Tensor:
-        if negative_keys is not None and not self.in_batch:
+        Ids are those of ``sslfast.functional.info_nce``; over ranks they mean the same on all.
+        """
+        if self.process_group is None:
+            return info_nce(
+                query,
+                positive_key,
+                negative_keys,
+                self.temperature,
+                self.reduction,
+                self.negative_mode,
+                in_batch=self.in_batch,
+                group_ids=group_ids,
+                positives=self.positives,
+                ignore_ids=ignore_ids,
+                false_negative_threshold=self.false_negative_threshold,
+            )
+        options = self.positives, self.false_negative_threshold, group_ids, ignore_ids
+        return self._global(query, positive_key, Candidates(*options, negative_keys))
+
+    def _global(self, query: Tensor, key: Tensor, candidates: Candidates) -> Tensor:
+        if candidates.negatives is not None and not self.in_batch:
             raise ValueError(
                 "with a process_group the negatives are the keys of all ranks: leave negative_keys "
                 "out or say in_batch=True, or gather them yourself and leave the process_group out"
             )
         query, key = check_embeddings(query=query, positive_key=key)
         scale = scale_of(self.temperature, query)
-        if negative_keys is not None:
-            query, key, negative_keys = check_embeddings(
-                False, query=query, positive_key=key, negative_keys=negative_keys
-            )
+        if candidates.given:
+            candidates, (query, key) = candidates.check(Variant(), query=query, positive_key=key)
             group = name_of(self.process_group)
-            losses, pairs = _beside_the_batch(query, key, negative_keys, scale, group)
+            losses, pairs = _among_the_batch(query, key, scale, candidates, group)
             return (world_size(self.process_group) / pairs * losses.sum()).to(scale.dtype)
         q, k = unit_rows(query), unit_rows(key)
         lse, _, positive, factor = global_pair_rows(q, k, scale, self.process_group, both=False)

@@ -19,10 +19,10 @@ class MatryoshkaLoss(nn.Module):
     two or more dimensions is cut along its last one: both views, both towers, negative keys, and a
     weight matrix [V, D] of classes (the paper's MRL-E). Labels, scales and biases pass as they are.
 
-    NTXentLoss, InfoNCE with in-batch keys and ClipLoss compute all prefixes in one sweep on a CPU:
-    the inner products of a prefix are partial sums of the longest one's, so that these take the
-    products of the longest alone. Other losses, losses over several ranks, with a memory bank or
-    with hooks, and other devices run prefix after prefix.
+    NTXentLoss, InfoNCE with in-batch keys and ClipLoss compute all prefixes in one sweep: the inner
+    products of a prefix are partial sums of the longest one's, so that these take the products of
+    the longest alone; over several ranks embeddings are gathered once. Other losses, and these with
+    a memory bank, with ids, around a ring or with hooks, run prefix after prefix.
 
     Args:
         loss: any of this package's losses, or a callable that returns a tensor.

@@ -13,7 +13,7 @@ from sslfast.kernels.similarity_softmax.op import similarity_softmax
 from sslfast.kernels.similarity_softmax.ranks import global_ntxent_rows
 from sslfast.kernels.unit_rows.op import unit_rows, wide_unit_rows
 from sslfast.losses._inputs import check_embeddings, check_temperature, reduce, scale_of
-from sslfast.losses._variants import Candidates, Variant
+from sslfast.losses._variants import Candidates, Variant, check_positives
 from sslfast.losses.infonce import summed_info_nce
 from sslfast.losses.memory_bank import MemoryBank
 
@@ -77,7 +77,7 @@ def ntxent(
 
         candidates.check(variant, out0=out0)
         rows = unit_rows(z) if normalize else z
-        found = view_losses(rows, scale, candidates, unit=normalize)
+        found, _ = view_losses(rows, scale, candidates, unit=normalize)
         return reduce(found, reduction).to(scale.dtype)
     lse, positive, _ = similarity_softmax(
         z,
@@ -111,7 +111,10 @@ class NTXentLoss(nn.Module):
             Without a process group that is initialised, there is one rank and nothing to gather.
         process_group: the ranks to gather from; None: all.
         exchange: "gather" brings the embeddings of all ranks here at once; "ring" one rank's at a
-            time, for when they do not fit.
+            time, for when they do not fit; with ids or a threshold they come at once.
+        positives: as in ``sslfast.functional.ntxent``, as is the next; "inside" needs group_ids in
+            every call.
+        false_negative_threshold: see positives.
 
     Shapes:
         out0, out1: [N, D] of one floating dtype and device, normalised or not. Returns the mean
@@ -119,7 +122,8 @@ class NTXentLoss(nn.Module):
 
     Raises:
         ValueError: a temperature below 1e-8 in magnitude, another exchange, gather_distributed in
-            a torch without torch.distributed, shapes, dtypes or devices that do not fit.
+            a torch without torch.distributed, shapes, dtypes or devices that do not fit; ids, a
+            threshold or positives="inside" with a memory bank, or "inside" without group_ids.
         TypeError: embeddings that are no floating-point tensors.
 
     Differences from lightly 1.6: the bank is saved with the state, wraps around where lightly
@@ -134,10 +138,16 @@ class NTXentLoss(nn.Module):
         gather_distributed: bool = False,
         process_group: Any = None,
         exchange: str = "gather",
+        *,
+        positives: str = "outside",
+        false_negative_threshold: float | None = None,
     ) -> None:
         super().__init__()
         check_exchange(exchange, gather_distributed)
         check_temperature(temperature)
+        check_positives(positives)
+        self.positives = positives
+        self.false_negative_threshold = false_negative_threshold
         self.temperature = temperature
         self.gather_distributed = gather_distributed
         self.process_group = process_group
@@ -145,6 +155,8 @@ class NTXentLoss(nn.Module):
         size = (memory_bank_size,) if isinstance(memory_bank_size, int) else memory_bank_size
         none = len(size) in (1, 2) and size[0] == 0 <= size[-1]
         self.memory_bank = None if none else MemoryBank(tuple(size))
+        if not none and (positives != "outside" or false_negative_threshold is not None):
+            raise ValueError(_NO_IDS)
 
     @property
     def _gathers(self) -> bool:
@@ -152,15 +164,41 @@ class NTXentLoss(nn.Module):
 
     def extra_repr(self) -> str:
         """Show the settings."""
-        return f"temperature={self.temperature}, gather_distributed={self.gather_distributed}"
+        return (
+            f"temperature={self.temperature}, gather_distributed={self.gather_distributed}, "
+            f"positives={self.positives!r}, "
+            f"false_negative_threshold={self.false_negative_threshold}"
+        )
 
-    def forward(self, out0: Tensor, out1: Tensor) -> Tensor:
-        """Return the mean loss of the embeddings [N, D] of two views."""
+    def forward(
+        self,
+        out0: Tensor,
+        out1: Tensor,
+        *,
+        group_ids: Tensor | None = None,
+        ignore_ids: Tensor | None = None,
+    ) -> Tensor:
+        """Return the mean loss of the embeddings [N, D] of two views.
+
+        Ids are those of ``sslfast.functional.ntxent``; over ranks they mean the same on all.
+        """
         if self.memory_bank is None and not self._gathers:
-            return ntxent(out0, out1, self.temperature)
+            return ntxent(
+                out0,
+                out1,
+                self.temperature,
+                group_ids=group_ids,
+                positives=self.positives,
+                ignore_ids=ignore_ids,
+                false_negative_threshold=self.false_negative_threshold,
+            )
+        options = self.positives, self.false_negative_threshold, group_ids, ignore_ids
+        candidates = Candidates(*options)
         out0, out1 = check_embeddings(out0=out0, out1=out1)
         if self.memory_bank is None:
-            return self._global(out0, out1)
+            return self._global(out0, out1, candidates)
+        if candidates.given:
+            raise ValueError(_NO_IDS)
         bank = self.memory_bank.bank
         if bank.shape[1] != out0.shape[1]:
             raise ValueError(
@@ -174,12 +212,25 @@ class NTXentLoss(nn.Module):
             self.memory_bank.enqueue(keys)
         return loss
 
-    def _global(self, out0: Tensor, out1: Tensor) -> Tensor:
+    def _global(self, out0: Tensor, out1: Tensor, candidates: Candidates) -> Tensor:
         scale = scale_of(self.temperature, out0)
         z = unit_rows(torch.cat((out0, out1)))
+        if candidates.given:
+            from sslfast.losses._groups import view_losses
+
+            candidates.check(Variant(), out0=out0)
+            group = name_of(self.process_group)
+            found, rows = view_losses(z, scale, candidates, unit=True, group=group)
+            return (world_size(self.process_group) / rows * found.sum()).to(scale.dtype)
         lse, positive, factor = global_ntxent_rows(z, scale, self.process_group, self.exchange)
         losses = info_nce_from_logits(lse, positive, unit=True)
         return (factor * losses.sum()).to(scale.dtype)
+
+
+_NO_IDS = (
+    "with a memory bank every entry is a negative: leave out positives, group_ids, ignore_ids and "
+    "false_negative_threshold, or the bank"
+)
 
 
 def _moco(query: Tensor, key: Tensor, bank: Tensor, temperature: float | Tensor) -> Tensor:

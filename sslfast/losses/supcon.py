@@ -13,8 +13,9 @@ from sslfast.kernels.exchange import Group, name_of, world_size
 from sslfast.kernels.similarity_softmax import Pairing, info_nce_from_logits
 from sslfast.kernels.similarity_softmax.op import similarity_softmax
 from sslfast.kernels.similarity_softmax.ranks import global_similarity_softmax
-from sslfast.kernels.unit_rows.op import wide_unit_rows
+from sslfast.kernels.unit_rows.op import unit_rows, wide_unit_rows
 from sslfast.losses._inputs import check_labels, check_temperature, reduce, scale_of
+from sslfast.losses._variants import Candidates, check_positives
 
 
 @checked
@@ -24,8 +25,9 @@ def supcon(
     temperature: float | Tensor = 0.1,
     *,
     reduction: str = "mean",
+    positives: str = "outside",
 ) -> Tensor:
-    """Supervised contrastive loss (Khosla et al. 2020, arXiv:2004.11362, L_out of equation 2).
+    """Supervised contrastive loss (Khosla et al. 2020, arXiv:2004.11362, equations 2 and 3).
 
     l_i = -1/|P(i)| sum_{p in P(i)} log(exp(t_ip) / sum_{a != i} exp(t_ia)), P(i) the other rows
     with the label of i, t cosine similarities over the temperature. A row without any is left out.
@@ -36,16 +38,23 @@ def supcon(
         temperature: a number, or a 0-d tensor, which may need a gradient.
         reduction: "mean" (over rows that have a positive), "sum" or "none" (losses [M], 0 for a
             row without a positive).
+        positives: "outside", which is L_out, as above; "inside": L_in, the logarithm of the mean
+            over P(i) instead of the mean of logarithms.
 
     Returns:
         The loss in float32 (float64 for float64 inputs); 0 where no row has a positive.
 
     Raises:
         TypeError: features that are no floating-point tensor, labels that are no integers.
-        ValueError: shapes or devices that do not fit, a temperature of 0.
+        ValueError: shapes or devices that do not fit, a temperature of 0, another word for
+            positives.
     """
     check_labels(features, labels)
+    check_positives(positives)
     scale = scale_of(temperature, features)
+    if positives == "inside":
+        loss, others = _inside(features, labels, scale)
+        return _reduced(loss, others, reduction).to(scale.dtype)
     z = wide_unit_rows(features)
     classes, sizes = classes_of(labels)
     order = in_pairs(classes, sizes)
@@ -55,9 +64,28 @@ def supcon(
     found = (z * class_sums(z, classes)).sum(1) - (z * z).sum(1)
     means = scale * found / others.clamp_min(1)
     loss = supcon_from_logits(lse, partner, means, others, others == 1)
+    if reduction == "none":
+        loss = torch.empty_like(loss).index_copy(0, order, loss)
+    return _reduced(loss, others, reduction).to(scale.dtype)
+
+
+def _reduced(loss: Tensor, others: Tensor, reduction: str) -> Tensor:
+    """As asked for; the mean is over rows that have positives."""
     if reduction == "mean":
-        return (loss.sum() / (others > 0).sum().clamp_min(1)).to(scale.dtype)
-    return reduce(torch.empty_like(loss).index_copy(0, order, loss), reduction).to(scale.dtype)
+        return loss.sum() / (others > 0).sum().clamp_min(1)
+    return reduce(loss, reduction)
+
+
+def _inside(
+    features: Tensor, labels: Tensor, scale: Tensor, group: str | None = None
+) -> tuple[Tensor, Tensor]:
+    """Losses [M] of L_in, 0 without a positive, and how many positives each row has [M]."""
+    from sslfast.losses._groups import row_losses  # who needs none of it loads none
+
+    c = Candidates("inside", group_ids=labels)
+    z = unit_rows(features)
+    loss, others, _ = row_losses(z, labels, None, scale, c, unit=True, group=group)
+    return loss + others.clamp_min(1).to(loss.dtype).log(), others
 
 
 def _among_all(z: Tensor, dtype: torch.dtype, scale: Tensor) -> tuple[Tensor, Tensor]:
@@ -129,7 +157,7 @@ def _global_losses(
 
 
 class SupConLoss(nn.Module):
-    """Supervised contrastive loss (Khosla et al. 2020, L_out); see ``supcon``.
+    """Supervised contrastive loss (Khosla et al. 2020); see ``sslfast.functional.supcon``.
 
     Args:
         temperature: divides the cosine similarities; not 0.
@@ -137,6 +165,7 @@ class SupConLoss(nn.Module):
             Gradients averaged over ranks (DDP, FSDP) are those of one process with the global
             batch. Two rows alone in their class belong on one rank, of an even number of rows:
             elsewhere a loss below 1e-3 has but three digits.
+        positives: as in ``sslfast.functional.supcon``.
 
     Shapes:
         features [M, D], labels int64 [M]; returns the mean over rows that have a positive (with a
@@ -147,21 +176,37 @@ class SupConLoss(nn.Module):
     """
 
     @checked
-    def __init__(self, temperature: float | Tensor = 0.1, process_group: Any = None) -> None:
+    def __init__(
+        self,
+        temperature: float | Tensor = 0.1,
+        process_group: Any = None,
+        *,
+        positives: str = "outside",
+    ) -> None:
         super().__init__()
         check_temperature(temperature)
+        check_positives(positives)
         self.temperature = temperature
         self.process_group = process_group
+        self.positives = positives
+
+    def extra_repr(self) -> str:
+        """Show the settings."""
+        return f"temperature={self.temperature}, positives={self.positives!r}"
 
     def forward(self, features: Tensor, labels: Tensor) -> Tensor:
         """Return the mean loss."""
         if self.process_group is None:
-            return supcon(features, labels, self.temperature)
+            return supcon(features, labels, self.temperature, positives=self.positives)
         check_labels(features, labels)
         scale = scale_of(self.temperature, features)
-        z = wide_unit_rows(features)
-        losses, positives = _global_losses(z, labels, scale, self.process_group)
-        count = (positives > 0).sum()
+        if self.positives == "inside":
+            name = name_of(self.process_group)
+            losses, others = _inside(features, labels, scale, name)
+        else:
+            z = wide_unit_rows(features)
+            losses, others = _global_losses(z, labels, scale, self.process_group)
+        count = (others > 0).sum()
         dist.all_reduce(count, group=self.process_group)
         loss = losses.sum() * world_size(self.process_group) / count.clamp_min(1)
         return loss.to(scale.dtype)

@@ -10,9 +10,11 @@ from torch import Tensor
 import sslfast
 from sslfast.functional import ntxent
 from sslfast.kernels import linear_cross_entropy as classifier
+from sslfast.kernels import matryoshka_softmax as matryoshka
 from sslfast.kernels import registry
 from sslfast.kernels import sigmoid_contrast as contrast
 from sslfast.kernels.linear_cross_entropy import reference as classifier_oracle
+from sslfast.kernels.matryoshka_softmax import reference as matryoshka_oracle
 from sslfast.kernels.philox.op import random_bits
 from sslfast.kernels.sigmoid_contrast import reference as contrast_oracle
 from sslfast.kernels.similarity_softmax import Pairing, add_positives, problem, reference
@@ -205,6 +207,42 @@ def test_sigmoid_contrast(
     for value, exact, other in zip(got, truth, eager, strict=True):
         assert relative(value, exact) <= relative(other, exact) + TOLERANCE[dtype]
     assert relative(module.forward(x, y, s, b, pairing), truth[0]) <= 2e-6 * scale
+
+
+@pytest.mark.parametrize("name", cuda_backends("matryoshka_softmax"))
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("m", "n", "dims"),
+    [(252, 0, (7, 40, 123)), (3000, 5001, (16, 64, 128, 300)), (512, 513, (768,))],
+)
+def test_prefixes(name: str, dtype: torch.dtype, m: int, n: int, dims: tuple[int, ...]) -> None:
+    x = 3 * embeddings(m, dims[-1], dtype)
+    y = embeddings(n, dims[-1], dtype) if n else None
+    pairing = Pairing(m, m // 3, 0, n - m) if n else Pairing(m, m // 2, leave_out_self=True)
+    module = module_for("matryoshka_softmax", name, matryoshka.problem(x, y, dims, pairing))
+
+    def given(wide: bool) -> tuple:
+        rows, columns = (None if t is None else t.double() if wide else t for t in (x, y))
+        a = matryoshka.inverse_norms(rows, dims, True)
+        b = a if columns is None else matryoshka.inverse_norms(columns, dims, True)
+        dtype = torch.float64 if wide else torch.float32
+        scale = torch.tensor(10.0, device="cuda", dtype=dtype)
+        return rows, columns, scale, matryoshka.Prefixes(dims, a, b), pairing
+
+    truth = matryoshka_oracle.forward(*given(True), True)
+    found = twice(lambda: module.forward(*given(False), True))
+    for value, exact in zip(found, truth, strict=True):
+        assert (value.double() - exact).abs().max() <= 2e-5 + TOLERANCE[dtype] / 100
+    lse, positive, columns_lse = truth
+    g, w, h = (torch.randn_like(t) / m for t in (lse, positive, columns_lse))
+    row, column = (lse, g), (columns_lse, h)
+    sides = (row, column, w) if n else (row, row, w)
+    exact = matryoshka_oracle.backward(*given(True), *sides, n > 0)
+    narrow = *((s[0].float(), s[1].float()) for s in sides[:2]), w.float()
+    got = twice(lambda: module.backward(*given(False), *narrow, n > 0))
+    for value, wanted in zip(got, exact, strict=True):
+        if wanted.numel():
+            assert relative(value, wanted) <= TOLERANCE[dtype]
 
 
 @pytest.mark.parametrize("name", cuda_backends("linear_cross_entropy"))

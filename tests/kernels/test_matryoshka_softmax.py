@@ -70,7 +70,9 @@ def test_opcheck(form: str, dtype: torch.dtype, keep: int) -> None:
 
 
 def names() -> list[str]:
-    return [b.name for b in registry.candidates("matryoshka_softmax") if b.name != "reference"]
+    """Those that run here, but the oracle and what interpreted_prefixes.py tests."""
+    found = registry.candidates("matryoshka_softmax")
+    return [b.name for b in found if b.name not in ("reference", "triton")]
 
 
 @pytest.mark.parametrize("name", names())

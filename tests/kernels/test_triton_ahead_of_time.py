@@ -30,6 +30,7 @@ SOME = (
     r"softmax both (bf16|fp32) D=128: ",
     r"contrast bf16 D=128: ",
     r"grouped_softmax masked bf16 D=128: ",
+    r"matryoshka_softmax of two (bf16|fp32) D=128 K=4: ",
     r"entropy (bf16 D=128 V=700|softcap bf16 D=128): ",
     r"(gather|restore|mse|patchify)\w* bf16 D=768: ",
     r"(philox words|ema mixed|mask L=196|with teacher): ",

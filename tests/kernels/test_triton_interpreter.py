@@ -25,6 +25,7 @@ TESTS = {  # those that take longest first
     "patches": ["-k", "triton", "test_patch_mask.py", "test_masked_mse.py"],
     "losses": ["interpreted_losses.py"],
     "groups": ["interpreted_groups.py"],
+    "prefixes": ["interpreted_prefixes.py"],
     "unit_rows": ["-k", "triton", "test_unit_rows.py", "test_cross_correlation.py"],
 }
 Done = subprocess.CompletedProcess[str]

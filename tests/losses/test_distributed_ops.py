@@ -23,6 +23,7 @@ from sslfast.losses import (
     DCLLoss,
     DCLWLoss,
     InfoNCE,
+    MatryoshkaLoss,
     NTXentLoss,
     SigLipLoss,
     SupConLoss,
@@ -51,6 +52,13 @@ def every_form(rank: int, size: int) -> dict[str, Callable[[Tensor, Tensor], Ten
     forms["vicreg"] = VICRegLoss(gather_distributed=True)
     group = dist.group.WORLD
     forms["info_nce"] = InfoNCE(0.3, process_group=group)
+    forms["ntxent groups"] = lambda x, y: NTXentLoss(0.2, gather_distributed=True)(
+        x, y, ignore_ids=torch.arange(len(x)) // 2
+    )
+    forms["clip groups"] = lambda x, y: ClipLoss(**both)(
+        x, y, 2.0, group_ids=torch.arange(len(x)) // 2
+    )
+    forms["matryoshka"] = MatryoshkaLoss(NTXentLoss(0.2, gather_distributed=True), (3, 8))
     forms["supcon"] = lambda x, y: SupConLoss(0.3, process_group=group)(
         torch.cat((x, y)), torch.arange(len(x)).repeat(2)
     )

@@ -15,7 +15,7 @@ import peers
 import rounding
 import sslfast
 from sslfast.functional import clip, info_nce, ntxent, supcon
-from sslfast.losses import ClipLoss, InfoNCE
+from sslfast.losses import ClipLoss, InfoNCE, NTXentLoss, SupConLoss
 
 INFINITY = float("inf")
 GROUPS = torch.tensor([4, 0, 4, 9, -3, 0, 4, 7])
@@ -222,6 +222,51 @@ def test_supcon_is_ntxent_with_groups() -> None:
     same(ours, supcon(torch.cat((out0, out1)), GROUPS.repeat(2), 0.2), out0, out1)
 
 
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_supcon_inside(reduction: str) -> None:
+    """Khosla et al. 2020, equation 3; two rows are alone in their class."""
+    features = (3 * torch.randn(9, 6, dtype=torch.float64)).requires_grad_()
+    labels = torch.tensor([4, 0, 4, 9, -3, 0, 4, -3, 7])
+    z = F.normalize(features, dim=1)
+    itself = torch.eye(9, dtype=torch.bool)
+    log_p = (z @ z.T / 0.2).masked_fill(itself, -INFINITY).log_softmax(1)
+    positive = (labels[:, None] == labels) & ~itself
+    some = positive.any(1)
+    of_means = (log_p.exp() * positive)[some].sum(1) / positive[some].sum(1)
+    truth = torch.zeros(9, dtype=torch.float64).masked_scatter(some, -of_means.log())
+    truth = truth if reduction == "none" else truth[some].mean()
+    ours = supcon(features, labels, 0.2, reduction=reduction, positives="inside")
+    same(ours, truth, features)
+    if reduction == "mean":
+        made = SupConLoss(0.2, positives="inside")(features, labels)
+        torch.testing.assert_close(made, ours)
+        alone = supcon(features, torch.arange(9), positives="inside")
+        assert alone == 0
+        assert not torch.autograd.grad(alone, features)[0].any()
+
+
+@pytest.mark.parametrize("backend", ["reference", "tiled"])
+@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("hard", [False, True])
+def test_info_nce(name: str, hard: bool, backend: str) -> None:
+    query, key = ((2 * torch.randn(8, 6, dtype=torch.float64)).requires_grad_() for _ in "qk")
+    negatives = (2 * torch.randn(5, 6, dtype=torch.float64)).requires_grad_() if hard else None
+    rows = [F.normalize(x, dim=1) for x in (query, key)]
+    options = {**OPTIONS[name], "direction": "image_to_text"}
+    options["negatives"] = F.normalize(negatives, dim=1) if hard else None
+    truth = plain_clip(*rows, 5.0, **options)
+    inputs = [query, key, negatives] if hard else [query, key]
+    with sslfast.use_backend(backend):
+        ours = info_nce(query, key, negatives, 0.2, "none", in_batch=hard, **OPTIONS[name])
+        same(ours, truth, *inputs)
+        ids = {k: v for k, v in OPTIONS[name].items() if k.endswith("_ids")}
+        rest = {k: v for k, v in OPTIONS[name].items() if k not in ids}
+        made = InfoNCE(0.2, in_batch=hard, **rest)(query, key, negatives, **ids)
+        torch.testing.assert_close(made, truth.mean())
+        made = NTXentLoss(0.2, **rest)(query, key, **ids)
+        torch.testing.assert_close(made, plain_ntxent(query, key, 0.2, **OPTIONS[name]).mean())
+
+
 def test_nothing_asked_for_is_the_plain_loss() -> None:
     image, text = unit(9), unit(9)
     alone = torch.arange(9) * 5 - 7
@@ -283,6 +328,26 @@ def over_ranks(rank: int, size: int, sizes: list[int]) -> None:
                 truth = plain_clip(*towers.whole, scale, **whole, **options).mean()
                 torch.testing.assert_close(loss.detach(), truth.detach())
                 towers.compare(loss, truth, size, scale)
+    for name, options in (
+        ("ids", {}),
+        ("groups", {}),
+        ("groups", {"positives": "inside"}),
+        ("both", {"false_negative_threshold": 0.4}),
+    ):
+        whole = {} if name == "ids" else {"group_ids": groups}
+        whole |= {} if name == "groups" else {"ignore_ids": ignored - 1}
+        own_ids = {k: v[mine] for k, v in whole.items()}
+        towers = Towers(rank, sizes)
+        loss = NTXentLoss(0.2, gather_distributed=True, **options)(*towers.own, **own_ids)
+        towers.compare(loss, ntxent(*towers.whole, 0.2, **whole, **options), size)
+        towers = Towers(rank, sizes)
+        loss = InfoNCE(0.2, process_group=dist.group.WORLD, **options)(*towers.own, **own_ids)
+        towers.compare(loss, info_nce(*towers.whole, None, 0.2, **whole, **options), size)
+    towers = Towers(rank, sizes)
+    ours = SupConLoss(0.2, dist.group.WORLD, positives="inside")(towers.own[0], groups[mine])
+    truth = supcon(towers.whole[0], groups, 0.2, positives="inside")
+    unused = (ours + 0 * towers.own[1].sum(), truth + 0 * towers.whole[1].sum())
+    towers.compare(*unused, size)
     towers = Towers(rank, sizes)
     own = extra[2 * rank : 2 * rank + 2]
     ours = InfoNCE(0.3, process_group=dist.group.WORLD, in_batch=True)(*towers.own, own)
@@ -300,7 +365,12 @@ def test_over_ranks(sizes: list[int]) -> None:
 
 
 @pytest.mark.parametrize(
-    "loss", [lambda x, **o: clip(x, x, 1.0, **o), lambda x, **o: ntxent(x, x, **o)]
+    "loss",
+    [
+        lambda x, **o: clip(x, x, 1.0, **o),
+        lambda x, **o: ntxent(x, x, **o),
+        lambda x, **o: info_nce(x, x, **o),
+    ],
 )
 def test_bad_options(loss: Callable[..., Tensor]) -> None:
     x, ids = torch.randn(4, 3), torch.arange(4)
@@ -344,7 +414,24 @@ def test_bad_negatives() -> None:
         clip(x, x, 1.0, negatives=x.double())
     with pytest.raises(ValueError, match=r"query is torch.float32, but negative_keys is"):
         info_nce(x, x, x.double(), 0.1, in_batch=True)
-    with pytest.raises(ValueError, match="in_batch=True with negative_keys cannot be combined"):
+    with pytest.raises(ValueError, match="hard negatives cannot be combined with"):
         info_nce(x, x, x, 0.1, debiased=0.1, in_batch=True)
+    ids = torch.arange(4)
+    for loss in (InfoNCE(), InfoNCE(false_negative_threshold=0.5)):
+        given = {} if loss.false_negative_threshold else {"group_ids": ids}
+        with pytest.raises(ValueError, match="leave negative_keys out or say in_batch=True"):
+            loss(x, x, x, **given)
+    bank = NTXentLoss(memory_bank_size=(8, 3))
+    for call in (
+        lambda: bank(x, x, group_ids=ids),
+        lambda: bank(x, x, ignore_ids=ids),
+        lambda: NTXentLoss(memory_bank_size=(8, 3), false_negative_threshold=0.5),
+        lambda: NTXentLoss(memory_bank_size=(8, 3), positives="inside"),
+    ):
+        with pytest.raises(ValueError, match="with a memory bank every entry is a negative"):
+            call()
+    for make in (NTXentLoss, InfoNCE, SupConLoss):
+        with pytest.raises(ValueError, match="positives must be"):
+            make(positives="all")
     with pytest.raises(ValueError, match="positives must be"):
         ClipLoss(positives="all")

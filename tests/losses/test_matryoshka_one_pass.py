@@ -4,8 +4,11 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import processes
 import pytest
 import torch
+import torch.distributed as dist
+from test_distributed import Towers
 from torch import Tensor, nn
 
 import sslfast
@@ -127,6 +130,46 @@ def test_what_runs_in_one_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
     MatryoshkaLoss(ClipLoss(false_negative_threshold=0.5), (4, 8))(x, y, 2.0)
     assert losses_of_prefixes(ClipLoss(), (4, 8), False, (x, y, 2.0, None, True), {}) is None
     assert not calls
+
+
+def over_ranks(rank: int, size: int, sizes: list[int]) -> None:
+    """In one sweep, and equal to the loop over the whole batch."""
+    calls: list[int] = []
+    forward = ops._matryoshka_softmax
+
+    def counted(*args: Any) -> Any:
+        calls.append(1)
+        return forward(*args)
+
+    ops._matryoshka_softmax = counted  # in this process alone
+    ranks = {"rank": rank, "world_size": size}
+    group = dist.group.WORLD
+    cases: list[tuple[nn.Module, nn.Module, int]] = [
+        (NTXentLoss(0.2, gather_distributed=True), NTXentLoss(0.2), 1),
+        (InfoNCE(0.2, process_group=group), InfoNCE(0.2), 1),
+        (NTXentLoss(0.2, gather_distributed=True, exchange="ring"), NTXentLoss(0.2), 0),
+    ]
+    for direction, sweeps in (("both", 2), ("image_to_text", 1), ("text_to_image", 1)):
+        for local in (True, False):
+            loss = ClipLoss(local, **ranks, direction=direction)
+            cases.append((loss, ClipLoss(direction=direction), sweeps))
+    for loss, alone, sweeps in cases:
+        towers = Towers(rank, sizes)
+        scale = torch.tensor(5.0, dtype=torch.float64, requires_grad=True)
+        rest = [scale] if isinstance(loss, ClipLoss) else []
+        options = {"dims": (5, 3, 8), "weights": WEIGHTS, "normalize": bool(rest)}
+        calls.clear()
+        ours = MatryoshkaLoss(loss, **options)(*towers.own, *rest)
+        assert len(calls) == sweeps
+        truth = MatryoshkaLoss(Loop(alone), **options)(*towers.whole, *rest)
+        if rest and not loss.local_loss:
+            torch.testing.assert_close(ours.detach(), truth.detach())
+        towers.compare(ours, truth, size, *rest)
+
+
+@pytest.mark.parametrize("sizes", [[5, 2], [1, 6, 3]], ids=str)
+def test_over_ranks_the_gradient_is_that_of_one_process(sizes: list[int]) -> None:
+    processes.run(len(sizes), over_ranks, sizes)
 
 
 def test_embeddings_of_other_widths_are_cut_as_by_the_loop() -> None:

@@ -144,6 +144,19 @@ def ema_step(results: dict[str, Any]) -> str:
     return of_the_first(results, rows, ":", ".2%")
 
 
+def teacher(results: dict[str, Any]) -> str:
+    """What a teacher adds to a training step, in the optimiser's pass and beside it."""
+    problems = dict.fromkeys(row["problem"] for row in results["rows"])
+    lines = [f"{', '.join(problems)}:", "", "| what runs after the gradients | time | of a step |"]
+    lines.append("|---|---|---|")
+    for row in results["rows"]:
+        if "share" in row["extra"]:
+            share = f"{row['extra']['share']:.1%}"
+            cells = row["provider"], milliseconds(row["seconds"]), share
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, "", provenance(results)])
+
+
 def losses(results: dict[str, Any]) -> str:
     """The other losses: one line a problem and provider, ratios to the first provider."""
     lines = [
@@ -238,6 +251,7 @@ TABLES = {
     "ema-cpu": (many_tensors, "ema-cpu"),
     "ema-step-cpu": (ema_step, "ema-cpu"),
     "optim-cpu": (many_tensors, "optim-cpu"),
+    "teacher-cpu": (teacher, "teacher-cpu"),
     "learning": (learning, "learning"),
     "learning-health": (learning_health, "learning"),
     "learning-collapse": (learning_collapse, "learning"),
@@ -254,6 +268,7 @@ MAKERS = {
     "masking": masking,
     "ema": many_tensors,
     "optim": many_tensors,
+    "teacher": teacher,
     **gpu_report.TABLES,
 }
 

@@ -128,20 +128,10 @@ class VICRegLoss(nn.Module):
         "invariance", "variance" (the mean of both views) and "covariance" (the sum of both).
         """
         z_a, z_b = check_embeddings(z_a=z_a, z_b=z_b)
-        invariance = _invariance(z_a, z_b)
-        ranks = world_size(self.process_group) if self.gather_distributed else 1
-        if ranks > 1:
-            found = [
-                global_cross_correlation(z, None, False, group=self.process_group)
-                for z in (z_a, z_b)
-            ]
-            sums = [(variances, squares) for variances, squares, _ in found]
-            invariance = invariance * (ranks * len(z_a) / found[0][2].to(invariance.dtype))
-        else:
-            check_rows(len(z_a))
-            sums = [cross_correlation(z, None, False) for z in (z_a, z_b)]
-        views = [_of_a_view(*of_one, self.eps) for of_one in sums]
-        variance, covariance = (views[0][0] + views[1][0]) / 2, views[0][1] + views[1][1]
+        variance_a, covariance_a, share = self._of_view(z_a)
+        variance_b, covariance_b, _ = self._of_view(z_b)
+        invariance = share * _invariance(z_a, z_b)
+        variance, covariance = (variance_a + variance_b) / 2, covariance_a + covariance_b
         loss = self.lambda_param * invariance + self.mu_param * variance
         return {
             "loss": loss + self.nu_param * covariance,
@@ -149,3 +139,18 @@ class VICRegLoss(nn.Module):
             "variance": variance.detach(),
             "covariance": covariance.detach(),
         }
+
+    def of_view(self, z: Tensor) -> Tensor:
+        """What one view's features [N, D] add to the loss: mu / 2 variance + nu covariance."""
+        (z,) = check_embeddings(z=z)
+        variance, covariance, _ = self._of_view(z)
+        return self.mu_param / 2 * variance + self.nu_param * covariance
+
+    def _of_view(self, z: Tensor) -> tuple[Tensor, Tensor, float | Tensor]:
+        """Variance and covariance of a view, and W n / M, which weighs a mean over its rows."""
+        ranks = world_size(self.process_group) if self.gather_distributed else 1
+        if ranks == 1:
+            check_rows(len(z))
+            return *_of_a_view(*cross_correlation(z, None, False), self.eps), 1.0
+        *sums, rows = global_cross_correlation(z, None, False, group=self.process_group)
+        return *_of_a_view(*sums, self.eps), ranks * len(z) / rows.to(sums[0].dtype)

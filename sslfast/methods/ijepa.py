@@ -3,10 +3,11 @@
 import torch
 from torch import Tensor, nn
 
-from sslfast._arguments import Depth, Probability, Width
+from sslfast._arguments import Depth, NonNegativeFloat, Probability, Width
 from sslfast.data.batch import Batch
 from sslfast.ema import EMATeacher
 from sslfast.functional import gather_patches
+from sslfast.losses import VICRegLoss
 from sslfast.masking import MultiBlockMask, multiblock_mask
 from sslfast.methods import masked
 from sslfast.methods.base import Context, Method, Progress, Reference
@@ -24,6 +25,10 @@ class IJEPA(Method):
         predictor_depth: its blocks.
         predictor_heads: of each block, in the paper the encoder's; None: as many as are 32 wide.
         momentum: of the teacher at the start; it rises linearly to 1.
+        vicreg: weight of the variance and covariance, as VICReg weighs those of a view (25 / 2 and
+            1), of the context's features, each image's mean over its patches; 0: as published. In
+            short runs features else keep but few directions. After C-JEPA (Mo and Tong 2024,
+            arXiv:2410.19560); of which features to take them is our reading.
 
     Raises:
         ValueError: features of a class token, fewer than four patches, an encoder of videos.
@@ -49,15 +54,22 @@ class IJEPA(Method):
         predictor_depth: Depth = 6,
         predictor_heads: Width | None = None,
         momentum: Probability = 0.996,
+        vicreg: NonNegativeFloat = 0.0,
     ) -> None:
         super().__init__(encoder)
         masked.check_patches(encoder, "I-JEPA", least=4)  # of fewer, targets may cover all
+        self.vicreg, self.regularizer = vicreg, VICRegLoss(gather_distributed=True)
+        if vicreg:
+            self.smallest_batch = 2  # one row has no variance
         self.momentum, self.teacher = momentum, EMATeacher(encoder, momentum)
         shape = predictor_dim, predictor_depth, encoder.grid_size, predictor_heads
         self.predictor = Predictor(encoder.num_features, *shape)
 
-    def encode(self, batch: Batch, ctx: Context) -> tuple[Tensor, Tensor]:
-        """Predicted and true (the teacher's, layer-normed) tokens of targets, [B, T, N, D]."""
+    def encode(self, batch: Batch, ctx: Context) -> tuple[Tensor, Tensor, Tensor]:
+        """Predicted and true (the teacher's, layer-normed) tokens of targets, [B, T, N, D].
+
+        Then the means of the context's features [B, D].
+        """
         images, blocks = masked.only_view(batch), self.mask(batch, ctx)
         first = self.encoder.num_prefix_tokens
         self.teacher.eval()  # without stochastic depth
@@ -67,12 +79,15 @@ class IJEPA(Method):
         context = self.encoder.forward_features(images, blocks.context)[:, first:]
         prediction = self.predictor(context, *blocks)
         target = nn.functional.layer_norm(target, target.shape[-1:]).view_as(prediction)
-        return prediction.to(target.dtype), target
+        return prediction.to(target.dtype), target, context.mean(1)
 
-    def loss(self, outputs: tuple[Tensor, Tensor], ctx: Context) -> dict[str, Tensor]:
+    def loss(self, outputs: tuple[Tensor, Tensor, Tensor], ctx: Context) -> dict[str, Tensor]:
         """Smooth L1, and the spread of the teacher's features over patches (0: collapsed)."""
-        spread = outputs[1].flatten(0, 2).std(0).mean()
-        return {"loss": nn.functional.smooth_l1_loss(*outputs), "target_std": spread}
+        prediction, target, means = outputs
+        loss = nn.functional.smooth_l1_loss(prediction, target)
+        if self.vicreg:
+            loss = loss + self.vicreg * self.regularizer.of_view(means)
+        return {"loss": loss, "target_std": target.flatten(0, 2).std(0).mean()}
 
     @torch.compiler.disable  # sizes are drawn on the host
     def mask(self, batch: Batch, ctx: Context) -> MultiBlockMask:

@@ -163,6 +163,24 @@ def test_ijepa_predicts_the_teachers_features_of_each_block() -> None:
     assert all(p.grad is not None for p in method.predictor.parameters())
 
 
+def test_ijepa_with_vicregs_variance_and_covariance() -> None:
+    """Of the means of the context's features, by their definition."""
+    batch, ctx = batch_of([3, 9, 11, 12]), Context(7, 0, 10, seed=2)
+    plain, method = small("ijepa", predictor_depth=1), small("ijepa", predictor_depth=1, vicreg=0.2)
+    assert (plain.smallest_batch, method.smallest_batch) == (1, 2)
+    assert method.state_dict().keys() == plain.state_dict().keys()
+    context = method.mask(batch, ctx).context
+    means = method.encoder.forward_features(batch.views[0], context).mean(1)
+    covariance = means.T.cov()
+    variance = (1 - (covariance.diag() + 1e-4).sqrt()).clamp_min(0).mean()
+    off_diagonal = (covariance - covariance.diag().diag()).square().sum() / 32
+    expected = plain(batch, ctx)["loss"] + 0.2 * (12.5 * variance + off_diagonal)
+    ours = method(batch, ctx)["loss"]
+    torch.testing.assert_close(ours, expected)
+    ours.backward()
+    assert all(p.grad is not None for p in method.encoder.blocks.parameters())
+
+
 def test_the_teacher_of_ijepa_follows_with_a_rising_momentum() -> None:
     method = small("ijepa", momentum=0.9)
     found = [method.schedules(Progress(step, 10, 2.5))["momentum"] for step in (0, 5, 10)]

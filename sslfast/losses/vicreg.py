@@ -152,5 +152,8 @@ class VICRegLoss(nn.Module):
         if ranks == 1:
             check_rows(len(z))
             return *_of_a_view(*cross_correlation(z, None, False), self.eps), 1.0
-        *sums, rows = global_cross_correlation(z, None, False, group=self.process_group)
-        return *_of_a_view(*sums, self.eps), ranks * len(z) / rows.to(sums[0].dtype)
+        variances, squares, rows = global_cross_correlation(
+            z, None, False, group=self.process_group
+        )
+        share = ranks * len(z) / rows.to(squares.dtype)
+        return *_of_a_view(variances, squares, self.eps), share

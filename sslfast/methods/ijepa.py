@@ -59,8 +59,7 @@ class IJEPA(Method):
         super().__init__(encoder)
         masked.check_patches(encoder, "I-JEPA", least=4)  # of fewer, targets may cover all
         self.vicreg, self.regularizer = vicreg, VICRegLoss(gather_distributed=True)
-        if vicreg:
-            self.smallest_batch = 2  # one row has no variance
+        self.contrastive = vicreg > 0
         self.momentum, self.teacher = momentum, EMATeacher(encoder, momentum)
         shape = predictor_dim, predictor_depth, encoder.grid_size, predictor_heads
         self.predictor = Predictor(encoder.num_features, *shape)

@@ -167,7 +167,7 @@ def test_ijepa_with_vicregs_variance_and_covariance() -> None:
     """Of the means of the context's features, by their definition."""
     batch, ctx = batch_of([3, 9, 11, 12]), Context(7, 0, 10, seed=2)
     plain, method = small("ijepa", predictor_depth=1), small("ijepa", predictor_depth=1, vicreg=0.2)
-    assert (plain.smallest_batch, method.smallest_batch) == (1, 2)
+    assert (plain.contrastive, method.contrastive) == (False, True)
     assert method.state_dict().keys() == plain.state_dict().keys()
     context = method.mask(batch, ctx).context
     means = method.encoder.forward_features(batch.views[0], context).mean(1)

@@ -27,6 +27,7 @@ from sslfast.optim.schedules import warmup_cosine
 from sslfast.training import checkpoint
 from sslfast.training.config import ConfigError
 from sslfast.training.monitors import NonFiniteError
+from sslfast.training.session import check_method
 from sslfast.training.signals import TrainingStopped
 from sslfast.training.trainer import build_method
 
@@ -163,7 +164,7 @@ def test_a_contrastive_batch_writes_running_statistics_once(tmp_path: Path) -> N
 def test_a_contrastive_batch_is_for_contrastive_methods(tmp_path: Path) -> None:
     config = toy_config(tmp_path, method="mae", model="vit_tiny", accumulate=2, contrastive_batch=8)
     with pytest.raises(ConfigError, match="mae does not: accumulate alone does it"):
-        build_method(config, torch.device("cpu"))
+        check_method(config, build_method(config, torch.device("cpu")))
 
 
 def test_bf16_trains_close_to_fp32(tmp_path: Path) -> None:

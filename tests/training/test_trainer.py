@@ -195,6 +195,20 @@ def test_same_seed_same_bits(tmp_path: Path) -> None:
     assert not torch.equal(first.head.weight, other.head.weight)
 
 
+def test_a_checkpoint_holds_buffers_once_or_as_before_on_every_rank(tmp_path: Path) -> None:
+    run = toy_fit(toy_config(tmp_path / "a"), method := toy_method(), ToyLoader())
+    for before in (False, True):
+        saved, resumed = checkpoint.load(checkpoint.path_of(run.checkpoints, 8)), toy_method()
+        assert saved["ranks"][0]["buffers"] == {}
+        if before:  # when they counted, whatever the model's are
+            for name, _ in method.named_buffers():
+                saved["ranks"][0]["buffers"][name] = saved["model"][name].clone()
+                saved["model"][name].zero_()
+        toy_fit(toy_config(tmp_path / f"{before}"), resumed, ToyLoader(), saved)
+        for key, tensor in weights(method).items():
+            assert torch.equal(resumed.state_dict()[key], tensor)
+
+
 @pytest.mark.parametrize(("accumulate", "cut"), [(1, 6), (1, 9), (2, 15)])
 def test_a_power_cut_changes_nothing(tmp_path: Path, accumulate: int, cut: int) -> None:
     """Cut between checkpoint and log entry: weights and log are those of an undisturbed run."""

@@ -110,8 +110,9 @@ class Method(nn.Module, ABC):
         encoders: what the encoder must be.
         files: hyperparameters that name files; a run keeps copies of them.
         contrastive: whether the loss compares samples of a batch with each other, so that it is
-            another loss in micro-batches, and needs two samples. An instance may say otherwise.
-        smallest_batch: images of a micro-batch that batch norm and the loss need at least; likewise.
+            another loss in micro-batches, and needs two samples. An instance may set its own.
+        smallest_batch: images of a micro-batch that batch norm and the loss need at least. An
+            instance may set its own.
         reference: the paper and its settings.
 
     Attributes:

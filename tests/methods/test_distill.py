@@ -63,7 +63,7 @@ def relational_by_hand(student: Tensor, teacher: Tensor) -> Tensor:
 def test_one_image_is_enough_where_none_are_compared() -> None:
     config = TrainConfig(method="distill", batch_size=1)
     for form in ("relational", "both"):
-        with pytest.raises(ConfigError, match="compares images, .* set batch_size to 2 or more"):
+        with pytest.raises(ConfigError, match=r"compares images, .* set batch_size to 2 or more"):
             check_method(config, small(form=form))
     method = small(form="cosine")
     check_method(config, method)

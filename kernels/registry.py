@@ -176,7 +176,7 @@ def _tell_once(message: str) -> None:
 
 
 @lru_cache(maxsize=4096)
-def _pick(op: str, problem: Problem, forced: str) -> Backend:
+def _pick(op: str, problem: Problem, forced: str, told: bool) -> Backend:
     found = candidates(op)
     if forced != "auto":
         named = [b for b in found if b.name == forced]
@@ -190,7 +190,7 @@ def _pick(op: str, problem: Problem, forced: str) -> Backend:
     for backend in found:
         reason = backend.refusal(problem)
         if reason is None:
-            for name, why in refusals:
+            for name, why in refusals if told else ():
                 _tell_once(f"{op} uses {backend.name!r} and not {name!r}: it {why}")
             return backend
         # A backend for another device is no fall-back worth telling.
@@ -200,10 +200,16 @@ def _pick(op: str, problem: Problem, forced: str) -> Backend:
     raise BackendError(f"no backend of {op} takes {problem}: {listed}")
 
 
-def pick(op: str, problem: Problem) -> Any:
+def pick(op: str, problem: Problem, told: bool = True) -> Any:
     """The module of the best backend that takes ``problem``.
+
+    Args:
+        op: its name.
+        problem: what it is asked to do.
+        told: log once why better backends refuse. False where they refuse what the op itself
+            chose, such as a dtype: callers can do nothing about it.
 
     Raises:
         BackendError: the forced backend refuses, or none accepts; the message gives the reasons.
     """
-    return _pick(op, problem, forced_backend()).module
+    return _pick(op, problem, forced_backend(), told).module

@@ -89,20 +89,18 @@ TILES |= {
     ("block", 10, "16-bit"): ((0, Tile(128, 128, 64, 0, 8, 3)),),
     ("block", 8, "tf32"): ((0, Tile(64, 128, 0, 0, 8, 1)),),
     ("block", 8, "ieee"): ((0, Tile(64, 128, 0, 0, 8, 1)),),
-    # The same where elements are sorted by ids: comparing those takes registers.
-    ("sorted block", 8, "16-bit"): ((0, Tile(128, 64, 64, 0, 8, 3)),),
-    ("sorted block", 9, "16-bit"): ((0, Tile(128, 128, 64, 0, 8, 3)),),
-    ("sorted block", 10, "16-bit"): ((0, Tile(128, 128, 64, 0, 8, 3)),),
-    ("sorted block", 8, "tf32"): ((0, Tile(64, 128, 0, 0, 8, 1)),),
-    ("sorted block", 8, "ieee"): ((0, Tile(64, 128, 0, 0, 8, 1)),),
     ("small block", 8, "16-bit"): ((0, Tile(64, 64, 64, 0, 4, 4)),),
     ("small block", 8, "tf32"): ((0, Tile(32, 128, 0, 0, 4, 1)),),
     ("small block", 8, "ieee"): ((0, Tile(32, 128, 0, 0, 4, 1)),),
 }
 KINDS = ("statistics", "gradient", "contrast", "block")  # that are worth tuning
 ARITHMETICS = ("16-bit", "tf32", "ieee")
-# The sigmoid's losses beside its gradient take registers of their own.
-TILES |= {("contrast", *key[1:]): table for key, table in TILES.items() if key[0] == "gradient"}
+# Kinds that are like another, but take more registers: blocks whose elements are sorted by ids, and
+# the sigmoid's gradient with its losses beside it.
+for kind, other in (("sorted block", "block"), ("contrast", "gradient")):
+    TILES |= {(kind, *key[1:]): table for key, table in TILES.items() if key[0] == other}
+TILES["sorted block", 8, "16-bit"] = ((0, Tile(128, 64, 64, 0, 8, 3)),)
+TILES["sorted block", 9, "16-bit"] = ((0, Tile(128, 128, 64, 0, 8, 3)),)
 TILES["contrast", 9, "16-bit"] = (
     (128, Tile(128, 64, 128, 128, 8, 2)),
     (256, Tile(128, 32, 256, 256, 8, 2)),

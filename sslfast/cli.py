@@ -150,8 +150,13 @@ def _parsers() -> tuple[Parser, dict[str, Parser]]:
     return parser, commands
 
 
+_LENGTHS = ("--epochs", "--steps")
+
+
 def _normalized(words: list[str], commands: dict[str, Parser]) -> list[str]:
     """Underscores in flags' names, values for bare switches; unknown flags and keys raise.
+
+    One of --steps and --epochs takes the place of the other in a file of settings.
 
     Raises:
         ConfigError: with the nearest known name.
@@ -167,6 +172,7 @@ def _normalized(words: list[str], commands: dict[str, Parser]) -> list[str]:
     known = [flag for action in actions for flag in action.option_strings]
     switches = {"train": ["--compile"], "eval": ["--from_scratch"]}.get(name, [])
     result: list[str] = []
+    lengths: dict[str, str] = {}
     for position, word in enumerate(words):
         if not word.startswith("--"):
             result.append(word)
@@ -184,8 +190,12 @@ def _normalized(words: list[str], commands: dict[str, Parser]) -> list[str]:
         if flag in switches and not equals and (not following or following[0].startswith("--")):
             equals, value = "=", "true"
         result.append(top + dot + rest + equals + value)
+        if top in _LENGTHS:
+            lengths[top] = value if equals else "".join(following)
         if top == "--config" and (value or following):
             read_yaml(value or following[0])
+    if "--config" in known and len(lengths) == 1 and "null" not in lengths.values():
+        result += [f"{flag}=null" for flag in _LENGTHS if flag not in lengths]
     return result
 
 

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from sslfast.cli import _print_table, _Printable, main
+from sslfast.training.config import TrainConfig
 from sslfast.training.report import Report, _page
 
 
@@ -66,6 +67,33 @@ def test_the_command_to_run_next_is_quoted(
     with caplog.at_level("INFO", "sslfast"):
         assert main(["train", "--data", "x", "--out", "my runs/a & b"]) == 0
     assert "sslfast report --run 'my runs/a & b'" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("file", "flags", "epochs", "steps"),
+    [
+        ("epochs: 3", "--config {file} --steps 5", None, 5),
+        ("epochs: 3", "--steps=5 --config {file}", None, 5),
+        ("steps: 7", "--config {file} --epochs 2", 2, None),
+        ("{epochs: 3, steps: null}", "--config {file} --epochs null --steps 5", None, 5),
+        ("{epochs: 3, steps: 7}", "--config {file} --steps null", 3, None),
+        ("epochs: 3", "--config {file} --seed 1", 3, None),
+    ],
+)
+def test_a_length_on_the_command_line_wins(
+    file: str,
+    flags: str,
+    epochs: int | None,
+    steps: int | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[TrainConfig] = []
+    monkeypatch.setattr("sslfast.training.train", lambda c: seen.append(c) or Path(c.out))
+    (tmp_path / "run.yaml").write_text(file)
+    words = flags.format(file=tmp_path / "run.yaml").split()
+    assert main(["train", "--data", "x", "--out", "y", *words]) == 0
+    assert (seen[0].epochs, seen[0].steps) == (epochs, steps)
 
 
 def test_a_written_config_runs_again(run: Path, tmp_path: Path) -> None:
@@ -187,7 +215,8 @@ def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
         ("train --precision fp8", 2, "precision"),
         ("train --lr", 2, "--lr"),
         ("train --steps 3", 2, "'data' is missing"),
-        ("train --data x --out {tmp}/y", 2, "exactly one of epochs and steps"),
+        ("train --data x --out {tmp}/y", 2, "exactly one of epochs and steps: neither is given"),
+        ("train --data x --out {tmp}/y --epochs 1 --steps 1", 2, "and steps: both are given"),
         ("train --config {tmp}/none.yaml", 2, "cannot read the configuration"),
         ("train --config {tmp}/typo.yaml", 2, "unknown setting 'epoch' in {tmp}/typo.yaml. Did"),
         ("train --config={tmp}/newer.yaml", 2, "was written by a newer one"),

@@ -40,9 +40,10 @@ def _views(
 ) -> tuple[Tensor, Tensor | None, Any, torch.dtype]:
     x, y = x.contiguous(), None if y is None else y.contiguous()
     dtype = kernels.computed_in(x, y, standardize)
-    if dtype != accumulation_dtype(x.dtype):
+    widened = dtype != accumulation_dtype(x.dtype)
+    if widened:
         x = x.to(dtype)
-    return x, y, registry.pick(OP, kernels.problem(x, y)), dtype
+    return x, y, registry.pick(OP, kernels.problem(x, y), told=not widened), dtype
 
 
 @torch.library.custom_op(f"{NAMESPACE}::cross_correlation", mutates_args=())

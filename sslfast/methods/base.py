@@ -110,8 +110,9 @@ class Method(nn.Module, ABC):
         encoders: what the encoder must be.
         files: hyperparameters that name files; a run keeps copies of them.
         contrastive: whether the loss compares samples of a batch with each other, so that it is
-            another loss in micro-batches.
-        smallest_batch: images of a micro-batch that batch norm and the loss need at least.
+            another loss in micro-batches, and needs two samples. An instance may set its own.
+        smallest_batch: images of a micro-batch that batch norm and the loss need at least. An
+            instance may set its own.
         reference: the paper and its settings.
 
     Attributes:
@@ -128,8 +129,8 @@ class Method(nn.Module, ABC):
     modalities: ClassVar[tuple[str, ...]] = ("image",)
     encoders: ClassVar[type[nn.Module]] = nn.Module
     files: ClassVar[tuple[str, ...]] = ()
-    contrastive: ClassVar[bool] = False
-    smallest_batch: ClassVar[int] = 1
+    contrastive: bool = False
+    smallest_batch: int = 1
     reference: ClassVar[Reference]
 
     def __init_subclass__(cls, **keywords: Any) -> None:

@@ -6,6 +6,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from sslfast._arguments import BadArgument, PositiveFloat
 from sslfast.data.batch import Batch
@@ -46,8 +47,6 @@ class Distill(Method):
 
     recipe = "mae"
     files = ("teacher",)
-    contrastive = True
-    smallest_batch = 2
     reference = Reference(
         "Park et al. 2019, arXiv:1904.05068 (the relational form)",
         {  # the paper distils from labels, in metric learning; these are ours
@@ -68,6 +67,9 @@ class Distill(Method):
     ) -> None:
         super().__init__(encoder)
         self.form, self.relational_weight = form, relational_weight
+        self.contrastive = form != "cosine"
+        has_batch_norm = any(isinstance(module, _BatchNorm) for module in encoder.modules())
+        self.smallest_batch = 2 if has_batch_norm else 1
         frozen = Frozen.of(teacher, Numbers(tuple(mean), tuple(std)))
         self._frozen = (frozen,)  # in a tuple: no part of what is trained and saved
         if form != "relational":

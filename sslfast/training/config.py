@@ -57,8 +57,10 @@ class TrainConfig:
         image_size: side of the square views (of videos, their frames) in pixels; null: that of the
             recipe.
         local_size: side of the local views, of recipes that have such; null: that of the recipe.
-        epochs: passes over the data. Exactly one of epochs and steps must be given.
-        steps: optimiser steps. Exactly one of epochs and steps must be given.
+        epochs: passes over the data. Exactly one of epochs and steps must be given; as a flag, it
+            takes the place of a file's steps.
+        steps: optimiser steps. Exactly one of epochs and steps must be given; as a flag, it takes
+            the place of a file's epochs.
         batch_size: images per optimiser step, over all ranks and accumulated micro-batches.
         accumulate: micro-batches per step. A contrastive loss sees one at a time, unless
             contrastive_batch says more: negatives and batch norm are those of a micro-batch, which
@@ -170,7 +172,8 @@ class TrainConfig:
             if not getattr(self, name):
                 raise ConfigError(f"'{name}' is missing: set --{name}, or '{name}:' in the YAML")
         if (self.epochs is None) == (self.steps is None):
-            raise ConfigError("set exactly one of epochs and steps, and the other one to null")
+            given = "neither is" if self.steps is None else "both are"
+            raise ConfigError(f"set exactly one of epochs and steps: {given} given")
         if self.optimizer == "lars" and self.weight_decay == 0:
             raise ConfigError(
                 "lars scales the layers that have weight decay: set weight_decay (to 1.0e-6, as "

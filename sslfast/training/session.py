@@ -185,18 +185,10 @@ def check_method(config: TrainConfig, method: Method, world_size: int = 1) -> No
         world_size: ranks that train together.
 
     Raises:
-        ConfigError: a batch that is too small for it; groups, teachers or a module for export that
-            cannot be used.
+        ConfigError: a batch that is too small for it, or a contrastive_batch that it has no use
+            for; groups, teachers or a module for export that cannot be used.
     """
-    least, images = method.smallest_batch, config.batch_size // config.accumulate
-    if not config.sync_batch_norm:
-        images //= world_size
-    if images < least:
-        raise ConfigError(
-            f"{config.method} needs {least} images or more at a time, for its batch norm or its "
-            f"loss, and would see {images}: the micro-batch, batch_size / accumulate"
-            f"{'' if config.sync_batch_norm else ' / ranks'}, is too small"
-        )
+    _check_batch(config, method, world_size)
     name, groups = type(method).__name__, parameter_groups(config, method)
     Rates(groups, Curve(1.0), Curve(1.0))  # takes out what the optimiser does not know
     teachers = method.teachers()
@@ -221,6 +213,30 @@ def check_method(config: TrainConfig, method: Method, world_size: int = 1) -> No
         raise ConfigError(
             f"exported of {name} must return an encoder like its own, such as teacher.module; the "
             f"{type(exported).__name__} that it returns holds other weights"
+        )
+
+
+def _check_batch(config: TrainConfig, method: Method, world_size: int) -> None:
+    name, least, accumulate = config.method, method.smallest_batch, config.accumulate
+    if config.micro_batches > 1 and not method.contrastive:
+        raise ConfigError(
+            f"contrastive_batch is for methods that compare images of a batch, and {name} does "
+            "not: accumulate alone does it (batch norm, and what a method remembers of earlier "
+            "batches, are those of a micro-batch either way)"
+        )
+    ranks = 1 if config.sync_batch_norm else world_size
+    if config.batch_size < least * accumulate * ranks:
+        counted = " / accumulate" * (accumulate > 1) + " / ranks" * (ranks > 1)
+        raise ConfigError(
+            f"{name} needs {least} images or more at a time, for its batch norm or its loss, and "
+            f"would see {config.batch_size // (accumulate * ranks)} (batch_size{counted}): set "
+            f"batch_size to {least * accumulate * ranks} or more"
+        )
+    if method.contrastive and config.compared == 1:
+        other = ", or set contrastive_batch" if accumulate > 1 else ""
+        raise ConfigError(
+            f"{name} compares images, and its loss would see one at a time: set batch_size to "
+            f"{2 * accumulate} or more (larger is better){other}"
         )
 
 

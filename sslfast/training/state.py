@@ -29,21 +29,30 @@ class TrainState:
         """A state for ``checkpoint.save``, complete on rank 0; every rank must call this.
 
         Weights and optimiser are the same on all ranks and kept once; random states, positions in
-        the data and buffers are kept for each.
+        the data and buffers are kept for each, but for buffers that are those of the model.
         """
         whole = self.strategy.state(self.optimizer)
+        buffers = {name: buffer.cpu() for name, buffer in self.strategy.method.named_buffers()}
         own = {
             "rng": _rng_state(self.ranks.device),
             "loader": self.loader.state_dict(),
             "meter": self.meter.state_dict(),
-            "buffers": {name: b.cpu() for name, b in self.strategy.method.named_buffers()},
+            "buffers": buffers,
         }
+        ranks = self.ranks.collect(own)
+        common = {name: buffers[name] for name in buffers.keys() & whole["model"].keys()}
+        for rank in ranks:
+            rank["buffers"] = {
+                name: buffer
+                for name, buffer in rank["buffers"].items()
+                if name not in common or not torch.equal(buffer, common[name])
+            }
         return {
             "num_samples": self.loader.num_samples,
             **whole,
             "fingerprint": fingerprint(whole["model"]),
             "scaler": self.scaler.state_dict(),
-            "ranks": self.ranks.collect(own),
+            "ranks": ranks,
         }
 
     def restore(self, state: dict[str, Any]) -> None:

@@ -140,18 +140,6 @@ def build_method(config: TrainConfig, device: torch.device, run: RunFolder | Non
         ) from error
     seed_all(config.seed)
     try:
-        if config.micro_batches > 1 and not methods.get(config.method).contrastive:
-            raise ConfigError(
-                f"contrastive_batch is for methods that compare images of a batch, and "
-                f"{config.method} does not: accumulate alone does it (batch norm, and what a "
-                "method remembers of earlier batches, are those of a micro-batch either way)"
-            )
-        if methods.get(config.method).contrastive and config.compared == 1:
-            raise ConfigError(
-                f"{config.method} compares images, and its loss would see one at a time: the "
-                "micro-batch, batch_size / accumulate over all ranks, must be 2 or more (larger is "
-                "better), or set contrastive_batch"
-            )
         files = method_files(methods.get(config.method), config, run)
         keywords = config.method_args | files
         method = methods.create(config.method, encoder, **keywords)

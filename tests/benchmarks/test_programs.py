@@ -184,9 +184,9 @@ def test_growth_tells_a_square_from_a_line() -> None:
 def test_the_sanitized_program_reaches_every_cuda_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = set()
 
-    def watch(op: str, problem: registry.Problem) -> Any:
+    def watch(op: str, problem: registry.Problem, **more: bool) -> Any:
         seen.add(op)
-        return pick(op, problem)
+        return pick(op, problem, **more)
 
     pick = registry.pick
     monkeypatch.setattr(registry, "pick", watch)

@@ -1,6 +1,7 @@
 """Every backend that runs on CUDA tensors, against the float64 oracle, at GPU sizes."""
 
 from collections.abc import Callable, Iterator
+from types import ModuleType
 
 import pytest
 import torch
@@ -8,11 +9,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import sslfast
+from rounding import between
 from sslfast.functional import ntxent
+from sslfast.kernels import grouped_softmax as grouped
 from sslfast.kernels import linear_cross_entropy as classifier
 from sslfast.kernels import matryoshka_softmax as matryoshka
 from sslfast.kernels import registry
 from sslfast.kernels import sigmoid_contrast as contrast
+from sslfast.kernels.dtypes import accumulation_dtype
+from sslfast.kernels.grouped_softmax import reference as grouped_oracle
 from sslfast.kernels.linear_cross_entropy import reference as classifier_oracle
 from sslfast.kernels.matryoshka_softmax import reference as matryoshka_oracle
 from sslfast.kernels.philox.op import random_bits
@@ -187,6 +192,55 @@ def twice(gradients: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
         torch.cuda.set_sync_debug_mode("default")
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
     return second
+
+
+@pytest.mark.parametrize("name", cuda_backends("grouped_softmax"))
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("sides", [False, True])
+@pytest.mark.parametrize(
+    ("m", "n", "d"), [(252, 0, 123), (252, 507, 123), (3000, 5001, 300), (512, 513, 768)]
+)
+def test_grouped_softmax(
+    name: str, dtype: torch.dtype, masked: bool, sides: bool, m: int, n: int, d: int
+) -> None:
+    """Of groups alone, and with ids and a threshold that leave columns out."""
+    x = embeddings(m, d, dtype)
+    y = embeddings(n, d, dtype) if n else None
+    module = module_for("grouped_softmax", name, grouped.problem(x, y))
+
+    def ids(kinds: int) -> tuple[Tensor, Tensor]:  # beyond 32 bits
+        row, column = ((torch.randint(kinds, (k,), device="cuda") << 33) - 7 for k in (m, n))
+        return row, column if n else row
+
+    ignored = ids(5) if masked else (None, None)
+    limit = between(x, x if y is None else y, 0.25) if masked else None
+    own = 0 if y is None else 4 if masked else None
+    groups = grouped.Groups(*ids(m // 3), *ignored, limit, own)  # some rows have no positives
+    scale = 10.0
+
+    def given(to: torch.dtype) -> tuple:
+        s = torch.tensor(scale, device="cuda", dtype=accumulation_dtype(to))
+        return x.to(to), None if y is None else y.to(to), s, groups
+
+    truth = grouped_oracle.forward(*given(torch.float64), sides)
+    found = twice(lambda: module.forward(*given(dtype), sides))
+    for value, exact in zip(found, truth, strict=True):
+        bound = 2e-6 * scale + TOLERANCE[dtype] / 100
+        torch.testing.assert_close(value.double(), exact, rtol=0, atol=bound)  # -inf is -inf
+    weights = [torch.randn_like(lse) / m for lse in truth]
+
+    def gradients(backend: ModuleType, to: torch.dtype, lses: tuple[Tensor, ...]) -> tuple:
+        row = [(lse, g.to(lse.dtype)) for lse, g in zip(lses, weights, strict=True)]
+        row, column = row[:2], row[2:] if sides else (None, None)
+        return backend.backward(*given(to), *row, *(row if y is None else column), n > 0)
+
+    exact_gradients = gradients(grouped_oracle, torch.float64, truth)
+    eager = gradients(grouped_oracle, dtype, found)
+    got = twice(lambda: gradients(module, dtype, found))
+    for value, exact, other in zip(got, exact_gradients, eager, strict=True):
+        if exact.numel():
+            assert relative(value, exact) <= relative(other, exact) + TOLERANCE[dtype]
 
 
 @pytest.mark.parametrize("name", cuda_backends("sigmoid_contrast"))

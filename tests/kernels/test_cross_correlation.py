@@ -216,6 +216,19 @@ def test_blocks_cover_everything_once() -> None:
         assert max(part.stop - part.start for part in parts) <= tiled.BLOCK
 
 
+def test_a_slower_backend_is_told_of_the_users_float64_alone(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not of the op's own, about which they can do nothing."""
+    monkeypatch.setattr(registry, "_told", set())
+    registry._pick.cache_clear()
+    x = torch.randn(6, 20, requires_grad=True)
+    cross_correlation(x, None, False)[1].backward()
+    assert not caplog.records
+    cross_correlation(x.double(), None, False)
+    assert "uses 'tiled' and not 'cpu': it takes float32, not float64" in caplog.text
+
+
 @pytest.mark.parametrize("factor", [1e2, 1e4])
 def test_covariances_of_unequal_columns_keep_their_digits(factor: float) -> None:
     torch.manual_seed(0)

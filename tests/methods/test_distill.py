@@ -16,7 +16,9 @@ from sslfast.data.batch import Batch
 from sslfast.data.views.view import IMAGENET_MEAN, IMAGENET_STD
 from sslfast.methods.base import Context, Method
 from sslfast.methods.distill import distances
+from sslfast.training.config import ConfigError, TrainConfig
 from sslfast.training.encoder import save_encoder
+from sslfast.training.session import check_method
 
 CTX = Context(0, 0, 1)
 TOLD = {"model": "convnet_small", "model_args": {"width": 3, "depth": 2}}
@@ -56,6 +58,20 @@ def relational_by_hand(student: Tensor, teacher: Tensor) -> Tensor:
         both.append(found / found.mean())
     gap = (both[0] - both[1]).abs()
     return torch.where(gap < 1, gap**2 / 2, gap - 0.5).mean()
+
+
+def test_one_image_is_enough_where_none_are_compared() -> None:
+    config = TrainConfig(method="distill", batch_size=1)
+    for form in ("relational", "both"):
+        with pytest.raises(ConfigError, match=r"compares images, .* set batch_size to 2 or more"):
+            check_method(config, small(form=form))
+    method = small(form="cosine")
+    check_method(config, method)
+    method(batch_of([3]), CTX)["loss"].backward()
+    assert all(p.grad.abs().max() > 0 for p in method.parameters())
+    normed = methods.create("distill", teacher_of(), teacher=teacher_of(), form="cosine")
+    with pytest.raises(ConfigError, match=r"batch norm .* set batch_size to 2 or more"):
+        check_method(config, normed)
 
 
 @pytest.mark.parametrize("form", ["cosine", "relational", "both"])

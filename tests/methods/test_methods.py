@@ -12,6 +12,8 @@ from sslfast.data.batch import Batch
 from sslfast.losses import NTXentLoss
 from sslfast.methods.base import Context, Method, Reference
 from sslfast.methods.registry import _discover
+from sslfast.training.config import ConfigError, TrainConfig
+from sslfast.training.session import check_method
 
 
 def pairs(count: int = 16, views: int = 2, frames: tuple[int, ...] = ()) -> Batch:
@@ -69,6 +71,22 @@ def test_every_method_trains_in_bf16(name: str) -> None:
     values["loss"].backward()
     trained = [p for group in method.param_groups() for p in group["params"]]
     assert all(p.grad is not None and p.grad.isfinite().all() for p in trained)
+
+
+@pytest.mark.parametrize("name", methods.names())
+def test_a_batch_of_one_is_learnt_from_or_refused(name: str) -> None:
+    torch.manual_seed(0)
+    method, batch = fitting(name)
+    config, ctx = TrainConfig(method=name, batch_size=1), Context(0, 0, 1)
+    if method.contrastive or method.smallest_batch == 2:
+        with pytest.raises(ConfigError, match=f"^{name} .* set batch_size to 2 or more"):
+            check_method(config, method)
+        return
+    check_method(config, method)
+    loss = method(Batch(tuple(v[:1] for v in batch.views), batch.sample_ids[:1]), ctx)["loss"]
+    loss.backward()
+    trained = [p.grad for group in method.param_groups() for p in group["params"]]
+    assert all(g.isfinite().all() and g.any() for g in trained)
 
 
 @pytest.mark.parametrize("name", methods.names())

@@ -16,7 +16,7 @@ from toys import entries
 
 import sslfast
 from sslfast.training import TrainConfig, roll_call
-from sslfast.training.checkpoint import CheckpointError, step_of
+from sslfast.training.checkpoint import CheckpointError, load, path_of, step_of
 from sslfast.training.config import ConfigError
 from sslfast.training.roll_call import (
     RankError,
@@ -236,6 +236,10 @@ def test_two_ranks(settings: dict[str, Any], tmp_path: Path) -> None:
     plain, resumed = RunFolder(tmp_path / "plain"), RunFolder(tmp_path / "resumed")
     assert entries(plain) == entries(resumed)
     assert plain.encoder.read_bytes() == resumed.encoder.read_bytes()
+    first, second = load(path_of(plain.checkpoints, settings["steps"]))["ranks"]
+    assert not first["buffers"]  # they are the model's
+    assert second["buffers"]
+    assert all("running" in name for name in second["buffers"])  # no other differs
     with pytest.raises(CheckpointError, match=r"is of 2 rank\(s\), this run has 1"):
         sslfast.train(TrainConfig.from_dict({**settings, "out": str(plain.path), "steps": 20}))
 

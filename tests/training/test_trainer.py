@@ -27,6 +27,7 @@ from sslfast.optim.schedules import warmup_cosine
 from sslfast.training import checkpoint
 from sslfast.training.config import ConfigError
 from sslfast.training.monitors import NonFiniteError
+from sslfast.training.session import check_method
 from sslfast.training.signals import TrainingStopped
 from sslfast.training.trainer import build_method
 
@@ -163,7 +164,7 @@ def test_a_contrastive_batch_writes_running_statistics_once(tmp_path: Path) -> N
 def test_a_contrastive_batch_is_for_contrastive_methods(tmp_path: Path) -> None:
     config = toy_config(tmp_path, method="mae", model="vit_tiny", accumulate=2, contrastive_batch=8)
     with pytest.raises(ConfigError, match="mae does not: accumulate alone does it"):
-        build_method(config, torch.device("cpu"))
+        check_method(config, build_method(config, torch.device("cpu")))
 
 
 def test_bf16_trains_close_to_fp32(tmp_path: Path) -> None:
@@ -192,6 +193,20 @@ def test_same_seed_same_bits(tmp_path: Path) -> None:
     toy_fit(toy_config(tmp_path / "c", seed=1), other, ToyLoader())
     torch.testing.assert_close(weights(first), weights(second), rtol=0, atol=0)
     assert not torch.equal(first.head.weight, other.head.weight)
+
+
+def test_a_checkpoint_holds_buffers_once_or_as_before_on_every_rank(tmp_path: Path) -> None:
+    run = toy_fit(toy_config(tmp_path / "a"), method := toy_method(), ToyLoader())
+    for before in (False, True):
+        saved, resumed = checkpoint.load(checkpoint.path_of(run.checkpoints, 8)), toy_method()
+        assert saved["ranks"][0]["buffers"] == {}
+        if before:  # when they counted, whatever the model's are
+            for name, _ in method.named_buffers():
+                saved["ranks"][0]["buffers"][name] = saved["model"][name].clone()
+                saved["model"][name].zero_()
+        toy_fit(toy_config(tmp_path / f"{before}"), resumed, ToyLoader(), saved)
+        for key, tensor in weights(method).items():
+            assert torch.equal(resumed.state_dict()[key], tensor)
 
 
 @pytest.mark.parametrize(("accumulate", "cut"), [(1, 6), (1, 9), (2, 15)])

@@ -276,8 +276,8 @@ def _shown(value: Any, wrong: _Fault) -> str:
 
 
 def _is_decimal(text: str) -> bool:
+    """Whether YAML takes a number for text: one with an exponent and without a point."""
     try:
-        float(text)
+        return "e" in text.lower() and "." not in text and math.isfinite(float(text))
     except ValueError:
         return False
-    return True

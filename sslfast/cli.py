@@ -5,6 +5,7 @@ Nothing heavy is imported before a command runs, so that --help answers at once.
 
 import logging
 import os
+import re
 import shlex
 import sys
 import warnings
@@ -64,8 +65,29 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = _exit_code(error)
         if code is None:
             raise
-        print(printable(f"sslfast: {' '.join(str(error).split())}"), file=sys.stderr)
+        print(printable(f"sslfast: {_message(error)}"), file=sys.stderr)
         return code
+
+
+_WRONG_KIND = re.compile(
+    r'Parser key "(?P<name>[^"]+)": .*?Expected an? '
+    r"(?:<class '(?P<kind>\w+)'>|typing\.Literal\[(?P<names>.*?)\])"
+    r".*(?:Got|Given) value: (?P<value>.*)"
+)
+_KINDS = {"int": "an integer", "float": "a number", "bool": "true or false", "str": "text"}
+
+
+def _message(error: Exception) -> str:
+    """What an error says, in one line; a value of the wrong kind in the words of other settings."""
+    text = " ".join(str(error).split())
+    found = _WRONG_KIND.fullmatch(text)
+    if not found:
+        return text
+    wanted = f"one of {found['names']}" if found["names"] else _KINDS.get(found["kind"])
+    if wanted is None:
+        return text
+    null = ", or null" if "NoneType" in text else ""
+    return f"{found['name']} must be {wanted}{null}, got {found['value']}"
 
 
 class _Printable(logging.Formatter):
@@ -156,7 +178,8 @@ _LENGTHS = ("--epochs", "--steps")
 def _normalized(words: list[str], commands: dict[str, Parser]) -> list[str]:
     """Underscores in flags' names, values for bare switches; unknown flags and keys raise.
 
-    One of --steps and --epochs takes the place of the other in a file of settings.
+    Files of settings come first, so that flags win wherever they stand; one of --steps and --epochs
+    takes the place of the other in a file.
 
     Raises:
         ConfigError: with the nearest known name.
@@ -172,10 +195,12 @@ def _normalized(words: list[str], commands: dict[str, Parser]) -> list[str]:
     known = [flag for action in actions for flag in action.option_strings]
     switches = {"train": ["--compile"], "eval": ["--from_scratch"]}.get(name, [])
     result: list[str] = []
+    files: list[str] = []
     lengths: dict[str, str] = {}
+    taken = -1  # the place of a file's path, which is with its flag already
     for position, word in enumerate(words):
         if not word.startswith("--"):
-            result.append(word)
+            result += [word] * (position != taken)
             continue
         flag, equals, value = word.partition("=")
         flag = flag.replace("-", "_").replace("__", "--", 1)
@@ -189,11 +214,16 @@ def _normalized(words: list[str], commands: dict[str, Parser]) -> list[str]:
         following = words[position + 1 : position + 2]
         if flag in switches and not equals and (not following or following[0].startswith("--")):
             equals, value = "=", "true"
+        if top == "--config" and (value or following):
+            taken = position if value else position + 1
+            files.append(value or following[0])
+            read_yaml(files[-1])
+            continue
         result.append(top + dot + rest + equals + value)
         if top in _LENGTHS:
             lengths[top] = value if equals else "".join(following)
-        if top == "--config" and (value or following):
-            read_yaml(value or following[0])
+    first = result.index(name) + 1
+    result[first:first] = [f"--config={file}" for file in files]
     if "--config" in known and len(lengths) == 1 and "null" not in lengths.values():
         result += [f"{flag}=null" for flag in _LENGTHS if flag not in lengths]
     return result

@@ -38,7 +38,7 @@ def global_class_means(
         number int64 [n] of each row's class, and how many classes there are, 0-d, on the host.
     """
     exchange = Exchange.again(sizes, group)
-    known, everyones = exchange.gather(labels).unique(return_inverse=True)
+    known, everyones = exchange.gather(labels.long()).unique(return_inverse=True)
     class_of, classes = everyones[exchange.own].clone(), torch.tensor(len(known))
     with_ones = torch.cat((z, torch.ones_like(z[:, :1])), 1)
     sums, count = _class_sums(with_ones, class_of, classes, group).split((z.shape[1], 1), 1)

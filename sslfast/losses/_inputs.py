@@ -148,6 +148,24 @@ def plain_logits(
     return logits if logit_bias is None else logits + logit_bias
 
 
+def with_bias(loss: Tensor, logit_bias: float | Tensor | None) -> Tensor:
+    """The loss, which a bias common to all logits leaves as it is, with the bias's gradient of 0.
+
+    DDP waits for the gradient of every parameter.
+
+    Raises:
+        ValueError: a tensor that is no single floating-point number.
+    """
+    if not isinstance(logit_bias, Tensor):
+        return loss
+    if not logit_bias.is_floating_point() or logit_bias.numel() != 1:
+        raise ValueError(
+            f"logit_bias must be one floating-point number, got {list(logit_bias.shape)} of "
+            f"{logit_bias.dtype}: ids and negatives are given by name, as group_ids=..."
+        )
+    return loss + 0 * logit_bias.sum()
+
+
 def check_reduction(reduction: str) -> None:
     """Raise ValueError unless it is "none", "mean" or "sum"."""
     if reduction not in ("none", "mean", "sum"):

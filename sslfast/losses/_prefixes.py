@@ -11,7 +11,7 @@ from sslfast._arguments import checked
 from sslfast.kernels.exchange import gather_own_first, name_of, world_size
 from sslfast.kernels.matryoshka_softmax.op import matryoshka_softmax
 from sslfast.kernels.similarity_softmax import Pairing, info_nce_from_logits
-from sslfast.losses._inputs import as_scale, check_embeddings, reduce, scale_of
+from sslfast.losses._inputs import as_scale, check_embeddings, reduce, scale_of, with_bias
 from sslfast.losses.clip import ClipLoss
 from sslfast.losses.infonce import InfoNCE
 from sslfast.losses.ntxent import NTXentLoss
@@ -72,7 +72,7 @@ def _ntxent(
     **candidates: Tensor | None,
 ) -> Losses:
     around = loss._gathers and loss.exchange == "ring"
-    if loss.memory_bank is not None or around or not _plain(loss, candidates):
+    if around or not _plain(loss, candidates):
         return None
     out0, out1 = check_embeddings(out0=out0, out1=out1)
     z = torch.cat((out0, out1))
@@ -95,8 +95,7 @@ def _info_nce(
     negative_keys: Tensor | None = None,
     **candidates: Tensor | None,
 ) -> Losses:
-    known = loss.negative_mode in ("unpaired", "paired")
-    if negative_keys is not None or not known or not _plain(loss, candidates):
+    if negative_keys is not None or not _plain(loss, candidates):
         return None
     query, key = check_embeddings(query=query, positive_key=positive_key)
     scale, pairing = scale_of(loss.temperature, query), Pairing(len(query))
@@ -151,10 +150,7 @@ def _clip(
     found = losses.mean(1)
     if ranks:
         found = loss._of_all_ranks(loss.world_size / len(all_y) * losses.sum(1))
-    found = found.to(scale.dtype)
-    if isinstance(logit_bias, Tensor):
-        found = found + 0 * logit_bias.sum()  # it keeps a gradient, which DDP waits for
-    return list(found)
+    return list(with_bias(found.to(scale.dtype), logit_bias))
 
 
 FORMS: dict[Any, Callable[..., Losses]] = {

@@ -11,7 +11,7 @@ from sslfast.kernels.exchange import check_exchange, check_rank, gather_rows, na
 from sslfast.kernels.similarity_softmax import Pairing, info_nce_from_logits
 from sslfast.kernels.similarity_softmax.op import similarity_softmax
 from sslfast.kernels.similarity_softmax.ranks import global_pair_rows
-from sslfast.losses._inputs import as_scale, check_embeddings, plain_logits, reduce
+from sslfast.losses._inputs import as_scale, check_embeddings, plain_logits, reduce, with_bias
 from sslfast.losses._variants import Candidates, Variant, check_positives
 
 DIRECTIONS = "both", "image_to_text", "text_to_image"
@@ -271,8 +271,8 @@ class ClipLoss(nn.Module):
         """Return the loss of features [N, D], as a dict {"contrastive_loss": ...} where asked.
 
         A bias common to all logits cancels in the softmax; its gradient is zero. Ids and negatives
-        are those of ``sslfast.functional.clip``; over ranks, ids mean the same on all of them, and
-        negatives are of all.
+        are those of ``sslfast.functional.clip``; over ranks, ids mean the same on all of them,
+        negatives are of all, and every rank gives the same options, with one negative at least.
         """
         given = group_ids, ignore_ids, negatives
         if self.world_size > 1:
@@ -289,8 +289,7 @@ class ClipLoss(nn.Module):
                 ignore_ids=ignore_ids,
                 negatives=negatives,
             )
-        if isinstance(logit_bias, Tensor):
-            loss = loss + 0 * logit_bias.sum()  # it keeps a gradient, which DDP waits for
+        loss = with_bias(loss, logit_bias)
         return {"contrastive_loss": loss} if output_dict else loss
 
     def _global(

@@ -19,6 +19,7 @@ from sslfast.kernels.unit_rows.op import unit_rows
 from sslfast.kernels.unit_rows.op import wide_unit_rows as unit
 from sslfast.losses._inputs import (
     check_embeddings,
+    check_reduction,
     check_temperature,
     reduce,
     row_weights,
@@ -82,8 +83,7 @@ def info_nce(
             the options after it; these with negative_keys but not in_batch.
     """
     query, positive_key = check_embeddings(query=query, positive_key=positive_key)
-    if negative_mode not in ("unpaired", "paired"):
-        raise ValueError(f"negative_mode must be 'unpaired' or 'paired', got {negative_mode!r}")
+    _check_mode(negative_mode)
     variant = Variant(decoupled, debiased, label_smoothing)
     scale = scale_of(temperature, query)
 
@@ -134,6 +134,11 @@ def info_nce(
 
     losses = variant.losses(lse, positive, scale, negatives, mean_logit, unit=True)
     return reduce(losses, reduction).to(scale.dtype)
+
+
+def _check_mode(negative_mode: str) -> None:
+    if negative_mode not in ("unpaired", "paired"):
+        raise ValueError(f"negative_mode must be 'unpaired' or 'paired', got {negative_mode!r}")
 
 
 def _check_candidates(in_batch: bool, negative_keys: Tensor | None, negative_mode: str) -> None:
@@ -253,6 +258,8 @@ class InfoNCE(nn.Module):
         super().__init__()
         check_temperature(temperature)
         check_positives(positives)
+        check_reduction(reduction)
+        _check_mode(negative_mode)
         if process_group is not None and reduction != "mean":
             raise ValueError(f"over several ranks reduction must be 'mean', got {reduction!r}")
         self.process_group = process_group
@@ -308,6 +315,7 @@ class InfoNCE(nn.Module):
                 "with a process_group the negatives are the keys of all ranks: leave negative_keys "
                 "out or say in_batch=True, or gather them yourself and leave the process_group out"
             )
+        _check_candidates(self.in_batch, candidates.negatives, self.negative_mode)
         query, key = check_embeddings(query=query, positive_key=key)
         scale = scale_of(self.temperature, query)
         if candidates.given:

@@ -22,7 +22,8 @@ class MatryoshkaLoss(nn.Module):
     NTXentLoss, InfoNCE with in-batch keys and ClipLoss compute all prefixes in one sweep: the inner
     products of a prefix are partial sums of the longest one's, so that these take the products of
     the longest alone; over several ranks embeddings are gathered once. Other losses, and these with
-    a memory bank, with ids, around a ring or with hooks, run prefix after prefix.
+    ids, around a ring or with hooks, run prefix after prefix. A memory bank has one width, and no
+    prefixes.
 
     Args:
         loss: any of this package's losses, or a callable that returns a tensor.
@@ -35,8 +36,9 @@ class MatryoshkaLoss(nn.Module):
         Those of the loss. With ``reduction="none"`` the sum is taken row by row.
 
     Raises:
-        ValueError: no dims or other than positive integers, weights that do not match them or are
-            no finite numbers; in forward, a dim beyond that of an embedding, or no embedding.
+        ValueError: a loss with a memory bank, no dims or other than positive integers, weights that
+            do not match them or are no finite numbers; in forward, a dim beyond that of an
+            embedding, or no embedding.
         TypeError: the same, where dims or weights are no list.
     """
 
@@ -50,6 +52,11 @@ class MatryoshkaLoss(nn.Module):
         normalize: bool = False,
     ) -> None:
         super().__init__()
+        if getattr(loss, "memory_bank", None) is not None:
+            raise ValueError(
+                "a memory bank has embeddings of one width, and no prefixes: leave out the loss's "
+                "memory_bank_size"
+            )
         self.loss = loss
         self.dims = _listed("dims", "positive integers", dims, _is_length)
         if not self.dims:

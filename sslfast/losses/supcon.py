@@ -39,7 +39,8 @@ def supcon(
         reduction: "mean" (over rows that have a positive), "sum" or "none" (losses [M], 0 for a
             row without a positive).
         positives: "outside", which is L_out, as above; "inside": L_in, the logarithm of the mean
-            over P(i) instead of the mean of logarithms.
+            over P(i) instead of the mean of logarithms (``ntxent``'s "inside" has the sum in place
+            of the mean, and the same gradient).
 
     Returns:
         The loss in float32 (float64 for float64 inputs); 0 where no row has a positive.

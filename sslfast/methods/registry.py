@@ -76,6 +76,6 @@ def create(name: str, encoder: "nn.Module", **hyperparameters: Any) -> "Method":
         if keyword not in known:
             raise TypeError(
                 f"method '{name}' has no hyperparameter '{keyword}'."
-                f"{did_you_mean(keyword, known)} It takes: {', '.join(known)}"
+                f"{did_you_mean(keyword, known)} It takes: {', '.join(known) or 'none'}"
             )
     return method(encoder, **hyperparameters)

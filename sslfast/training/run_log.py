@@ -62,7 +62,9 @@ class RunLog:
         os.fsync(self._file.fileno())  # else a power cut may keep a later checkpoint, but not this
         for name, value in values.items():
             self._events.add_scalar(name, value, step)
-        where = f"epoch {entry['epoch']:.1f}/{self._total_steps / self._steps_per_epoch:.0f}"
+        epochs = self._total_steps / self._steps_per_epoch
+        digits = ".1f" if epochs >= 1 else ".3f"
+        where = f"epoch {entry['epoch']:{digits}}/{epochs:.3g}"
         figures = (
             f"loss {values['loss']:.4f}  {values['images_per_second']:.0f} images/s  "
             f"waiting for data {values['data_wait']:.0%}"

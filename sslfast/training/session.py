@@ -233,6 +233,11 @@ def _check_batch(config: TrainConfig, method: Method, world_size: int) -> None:
             f"batch_size to {least * accumulate * ranks} or more"
         )
     if method.contrastive and config.compared == 1:
+        if config.contrastive_batch:
+            raise ConfigError(
+                f"{name} compares images, and its loss would see one at a time: set "
+                "contrastive_batch to 2 or more (larger is better)"
+            )
         other = ", or set contrastive_batch" if accumulate > 1 else ""
         raise ConfigError(
             f"{name} compares images, and its loss would see one at a time: set batch_size to "

@@ -348,6 +348,14 @@ def over_ranks(rank: int, size: int, sizes: list[int]) -> None:
     truth = supcon(towers.whole[0], groups, 0.2, positives="inside")
     unused = (ours + 0 * towers.own[1].sum(), truth + 0 * towers.whole[1].sum())
     towers.compare(*unused, size)
+    narrow = groups[mine].int() if rank else groups[mine]  # ranks' ids may differ in width
+    for positives in ("outside", "inside"):
+        loss = SupConLoss(0.2, dist.group.WORLD, positives=positives)
+        value = loss(towers.own[0].detach(), narrow)
+        torch.testing.assert_close(value, loss(towers.own[0].detach(), groups[mine]))
+    paired = InfoNCE(negative_mode="paired", process_group=dist.group.WORLD, in_batch=True)
+    with pytest.raises(ValueError, match="in_batch=True takes unpaired negative_keys"):
+        paired(*towers.own, towers.own[0][:, None])
     towers = Towers(rank, sizes)
     own = extra[2 * rank : 2 * rank + 2]
     ours = InfoNCE(0.3, process_group=dist.group.WORLD, in_batch=True)(*towers.own, own)
@@ -430,6 +438,14 @@ def test_bad_negatives() -> None:
     ):
         with pytest.raises(ValueError, match="with a memory bank every entry is a negative"):
             call()
+    with pytest.raises(ValueError, match=r"logit_bias must be one .*\[4\] of torch.int64: ids"):
+        ClipLoss()(x, x, 1.0, ids)
+    for options, message in (
+        ({"negative_mode": "pair"}, "negative_mode must be 'unpaired' or 'paired', got 'pair'"),
+        ({"reduction": "avg"}, "reduction must be"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            InfoNCE(**options)
     for make in (NTXentLoss, InfoNCE, SupConLoss):
         with pytest.raises(ValueError, match="positives must be"):
             make(positives="all")

@@ -226,9 +226,16 @@ def test_bad_inputs_are_refused_as_by_the_loss() -> None:
     ):
         with pytest.raises(TypeError, match=message):
             call()
-    for loss, message in (
-        (InfoNCE(negative_mode="bad"), "negative_mode must be 'unpaired' or 'paired', got 'bad'"),
-        (ClipLoss(positives="inside"), "positives='inside' needs group_ids"),
+    for call, message in (
+        (
+            lambda: MatryoshkaLoss(ClipLoss(positives="inside"), (2, 4))(x, y, 2.0),
+            "positives='inside' needs group_ids",
+        ),
+        (lambda: clip(x, y, 2.0, torch.arange(3)), "logit_bias must be one floating-point number"),
+        (
+            lambda: MatryoshkaLoss(NTXentLoss(memory_bank_size=(8, 4)), (2, 4)),
+            "leave out the loss's memory_bank_size",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
-            MatryoshkaLoss(loss, (2, 4))(x, y, *([2.0] if isinstance(loss, ClipLoss) else []))
+            call()

@@ -1,4 +1,4 @@
-"""The other losses, forward + backward: CLIP, SigLIP, MoCo, Matryoshka, linear cross-entropy.
+"""The other losses, forward + backward: CLIP, SigLIP, MoCo, groups, Matryoshka, classification.
 
     python -m benchmarks.losses [--only clip]            the table, and JSON with --out
 
@@ -142,6 +142,33 @@ def moco_case(n: int, queue: int, d: int, device: torch.device, dtype: torch.dty
     return Case(name, inputs, providers, [(2, n, d, queue)], "eager")
 
 
+def groups_case(n: int, d: int, device: torch.device, dtype: torch.dtype) -> Case:
+    """Two views of samples in groups of four: seven positives a row, the mean of their -log p."""
+    ids = torch.randperm(n, device=device) // 4
+
+    def inputs() -> tuple[Tensor, ...]:
+        return tuple(_features(n, d, 2, device, dtype))
+
+    def eager(x: Tensor, y: Tensor) -> Tensor:
+        z, groups = torch.cat((x, y)), ids.repeat(2)
+        itself = torch.eye(2 * n, dtype=torch.bool, device=device)
+        log_p = (z @ z.T / 0.1).masked_fill(itself, -torch.inf).log_softmax(1)
+        positive = (groups[:, None] == groups) & ~itself
+        return -(log_p.masked_fill(~positive, 0).sum(1) / positive.sum(1)).mean()
+
+    def peer() -> Callable[..., Tensor]:
+        loss = peers.load("pytorch_metric_learning.losses").SupConLoss(temperature=0.1)
+        return lambda x, y: loss(torch.cat((x, y)), ids.repeat(2))
+
+    providers: dict[str, Callable[..., Tensor]] = {
+        "eager": eager,
+        "pytorch-metric-learning": peers.Lazy(peer),
+        OURS: lambda x, y: functional.ntxent(x, y, 0.1, group_ids=ids),
+    }
+    m = 2 * n
+    return Case(f"groups of 4, N={n} D={d}", inputs, providers, [(2, m, d, m)], "eager")
+
+
 def matryoshka_case(n: int, d: int, device: torch.device, dtype: torch.dtype) -> Case:
     """NT-Xent of six prefixes, beside the loss of all features alone and the loop over prefixes."""
     dims = [d // 24, d // 12, d // 6, d // 3, 2 * d // 3, d]
@@ -206,6 +233,7 @@ def cases(device: torch.device, quick: bool) -> dict[str, Callable[[], Case]]:
             "clip": partial(clip_case, 8192 // small, 512, *at),
             "siglip": partial(siglip_case, 8192 // small, 512, *at),
             "moco": partial(moco_case, 256, 65536 // small, 128, *at),
+            "groups": partial(groups_case, 2048 // small, 128, *at),
             "matryoshka": partial(matryoshka_case, 2048 // small, 768, *at),
             "linear": partial(linear_case, 4096 // small, 512, 30522, *at),
         }
@@ -215,6 +243,7 @@ def cases(device: torch.device, quick: bool) -> dict[str, Callable[[], Case]]:
         "clip": partial(clip_case, 65536 // small, 512, *at),
         "siglip": partial(siglip_case, 32768 // small, 512, *at),
         "moco": partial(moco_case, 1024, 65536, 128, *at),
+        "groups": partial(groups_case, 8192 // small, 128, *at),
         "matryoshka": partial(matryoshka_case, 8192 // small, 768, *at),
         "linear": partial(linear_case, 8192 // small, 2048, 128256, *at),
     }
@@ -261,9 +290,8 @@ def measure(record: Record, case: Case) -> None:
 def main() -> int:
     """Print the tables and write the results."""
     parser: argparse.ArgumentParser = arguments(__doc__)
-    parser.add_argument(
-        "--only", nargs="+", choices=["clip", "siglip", "moco", "matryoshka", "linear"]
-    )
+    names = "clip", "siglip", "moco", "groups", "matryoshka", "linear"
+    parser.add_argument("--only", nargs="+", choices=names)
     options = parser.parse_args()
     record = Record("losses", options)
     for name, make in cases(record.device, record.quick).items():

@@ -89,6 +89,12 @@ TILES |= {
     ("block", 10, "16-bit"): ((0, Tile(128, 128, 64, 0, 8, 3)),),
     ("block", 8, "tf32"): ((0, Tile(64, 128, 0, 0, 8, 1)),),
     ("block", 8, "ieee"): ((0, Tile(64, 128, 0, 0, 8, 1)),),
+    # Keep inner products beside the weights of a prefix.
+    ("prefix block", 8, "16-bit"): ((0, Tile(64, 32, 64, 0, 8, 3)),),
+    ("prefix block", 9, "16-bit"): ((0, Tile(128, 32, 64, 0, 8, 3)),),
+    ("prefix block", 8, "tf32"): ((0, Tile(32, 64, 0, 0, 4, 1)),),
+    ("prefix block", 8, "ieee"): ((0, Tile(32, 64, 0, 0, 4, 1)),),
+    # Where blocks are too few for the GPU.
     ("small block", 8, "16-bit"): ((0, Tile(64, 64, 64, 0, 4, 4)),),
     ("small block", 8, "tf32"): ((0, Tile(32, 128, 0, 0, 4, 1)),),
     ("small block", 8, "ieee"): ((0, Tile(32, 128, 0, 0, 4, 1)),),

@@ -38,6 +38,11 @@ from sslfast.kernels.similarity_softmax import Pairing
 from sslfast.kernels.unit_rows import EPS
 
 
+def stretches(ends: tuple[int, ...]) -> list[slice]:
+    """What each prefix that ends there has beyond the one before."""
+    return [slice(a, b) for a, b in zip((0, *ends[:-1]), ends, strict=True)]
+
+
 @dataclass(frozen=True)
 class Prefixes:
     """Lengths of the prefixes and 1 / norms of their rows.
@@ -55,7 +60,7 @@ class Prefixes:
     @property
     def features(self) -> list[slice]:
         """What each prefix has beyond the one before."""
-        return [slice(a, b) for a, b in zip((0, *self.dims[:-1]), self.dims, strict=True)]
+        return stretches(self.dims)
 
     def padded_ends(self, multiple: int) -> tuple[int, ...]:
         """Where the prefixes end in ``padded`` rows."""
@@ -63,7 +68,7 @@ class Prefixes:
         return tuple(accumulate(size + -size % multiple for size in sizes))
 
     def padded(self, x: Tensor, multiple: int) -> Tensor:
-        """Rows [..., D] in which all prefixes end at multiples, after zeros where they must."""
+        """Rows [M, D] in which all prefixes end at multiples, after zeros where they must."""
         if self.padded_ends(multiple) == self.dims:
             return x
         parts = [F.pad(x[:, f], (0, (f.start - f.stop) % multiple)) for f in self.features]
@@ -74,8 +79,8 @@ class Prefixes:
         ends = self.padded_ends(multiple)
         if ends == self.dims or x.dim() == 1:
             return x
-        begins = zip((0, *ends[:-1]), self.features, strict=True)
-        return torch.cat([x[:, begin : begin + f.stop - f.start] for begin, f in begins], 1)
+        parts = zip(stretches(ends), self.features, strict=True)
+        return torch.cat([x[:, wide][:, : f.stop - f.start] for wide, f in parts], 1)
 
 
 @dataclass(frozen=True)
@@ -111,7 +116,7 @@ def kept_prefixes(dims: tuple[int, ...]) -> list[bool]:
 
     Of those with a fourth of all features beyond the one before: few, and most of the products.
     """
-    return [4 * (b - a) >= dims[-1] for a, b in zip((0, *dims[:-1]), dims, strict=True)]
+    return [4 * (f.stop - f.start) >= dims[-1] for f in stretches(dims)]
 
 
 def inverse_norms(x: Tensor, dims: tuple[int, ...], normalize: bool) -> Tensor:
@@ -119,7 +124,6 @@ def inverse_norms(x: Tensor, dims: tuple[int, ...], normalize: bool) -> Tensor:
     dtype = statistics_dtype(x)
     if not normalize:
         return x.new_ones(len(dims), len(x), dtype=dtype)
-    bounds = zip((0, *dims[:-1]), dims, strict=True)
-    parts = [torch.linalg.vector_norm(x[:, a:b], dim=1, dtype=dtype) for a, b in bounds]
+    parts = [torch.linalg.vector_norm(x[:, f], dim=1, dtype=dtype) for f in stretches(dims)]
     norms = torch.stack(parts).square_().cumsum(0).sqrt_()
     return norms.reciprocal().masked_fill_(norms <= EPS, 0)

@@ -51,6 +51,17 @@ def block_of(p_block, p: tl.constexpr, M, N):
     return p_block + p * tl.cast(M, tl.int64) * (tl.cdiv(N, 64) * 64)
 
 
+@triton.jit
+def place(
+    n_row, n_column, M, N, wrapped, straight, itself,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """Rows and columns of a tile, and whether some of its elements do not count like the others."""
+    i_row, i_column = n_row * BLOCK_M, n_column * BLOCK_N
+    masked = needs_masks(i_row, i_column, M, N, wrapped, straight, itself, BLOCK_M, BLOCK_N, False)
+    return i_row + tl.arange(0, BLOCK_M), i_column + tl.arange(0, BLOCK_N), masked
+
+
 @triton.jit(do_not_specialize=SIZES)
 def statistics_kernel(
     p_x, p_y, p_logits, p_scale, p_a, p_b, p_row_lse, p_column_lse, p_positive,
@@ -64,10 +75,8 @@ def statistics_kernel(
     """
     K: tl.constexpr = len(ENDS)
     n_row, n_column = nth_block(tl.program_id(0), tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N))
-    i_row, i_column = n_row * BLOCK_M, n_column * BLOCK_N
-    i, j = i_row + tl.arange(0, BLOCK_M), i_column + tl.arange(0, BLOCK_N)
     wrapped, straight, itself = diagonals(length, shift, row_base, column_base, self_length)
-    masked = needs_masks(i_row, i_column, M, N, wrapped, straight, itself, BLOCK_M, BLOCK_N, False)
+    i, j, masked = place(n_row, n_column, M, N, wrapped, straight, itself, BLOCK_M, BLOCK_N)
     scale = tl.load(p_scale) * LOG2E
     b_s = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for p in tl.static_range(K):
@@ -78,7 +87,7 @@ def statistics_kernel(
         if p_column_lse is not None:
             p_columns += (n_row * K + p) * N
         tile_statistics(
-            b_s * b_a[:, None] * b_b[None, :], masked, i, i_column, M, N,
+            b_s * b_a[:, None] * b_b[None, :], masked, i, n_column * BLOCK_N, M, N,
             p_row_lse + (n_column * K + p) * M, p_columns, p_positive + p * M,
             wrapped, straight, itself, BLOCK_M, BLOCK_N, False,
         )  # fmt: skip
@@ -99,10 +108,8 @@ def weights_kernel(
     """
     K: tl.constexpr = len(ENDS)
     n_row, n_column = nth_block(tl.program_id(0), tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N))
-    i_row, i_column = n_row * BLOCK_M, n_column * BLOCK_N
-    i, j = i_row + tl.arange(0, BLOCK_M), i_column + tl.arange(0, BLOCK_N)
     wrapped, straight, itself = diagonals(length, shift, row_base, column_base, self_length)
-    masked = needs_masks(i_row, i_column, M, N, wrapped, straight, itself, BLOCK_M, BLOCK_N, False)
+    i, j, masked = place(n_row, n_column, M, N, wrapped, straight, itself, BLOCK_M, BLOCK_N)
     scale = tl.load(p_scale) * LOG2E
     grow = 1.0
     if p_growth is not None:

@@ -19,29 +19,21 @@ import torch
 import triton
 from torch import Tensor
 
-from sslfast.kernels.gpu import DEVICE, aligned, capability, unavailable
+from sslfast.kernels.gpu import DEVICE, aligned, unavailable
 from sslfast.kernels.growth import growth_of
 from sslfast.kernels.lse_parts import merged_lse
-from sslfast.kernels.matryoshka_softmax import Prefixes, Problem
+from sslfast.kernels.matryoshka_softmax import Prefixes, Problem, stretches
 from sslfast.kernels.matryoshka_softmax._triton_kernels import statistics_kernel, weights_kernel
 from sslfast.kernels.products import block_memory, multiply, rows_of_a_block
 from sslfast.kernels.similarity_softmax import Features, Pairing
-from sslfast.kernels.tiles import Tile, arithmetic_of, fitted, refuses, settings
+from sslfast.kernels.tiles import arithmetic_of, refuses, settings
+from sslfast.kernels.tuning import tile_for
 
 __all__ = ["DEVICE", "FEATURES", "PRIORITY", "available", "backward", "forward", "supports"]
 
 PRIORITY = 20
 FEATURES = Features()
 MULTIPLE = 16  # of features at which every prefix ends: what a tensor core takes at once
-
-# Inner products stay in registers beside the weights of a prefix, so tiles are small. Float32 finds
-# them in memory. By architecture, 8 for all that have none of their own, and arithmetic.
-TILES = {
-    (8, "16-bit"): Tile(64, 32, 64, 0, 8, 3),
-    (9, "16-bit"): Tile(128, 32, 64, 0, 8, 3),
-    (8, "tf32"): Tile(32, 64, 0, 0, 4, 1),
-    (8, "ieee"): Tile(32, 64, 0, 0, 4, 1),
-}
 
 available = unavailable
 
@@ -87,8 +79,7 @@ class _Call:
         self.scale, self.pairing = scale, pairing
         self.ends = prefixes.padded_ends(MULTIPLE)
         arithmetic = arithmetic_of(rows.dtype)
-        own = capability(rows.device) // 10, arithmetic
-        self.tile = fitted(((0, TILES.get(own) or TILES[8, arithmetic]),), self.ends[-1])
+        self.tile = tile_for("prefix block", self.ends[-1], arithmetic, rows.device)
         constants, options = settings(self.ends[-1], rows.dtype, arithmetic, self.tile)
         del constants["PRECISION"], constants["D"]
         self.options: dict[str, Any] = {**constants, "ENDS": self.ends, **options}
@@ -125,16 +116,12 @@ class _Call:
         m, k = block.stop - block.start, len(self.ends)
         return block_memory(self.x, k * m, len(self.y)).unflatten(0, (k, m))
 
-    def features(self) -> list[slice]:
-        """What each prefix has beyond the one before."""
-        return [slice(a, b) for a, b in zip((0, *self.ends[:-1]), self.ends, strict=True)]
-
     def logits_in_memory(self, block: slice) -> Tensor | None:
         """Inner products of every prefix where cuBLAS has the faster product; else None."""
         if self.x.dtype != torch.float32:
             return None
         logits, x = self.memory(block), self.x[block]
-        for p, f in enumerate(self.features()):
+        for p, f in enumerate(stretches(self.ends)):
             if p:
                 torch.addmm(logits[p - 1], x[:, f], self.y[:, f].T, out=logits[p])
             else:
@@ -233,7 +220,7 @@ def backward(
             inner[:, block] = row_parts.sum(0)
             if column_parts is not None:
                 column_inner += column_parts.sum(0)
-            for p, new in enumerate(call.features()):
+            for p, new in enumerate(stretches(call.ends)):
                 f = slice(0, new.stop) if logits is None else new
                 multiply(w[p], call.y[:, f], u[block, f], add=True)
                 if columns_gradient:

@@ -10,7 +10,7 @@ from interpreted_kernels import Side, double
 from torch import Tensor
 
 from rounding import logit_error
-from sslfast.kernels import registry
+from sslfast.kernels import registry, tiles
 from sslfast.kernels.matryoshka_softmax import Prefixes, inverse_norms, reference, triton
 from sslfast.kernels.similarity_softmax import Pairing
 from sslfast.kernels.similarity_softmax import reference as one_prefix
@@ -27,7 +27,8 @@ S = torch.tensor(SCALE)
 def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks of at most 17 rows, in tiles of 16 x 32."""
     monkeypatch.setattr(triton, "rows_of_a_block", lambda rows, *_: min(rows, 17))
-    monkeypatch.setattr(triton, "TILES", dict.fromkeys(triton.TILES, TILE))
+    for arithmetic in ("16-bit", "ieee"):
+        monkeypatch.setitem(tiles.TILES, ("prefix block", 8, arithmetic), ((0, TILE),))
 
 
 def rows_of_any_length(

@@ -8,7 +8,7 @@ that the fewest known FLOP need.
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -32,7 +32,7 @@ class Case:
     """One problem: its inputs, who solves it, and the products it cannot do without."""
 
     name: str
-    inputs: Callable[[], tuple[Tensor, ...]]
+    inputs: Callable[[], Sequence[Tensor]]
     providers: dict[str, Callable[..., Tensor]]
     products: list[tuple[int, int, int, int]]  # (times, m, k, n)
     baseline: str
@@ -146,9 +146,6 @@ def groups_case(n: int, d: int, device: torch.device, dtype: torch.dtype) -> Cas
     """Two views of samples in groups of four: seven positives a row, the mean of their -log p."""
     ids = torch.randperm(n, device=device) // 4
 
-    def inputs() -> tuple[Tensor, ...]:
-        return tuple(_features(n, d, 2, device, dtype))
-
     def eager(x: Tensor, y: Tensor) -> Tensor:
         z, groups = torch.cat((x, y)), ids.repeat(2)
         itself = torch.eye(2 * n, dtype=torch.bool, device=device)
@@ -165,7 +162,7 @@ def groups_case(n: int, d: int, device: torch.device, dtype: torch.dtype) -> Cas
         "pytorch-metric-learning": peers.Lazy(peer),
         OURS: lambda x, y: functional.ntxent(x, y, 0.1, group_ids=ids),
     }
-    m = 2 * n
+    m, inputs = 2 * n, partial(_features, n, d, 2, device, dtype)
     return Case(f"groups of 4, N={n} D={d}", inputs, providers, [(2, m, d, m)], "eager")
 
 
@@ -174,9 +171,6 @@ def matryoshka_case(n: int, d: int, device: torch.device, dtype: torch.dtype) ->
     dims = [d // 24, d // 12, d // 6, d // 3, 2 * d // 3, d]
     loss = losses.NTXentLoss(0.1)
 
-    def inputs() -> tuple[Tensor, ...]:
-        return tuple(_features(n, d, 2, device, dtype))
-
     providers: dict[str, Callable[..., Tensor]] = {
         "NT-Xent, all features": loss,
         # A function and no loss of a known class: prefix after prefix.
@@ -184,6 +178,7 @@ def matryoshka_case(n: int, d: int, device: torch.device, dtype: torch.dtype) ->
         OURS: losses.MatryoshkaLoss(loss, dims),
     }
     name, m = f"Matryoshka N={n} D={d}, {len(dims)} prefixes", 2 * n
+    inputs = partial(_features, n, d, 2, device, dtype)
     return Case(name, inputs, providers, [(2, m, d, m)], "NT-Xent, all features")
 
 

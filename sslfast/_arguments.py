@@ -3,6 +3,7 @@
 import functools
 import inspect
 import math
+import re
 import sys
 import types
 import typing
@@ -270,14 +271,18 @@ def _shown(value: Any, wrong: _Fault) -> str:
     plain = isinstance(value, (str, int, float, bool, type(None), list, tuple, dict))
     text = repr(value) if plain else f"a {type(value).__name__}"
     text = text if len(text) <= 200 else f"{text[:200]} ..."
-    if isinstance(value, str) and _NAMES[float] in wrong.wanted and _is_decimal(value):
+    if isinstance(value, str) and _NAMES[float] in wrong.wanted and _is_text_in_yaml(value):
         text += " (YAML reads 1e-3 as text: write 1.0e-3)"
     return text
 
 
-def _is_decimal(text: str) -> bool:
-    """Whether YAML takes a number for text: one with an exponent and without a point."""
+_POINT_AND_SIGN = re.compile(r"[^.eE]*\.[^.eE]*[eE][-+]\d+")
+
+
+def _is_text_in_yaml(text: str) -> bool:
+    """Whether YAML takes a number for text: its exponent wants a point before it, and a sign."""
     try:
-        return "e" in text.lower() and "." not in text and math.isfinite(float(text))
+        number = math.isfinite(float(text))
     except ValueError:
         return False
+    return number and "e" in text.lower() and not _POINT_AND_SIGN.fullmatch(text)

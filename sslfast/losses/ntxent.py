@@ -192,8 +192,9 @@ class NTXentLoss(nn.Module):
                 ignore_ids=ignore_ids,
                 false_negative_threshold=self.false_negative_threshold,
             )
-        options = self.positives, self.false_negative_threshold, group_ids, ignore_ids
-        candidates = Candidates(*options)
+        candidates = Candidates(
+            self.positives, self.false_negative_threshold, group_ids, ignore_ids
+        )
         out0, out1 = check_embeddings(out0=out0, out1=out1)
         if self.memory_bank is None:
             return self._global(out0, out1, candidates)

@@ -15,8 +15,8 @@
 #include <omp.h>
 
 #include "buffer.h"
+#include "class_gradients.h"
 #include "factor.h"
-#include "huge_pages.h"
 #include "packed.h"
 #include "schedule.h"
 #include "tile.h"
@@ -25,10 +25,7 @@ namespace sslfast::cpu {
 namespace {
 
 constexpr int row_block = 256;
-constexpr int class_block = 256;
-// Split-K for d_hidden: spans of the classes with partial sums of their own, reduced in a
-// deterministic order. So many threads have work, and results do not depend on how many there are.
-constexpr std::int64_t most_spans = 32;
+constexpr int class_block = ClassGradients::class_block;
 
 class Work {
   public:
@@ -36,11 +33,12 @@ class Work {
         : p_(problem),
           g_(gradients),
           kernels_(tile_kernels()),
-          blocks_((p_.v + class_block - 1) / class_block),
-          spans_(std::min(blocks_, most_spans)),
+          blocks_(ClassGradients::blocks(p_.v)),
           height_(static_cast<int>(std::min<std::int64_t>(row_block, p_.n))),
           transposed_(height_, p_.dim, kernels_.width),
-          values_(g_ == nullptr ? 0 : height_, p_.dim, kernels_.width),
+          gradients_(p_.weight, p_.v, p_.dim, height_, p_.threads,
+                     g_ != nullptr && g_->d_hidden != nullptr,
+                     g_ == nullptr ? nullptr : g_->d_weight),
           logits_(make_buffer(g_ == nullptr ? 1 : static_cast<std::size_t>(p_.v) * height_)),
           maxima_(make_buffer(blocks_ * height_)),
           sums_(make_buffer(blocks_ * height_)),
@@ -51,14 +49,6 @@ class Work {
         if (g_ == nullptr || p_.softcap != 0)
             tiles_ = make_buffer(static_cast<std::size_t>(class_block) * height_ * p_.threads);
         if (g_ == nullptr) return;
-        if (g_->d_hidden != nullptr) {
-            partial_ = make_buffer(static_cast<std::size_t>(spans_) * height_ * p_.dim);
-            panels_ = make_buffer(panels_size() * p_.threads);
-        }
-        if (g_->d_weight != nullptr) {
-            advise_huge_pages(g_->d_weight, p_.v * p_.dim * sizeof(float));
-            std::fill_n(g_->d_weight, p_.v * p_.dim, 0.0f);
-        }
         if (g_->d_bias != nullptr) std::fill_n(g_->d_bias, p_.v, 0.0f);
     }
 
@@ -69,39 +59,20 @@ class Work {
         transposed_.pack(x, count_, p_.threads);
 #pragma omp parallel for num_threads(p_.threads) schedule(dynamic)
         for (std::int64_t b = 0; b < blocks_; ++b)
-            forward(block(b), b, transposed_.of({0, count_}), target_logit);
+            forward(ClassGradients::block(p_.v, b), b, transposed_.of({0, count_}), target_logit);
 #pragma omp parallel for num_threads(p_.threads) schedule(static)
         for (int r = 0; r < count_; ++r) finish_row(r, lse, target_logit);
         if (g_ == nullptr) return;
-        if (g_->d_weight != nullptr) values_.pack(x, count_, p_.threads);
-#pragma omp parallel for num_threads(p_.threads) schedule(dynamic)
-        for (std::int64_t s = 0; s < spans_; ++s) {
-            const std::int64_t begin = blocks_ * s / spans_, end = blocks_ * (s + 1) / spans_;
-            for (std::int64_t b = begin; b < end; ++b)
-                backward(block(b), s, b == begin, values_.of({0, count_}));
-        }
-        if (g_->d_hidden != nullptr) add_partial();
+        gradients_.add(
+            x, count_, height_, [&](Block classes) { return weigh(classes); },
+            [&](Block classes) { add_targets(classes); });
+        if (g_->d_hidden != nullptr) add_hidden();
     }
 
     // After all rows: the weights' gradient becomes a matrix.
-    void finish() {
-        if (g_ == nullptr || g_->d_weight == nullptr) return;
-        const std::size_t size = static_cast<std::size_t>(class_block) * p_.dim;
-        const auto scratch = make_buffer(size * p_.threads);
-#pragma omp parallel for num_threads(p_.threads) schedule(static)
-        for (std::int64_t b = 0; b < blocks_; ++b)
-            unpack(g_->d_weight + block(b).first * p_.dim, block(b).size, p_.dim, kernels_.width,
-                   scratch.get() + size * omp_get_thread_num());
-    }
+    void finish() { gradients_.finish(); }
 
   private:
-    Block block(std::int64_t b) const {
-        const std::int64_t first = b * class_block;
-        return {first, static_cast<int>(std::min<std::int64_t>(class_block, p_.v - first))};
-    }
-    std::size_t panels_size() const {
-        return packed_values_size(class_block, p_.dim, kernels_.width);
-    }
     // This thread's scratch tile, for one block.
     float* own_tile() {
         return tiles_.get() +
@@ -165,9 +136,8 @@ class Work {
             static_cast<float>(weight * (g_->smoothing - uniform_ - others / total) * slope);
     }
 
-    // The targets are added last, outside the products: beside them the small terms of the other
-    // classes would lose digits.
-    void backward(Block classes, std::int64_t span, bool first_of_span, Panels values) {
+    // A tile of logits becomes the weights G, those of the targets aside.
+    const float* weigh(Block classes) {
         float* tile = logits_.get() + classes.first * height_;
         // Of the softcap, 1 - tanh^2, from the logits before the weights take their place.
         float* slopes = p_.softcap == 0 ? nullptr : own_tile();
@@ -190,44 +160,21 @@ class Work {
                 for (int r = 0; r < count_; ++r) sum += tile[j * height_ + r];
                 g_->d_bias[classes.first + j] += sum;
             }
-        const float* weight = p_.weight + classes.first * p_.dim;
-        float* d_weight = g_->d_weight == nullptr ? nullptr : g_->d_weight + classes.first * p_.dim;
-        if (d_weight != nullptr)
-            kernels_.multiply(classes.size, p_.dim, count_, {tile, height_, 1}, values, nullptr,
-                              true, d_weight, in_panels);
-        for_targets(classes, [&](int r, std::int64_t j) {
-            if (g_->d_bias != nullptr) g_->d_bias[classes.first + j] += target_weight_[r];
-            if (d_weight == nullptr) return;
-            const float* x = p_.hidden + (first_ + r) * p_.dim;
-            for (int d = 0; d < p_.dim; d += kernels_.width) {
-                const int width = std::min(kernels_.width, p_.dim - d);
-                float* out = d_weight + d * classes.size + j * width;
-                for (int i = 0; i < width; ++i) out[i] += target_weight_[r] * x[d + i];
-            }
-        });
-        if (g_->d_hidden != nullptr) {
-            float* panels = panels_.get() + panels_size() * omp_get_thread_num();
-            pack_values(weight, classes.size, p_.dim, kernels_.width, 0, classes.size, panels);
-            kernels_.multiply(count_, p_.dim, classes.size, {tile, 1, height_},
-                              {panels, static_cast<std::ptrdiff_t>(kernels_.width) * classes.size},
-                              nullptr, !first_of_span, partial_.get() + span * height_ * p_.dim,
-                              in_panels);
-        }
+        return tile;
     }
 
-    void add_partial() {
-        const std::int64_t size = static_cast<std::int64_t>(height_) * p_.dim;
-#pragma omp parallel for num_threads(p_.threads) schedule(static)
-        for (int r = 0; r < count_; ++r) {
-            for (int d = 0; d < p_.dim; d += kernels_.width) {
-                const int width = std::min(kernels_.width, p_.dim - d);
-                float* out = g_->d_hidden + (first_ + r) * p_.dim + d;
-                const float* from = partial_.get() + d * count_ + r * width;
-                std::copy_n(from, width, out);
-                for (std::int64_t s = 1; s < spans_; ++s)
-                    for (int i = 0; i < width; ++i) out[i] += from[s * size + i];
-            }
-            if (p_.targets == nullptr) continue;
+    // The targets are added last, outside the products: beside them the small terms of the other
+    // classes would lose digits.
+    void add_targets(Block classes) {
+        for_targets(classes, [&](int r, std::int64_t j) {
+            if (g_->d_bias != nullptr) g_->d_bias[classes.first + j] += target_weight_[r];
+            gradients_.add_to_weight(classes, j, target_weight_[r],
+                                     p_.hidden + (first_ + r) * p_.dim);
+        });
+    }
+    void add_hidden() {
+        gradients_.write_rows([&](int r) { return g_->d_hidden + (first_ + r) * p_.dim; });
+        for (int r = 0; p_.targets != nullptr && r < count_; ++r) {
             const float* target = p_.weight + p_.targets[first_ + r] * p_.dim;
             float* out = g_->d_hidden + (first_ + r) * p_.dim;
             for (int d = 0; d < p_.dim; ++d) out[d] += target_weight_[r] * target[d];
@@ -240,11 +187,11 @@ class Work {
     Factor factor_ = make_factor(log2_e_exact);  // logits are to base 2
     Factor cap_ = make_factor(p_.softcap * log2_e_exact);
     float inverse_cap_ = static_cast<float>(1 / (p_.softcap * log2_e_exact));  // unused without
-    std::int64_t blocks_, spans_;
+    std::int64_t blocks_;
     int height_;  // rows of a full block
     PackedTransposed transposed_;
-    PackedValues values_;
-    Buffer logits_, maxima_, sums_, tiles_, partial_, panels_;
+    ClassGradients gradients_;
+    Buffer logits_, maxima_, sums_, tiles_;
     // Of the current rows: the targets' logits and the greatest, to base 2, and the weights of
     // 2^(t - greatest) and of the target.
     std::vector<float> target_, maximum_, weight_, target_weight_;

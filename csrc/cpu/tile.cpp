@@ -404,6 +404,51 @@ bool split(float* tile, float* positives, std::ptrdiff_t ld, int rows, int colum
     return any != 0;
 }
 
+void soft_targets(float* tile, std::ptrdiff_t ld, int rows, const SoftTargets& a, float* scratch,
+                  float* sum, float* usage) {
+    const int samples = a.samples, columns = a.teachers * samples;
+    for (int r = 0; r < columns + a.students * samples; ++r) sum[r] = 0.0f;
+    for (int i = 0; i < rows; ++i) {
+        float* t = tile + i * ld;
+        float used = 0.0f;
+#pragma omp simd reduction(+ : used)
+        for (int r = 0; r < columns; ++r) {
+            const float x = t[r] - a.greatest[r];
+            t[r] = a.factor[r] * exp2_fast(x);
+            sum[r] += t[r] * (a.log_total[r] - x);
+            used += t[r];
+        }
+        usage[i] += used;
+        for (int s = 0; s < a.students; ++s) {
+            const int first = columns + s * samples;
+            const float *pairs = a.pairs + s * a.teachers, *greatest = a.greatest + first;
+            const float *log_total = a.log_total + first, *factor = a.factor + first;
+            float *x = t + first, *total = sum + first;
+            for (int r = 0; r < samples; ++r) scratch[r] = 0.0f;
+            for (int k = 0; k < a.teachers; ++k) {
+                const float pair = pairs[k];
+                const float* q = t + k * samples;
+                if (pair == 0.0f) continue;
+#pragma omp simd
+                for (int r = 0; r < samples; ++r) scratch[r] += pair * q[r];
+            }
+            if (a.upstream == nullptr) {
+#pragma omp simd
+                for (int r = 0; r < samples; ++r)
+                    total[r] += scratch[r] * (log_total[r] - (x[r] - greatest[r]));
+                continue;
+            }
+            const float* upstream = a.upstream + s * samples;
+#pragma omp simd
+            for (int r = 0; r < samples; ++r) {
+                const float score = x[r] - greatest[r], q = scratch[r];
+                total[r] += q * (log_total[r] - score);
+                x[r] = factor[r] * exp2_fast(score) - upstream[r] * q;
+            }
+        }
+    }
+}
+
 // tanh to about 2 ulp: a Pade approximant where 1 - u would cancel.
 SSLFAST_INLINE float tanh_fast(float x) {
     const float size = x < 0.0f ? -x : x, q = x * x;
@@ -440,6 +485,7 @@ const TileKernels SSLFAST_JOIN(tile_kernels_, SSLFAST_LEVEL) = {SSLFAST_STRING(S
                                                                 inner,
                                                                 add,
                                                                 split,
+                                                                soft_targets,
                                                                 softcap};
 
 }  // namespace sslfast::cpu

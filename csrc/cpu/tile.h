@@ -34,6 +34,15 @@ struct Factor {
 // Long-lived sums lie so: a register tile of them touches one page of memory and not a dozen.
 constexpr std::ptrdiff_t in_panels = 0;
 
+// Of base-2 scores, the columns of a tile: `teachers` and then `students` views of `samples` each.
+// pairs [students, teachers] weighs them. Of every column: the greatest score, the base-2 logarithm
+// of the sum of 2^(score - greatest), and its inverse, times the pairs' sum and the upstream
+// gradient for a student; upstream: of the students' columns, or null for no gradients.
+struct SoftTargets {
+    int samples, teachers, students;
+    const float *pairs, *greatest, *log_total, *factor, *upstream;
+};
+
 struct TileKernels {
     const char* level;
     int width;  // of a panel
@@ -83,6 +92,13 @@ struct TileKernels {
     bool (*split)(float* tile, float* positives, std::ptrdiff_t ld, int rows, int columns,
                   const int* row_group, const int* column_group, const int* row_ignored,
                   const int* column_ignored, float sign, float limit, std::ptrdiff_t own);
+
+    // Teachers' scores become probabilities q, whose sum over a row is added to usage [rows];
+    // unless upstream is null, students' become factor 2^(t - greatest) - upstream q, for q the
+    // sum of their pairs'. The rows' shares of the cross-entropies, -q log2 p, are in sum
+    // [columns]. scratch: `samples` floats.
+    void (*soft_targets)(float* tile, std::ptrdiff_t ld, int rows, const SoftTargets& targets,
+                         float* scratch, float* sum, float* usage);
 
     // t <- cap tanh(inverse t), for inverse = 1 / cap.
     void (*softcap)(float* tile, std::ptrdiff_t ld, int rows, int columns, float inverse,

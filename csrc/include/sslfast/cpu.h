@@ -121,6 +121,36 @@ struct LinearGradients {
 void linear_cross_entropy(const LinearClassifier& problem, float* lse, float* target_logit,
                           const LinearGradients* gradients);
 
+// One side's rows [views, samples, dim] and prototypes [k, dim]; its scores are
+// scale <row, prototype> + bias, bias [k] or null.
+struct PrototypeSide {
+    const float* rows;
+    std::int64_t views;
+    const float* weight;
+    int dim;
+    double scale;
+    const float* bias;
+};
+
+// See kernels/prototype_cross_entropy; pairs [student.views, teacher.views].
+struct PrototypeScores {
+    PrototypeSide student, teacher;
+    std::int64_t samples, k;
+    const float* pairs;
+    int threads;
+};
+
+// loss [student.views, samples], entropy [teacher.views, samples], usage [k]. row_weight, as loss
+// is, is the upstream gradient, or null; d_rows, as student.rows are, and d_weight [k, dim] are
+// null without it, and may be.
+struct PrototypeResults {
+    float *loss, *entropy, *usage;
+    const float* row_weight;
+    float *d_rows, *d_weight;
+};
+
+void prototype_cross_entropy(const PrototypeScores& problem, const PrototypeResults& results);
+
 // With t_ij = scale <rows_i, columns_j> + bias and z_ij = 1 for the pairing's positives, else -1:
 // loss_i = sum_j log(1 + exp(-z_ij t_ij)), loss [m]. row_weight [m]: the upstream gradient. Unless
 // it is null, with G_ij = -row_weight_i z_ij / (1 + exp(z_ij t_ij)):

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from sslfast.kernels.dtypes import accumulation_dtype
 from sslfast.kernels.library import NAMESPACE, no_double_backward
 
 Group = Any  # dist.ProcessGroup | None
@@ -202,6 +203,42 @@ def gather_own_first(x: Tensor, group: str) -> Tensor:
     rows, places = gather_rows(x, group)
     order = (places[0] + torch.arange(len(rows), device=x.device)) % len(rows)
     return rows.index_select(0, order)
+
+
+@torch.library.custom_op(f"{NAMESPACE}::sum_over_ranks", mutates_args=())
+def _sum_over_ranks(x: Tensor, group: str) -> Tensor:
+    """Sum of every rank's x, in its dtype; no gradient passes."""
+    total = x.clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(total, group=group_of(group))
+    return total
+
+
+@_sum_over_ranks.register_fake
+def _(x: Tensor, group: str) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+def mean_over_ranks(x: Tensor, group: Group = None) -> tuple[Tensor, Tensor]:
+    """The mean row of all ranks, and how much this rank's mean weighs among the ranks'.
+
+    Ranks may have different numbers of rows. One message of E + 1 numbers travels, and nothing is
+    read back by the host.
+
+    Args:
+        x: [n, E]; no gradient passes.
+        group: the process group; None: all ranks.
+
+    Returns:
+        The mean [E] and W n / M for W ranks and M rows in all, 0-d, in the accumulation dtype.
+        Means over this rank's rows times the latter, averaged over ranks, are those over all rows.
+    """
+    with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+        dtype = accumulation_dtype(x.dtype)
+        sums = torch.cat((x.sum(0, dtype=dtype), x.new_full((1,), len(x), dtype=dtype)))
+        ranks = world_size(group)
+        if ranks > 1:
+            sums = _sum_over_ranks(sums, name_of(group))
+        return sums[:-1] / sums[-1], ranks * len(x) / sums[-1]
 
 
 def check_exchange(how: str, gathers: bool = False) -> None:

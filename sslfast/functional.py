@@ -13,6 +13,7 @@ from sslfast.losses.linear_cross_entropy import linear_cross_entropy
 from sslfast.losses.masked_mse import masked_mse
 from sslfast.losses.negative_cosine import negative_cosine_similarity
 from sslfast.losses.ntxent import ntxent
+from sslfast.losses.prototypes import prototype_cross_entropy
 from sslfast.losses.siglip import siglip
 from sslfast.losses.supcon import supcon
 from sslfast.losses.vicreg import vicreg
@@ -29,6 +30,7 @@ __all__ = [
     "negative_cosine_similarity",
     "ntxent",
     "patchify_visible",
+    "prototype_cross_entropy",
     "restore_with_tokens",
     "siglip",
     "supcon",

@@ -11,6 +11,21 @@ from sslfast import losses
 Made = Callable[[], tuple[nn.Module, tuple[Tensor, ...]]]
 
 
+class Crops(nn.Module):
+    """DINO's loss of two views of the teacher and two of the student, with few prototypes."""
+
+    def __init__(self, prototypes: int, dim: int) -> None:
+        super().__init__()
+        self.loss = losses.DINOLoss(prototypes).eval()
+        torch.manual_seed(6)
+        self.weight = nn.Parameter(F.normalize(torch.randn(prototypes, dim), dim=1))
+
+    def forward(self, *views: Tensor) -> Tensor:
+        """The loss of features [N, D]."""
+        value: Tensor = self.loss(views[:2], views[2:], weight=self.weight)
+        return value
+
+
 def steps(n: int, d: int, device: str, dtype: torch.dtype) -> dict[str, Made]:
     """By name: a function that makes the loss and its inputs anew, always the same."""
 
@@ -29,12 +44,17 @@ def steps(n: int, d: int, device: str, dtype: torch.dtype) -> dict[str, Made]:
     def classes(count: int) -> Tensor:
         return torch.arange(n, device=device).flip(0) * 7 % count
 
+    def crops() -> tuple[nn.Module, tuple[Tensor, ...]]:
+        first, second, *student = features(4)
+        return Crops(n + 3, d).to(device), (first.detach(), second.detach(), *student)
+
     prefixes = losses.MatryoshkaLoss(losses.InfoNCE(), [d // 2, d])
     return {
         "BarlowTwinsLoss": lambda: (losses.BarlowTwinsLoss(), features(2)),
         "ClipLoss": lambda: (losses.ClipLoss(), features(2) + numbers(10.0)),
         "DCLLoss": lambda: (losses.DCLLoss(), features(2)),
         "DCLWLoss": lambda: (losses.DCLWLoss(), features(2)),
+        "DINOLoss": crops,
         "InfoNCE": lambda: (losses.InfoNCE(), features(2)),
         "InfoNCE with negatives": lambda: (losses.InfoNCE(), features(3)),
         "LinearCrossEntropyLoss": lambda: (

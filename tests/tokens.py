@@ -23,6 +23,7 @@ def needed(name: str) -> dict[str, Any]:
         "barlow_twins": heads,
         "beit": {"tokenizer": toy_tokenizer()},
         "byol": {**heads, "momentum": 0.9},
+        "dino": {"hidden_dim": 32, "bottleneck_dim": 16, "out_dim": 32},
         "distill": {"teacher": models.create("convnet_small", width=8, depth=1)},
         "gcmae": {"bank_size": 64},
         "mocov2": {"queue": 40, "out_dim": 16},

@@ -22,7 +22,7 @@ def losses(
     """Losses, entropies, usage and gradients; see the package."""
     dtype = accumulation_dtype(student.rows.dtype)
     x, w, y, v = (t.to(dtype) for t in (student.rows, student.weight, teacher.rows, teacher.weight))
-    views, samples, dim = x.shape
+    views, samples, _ = x.shape
     loss, entropy = x.new_empty(views, samples), x.new_empty(len(y), samples)
     usage = x.new_zeros(len(w))
     wants = wants if row_weight is not None else Wants(rows=False, weight=False)

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from sslfast.losses.barlow_twins import BarlowTwinsLoss
     from sslfast.losses.clip import ClipLoss
     from sslfast.losses.dcl import DCLLoss, DCLWLoss
+    from sslfast.losses.dino import DINOLoss
     from sslfast.losses.gradcache import cached
     from sslfast.losses.infonce import InfoNCE, info_nce
     from sslfast.losses.linear_cross_entropy import LinearCrossEntropyLoss
@@ -25,6 +26,7 @@ _HOME = {
     "ClipLoss": "clip",
     "DCLLoss": "dcl",
     "DCLWLoss": "dcl",
+    "DINOLoss": "dino",
     "InfoNCE": "infonce",
     "LinearCrossEntropyLoss": "linear_cross_entropy",
     "MatryoshkaLoss": "matryoshka",
@@ -42,6 +44,7 @@ __all__ = [
     "ClipLoss",
     "DCLLoss",
     "DCLWLoss",
+    "DINOLoss",
     "InfoNCE",
     "LinearCrossEntropyLoss",
     "MatryoshkaLoss",

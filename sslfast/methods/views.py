@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from sslfast._nests import map_tensors
 from sslfast.methods.base import Progress
@@ -35,6 +36,41 @@ def encode_crops(module: Callable[[Tensor], Any], views: Sequence[Tensor]) -> li
             outputs[k] = map_tensors(together, lambda x, rows=rows: x[rows])  # type: ignore[misc]
             start = rows.stop
     return outputs
+
+
+def use_batch_statistics(teacher: nn.Module) -> None:
+    """Let a teacher's batch norms take the statistics of its batches, and nothing else train.
+
+    Its dropout and stochastic depth stay off: targets are made by the whole network.
+    """
+    teacher.eval()
+    for module in teacher.modules():
+        if isinstance(module, _BatchNorm):
+            module.train()
+
+
+def check_global_views(recipe: Any, count: int) -> None:
+    """Refuse recipes that do not begin with so many views of one size.
+
+    Raises:
+        ValueError: fewer views, or of other sizes.
+    """
+    shapes: Sequence[tuple[int, ...]] = recipe.view_shapes[:count]
+    if len(shapes) < count or len(set(shapes)) > 1:
+        raise ValueError(
+            f"the first {count} views must be of one size, whole images that a teacher sees: "
+            "choose a recipe that begins with them, such as dino or byol"
+        )
+
+
+def few_samples(prototypes: int, samples: int) -> list[str]:
+    """What is to be said where every sample could have a prototype of its own."""
+    if prototypes <= samples:
+        return []
+    return [
+        f"there are {prototypes:,} prototypes for {samples:,} images, which can all have one of "
+        "their own: fewer (method_args.out_dim) may be enough"
+    ]
 
 
 def spread(embeddings: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from sslfast.models.convnet import convnet_small
 from sslfast.models.decoders import Decoder, Predictor
-from sslfast.models.heads import ProjectionHead, VarianceHead
+from sslfast.models.heads import ProjectionHead, PrototypeHead, VarianceHead
 from sslfast.models.registry import create, names, register
 from sslfast.models.resnet import (
     resnet18,
@@ -31,6 +31,7 @@ __all__ = [
     "Decoder",
     "Predictor",
     "ProjectionHead",
+    "PrototypeHead",
     "VarianceHead",
     "VisionTransformer",
     "convnet_small",

@@ -4,10 +4,12 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sslfast._arguments import PositiveFloat, Width, checked
+from sslfast._arguments import Depth, PositiveFloat, Width, checked
+from sslfast.kernels.unit_rows.op import unit_rows
 
 
 class ProjectionHead(nn.Sequential):
@@ -119,3 +121,60 @@ class VarianceHead(ProjectionHead):
         """Features [B, in_dim] -> variances [B, out_dim], in float32 at least."""
         raw = super().forward(x)
         return F.softplus(raw if raw.element_size() > 4 else raw.float()) + self.floor
+
+
+class PrototypeHead(nn.Module):
+    """An MLP to unit vectors, and prototypes to compare them with: DINO's head, and iBOT's.
+
+    Its scores are cosines. It returns the unit vectors, for losses that need no scores in memory
+    (``sslfast.functional.prototype_cross_entropy``). As published (Caron et al. 2021,
+    arXiv:2104.14294, appendix C): linear layers with GELU between them, then a layer whose rows are
+    normalised, without bias.
+
+    Args:
+        in_dim: width of the features.
+        hidden_dim: width of the hidden layers.
+        bottleneck_dim: width of the unit vectors.
+        out_dim: K, the number of prototypes.
+        num_layers: linear layers of the MLP.
+        batch_norm: batch norm after every hidden linear layer (for convolutional networks).
+
+    Attributes:
+        weight: [K, bottleneck_dim], whose directions are the prototypes.
+    """
+
+    @checked
+    def __init__(
+        self,
+        in_dim: Width,
+        hidden_dim: Width = 2048,
+        bottleneck_dim: Width = 256,
+        out_dim: Width = 65536,
+        *,
+        num_layers: Depth = 3,
+        batch_norm: bool = False,
+    ) -> None:
+        super().__init__()
+        widths = [in_dim, *[hidden_dim] * (num_layers - 1), bottleneck_dim]
+        layers: list[nn.Module] = []
+        for fan_in, width in pairwise(widths[:-1]):
+            layers.append(nn.Linear(fan_in, width))
+            if batch_norm:
+                layers.append(nn.BatchNorm1d(width))
+            layers.append(nn.GELU())
+        layers.append(nn.Linear(widths[-2], bottleneck_dim))
+        self.mlp = nn.Sequential(*layers)
+        for layer in layers:
+            if isinstance(layer, nn.Linear):
+                nn.init.trunc_normal_(layer.weight, std=0.02)
+                nn.init.zeros_(layer.bias)
+        bound = bottleneck_dim**-0.5
+        self.weight = nn.Parameter(torch.empty(out_dim, bottleneck_dim).uniform_(-bound, bound))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Features [B, in_dim] -> unit vectors [B, bottleneck_dim]."""
+        return unit_rows(self.mlp(x))
+
+    def prototypes(self) -> Tensor:
+        """Unit vectors [K, bottleneck_dim], with gradients to ``weight``."""
+        return unit_rows(self.weight)

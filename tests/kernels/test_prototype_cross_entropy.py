@@ -1,4 +1,4 @@
-"""Cross-entropy between softmaxes over prototypes: backends, opcheck, gradients, compile, memory."""
+"""Cross-entropy between softmaxes over prototypes: backends, opcheck, gradients, threads."""
 
 import pytest
 import torch
@@ -87,12 +87,16 @@ def test_nothing_and_nan(name: str) -> None:
     student, teacher, pairs, upstream = problem((3, 2, 0, 4, 4, 9))
     found = backend.module.losses(student, teacher, pairs, upstream, BOTH)
     assert found[0].shape == (3, 0)
-    assert found[4].shape == (9, 4) and not found[4].any() and not found[2].any()
+    assert found[4].shape == (9, 4)
+    assert not found[4].any()
+    assert not found[2].any()
     student, teacher, pairs, upstream = problem((3, 2, 5, 4, 4, 9))
     teacher.rows[1, 2, 0] = torch.nan
     loss, entropy, *_ = backend.module.losses(student, teacher, pairs, upstream, BOTH)
-    assert loss[:, 2].isnan().all() and entropy[1, 2].isnan()
-    assert loss[:, :2].isfinite().all() and entropy[0].isfinite().all()
+    assert loss[:, 2].isnan().all()
+    assert entropy[1, 2].isnan()
+    assert loss[:, :2].isfinite().all()
+    assert entropy[0].isfinite().all()
 
 
 def flat(student: Side, teacher: Side, pairs: Tensor) -> tuple[Tensor | None, ...]:
@@ -141,7 +145,8 @@ def test_no_gradient_to_the_teacher_and_no_second_one() -> None:
         True,
         False,  # type: ignore[arg-type]
     )
-    assert not entropy.requires_grad and not usage.requires_grad
+    assert not entropy.requires_grad
+    assert not usage.requires_grad
     (d_rows,) = torch.autograd.grad(loss, student.rows, create_graph=True)
     with pytest.raises(RuntimeError, match="no second derivative"):
         d_rows.sum().backward()

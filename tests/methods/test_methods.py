@@ -46,8 +46,11 @@ def test_every_method_learns_on_a_fixed_batch(name: str) -> None:
     method, batch = fitting(name)
     optimizer = torch.optim.AdamW(method.param_groups(), 3e-3)
     ctx, losses = Context(0, 0, 50), []
-    # A memory of earlier batches would fill with the one batch that there is.
-    banks = {name: b.clone() for name, b in method.named_buffers() if "bank" in name}
+    # A memory of earlier batches would fill with the one batch that there is, and a centre move
+    # the targets.
+    banks = {
+        name: b.clone() for name, b in method.named_buffers() if "bank" in name or "center" in name
+    }
     for _ in range(50):
         for name, bank in banks.items():
             method.get_buffer(name).copy_(bank)

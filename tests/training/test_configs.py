@@ -12,6 +12,7 @@ from sslfast.tokenizers import tokenizer_bytes
 from sslfast.training.config import TrainConfig, read_yaml
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+WITH_LOCAL = {"dino"}  # recipes with small crops
 FILES = sorted(CONFIGS.glob("*/*.yaml"))
 
 
@@ -37,6 +38,7 @@ def scaled_down(settings: dict[str, Any], folder: Path, out: Path) -> dict[str, 
         **{"data": str(folder), "out": str(out / "run"), "device": "cpu", "threads": 1},
         **{"batch_size": 4, "image_size": 16, "epochs": None, "steps": 1, "log_every": 1},
         **{"model_args": model_args, "warmup_epochs": 0},
+        **({"local_size": 8} if settings.get("recipe") in WITH_LOCAL else {}),
         # In bf16, torch's convolutions of 1 x 1 images now and then have gradients of NaN on CPUs.
         "precision": "fp32",
         "method_args": {**settings.get("method_args", {}), **fewer, **small},

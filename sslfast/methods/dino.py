@@ -1,0 +1,148 @@
+"""DINO: crops learn what a moving average of the network makes of the whole image."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sslfast._arguments import Depth, NonNegativeFloat, PositiveFloat, Probability, Width
+from sslfast.data.batch import Batch
+from sslfast.ema import EMATeacher
+from sslfast.losses import DINOLoss
+from sslfast.methods.base import Context, Method, Progress, Reference
+from sslfast.methods.registry import register
+from sslfast.methods.views import (
+    check_global_views,
+    cosine_momentum,
+    encode_crops,
+    few_samples,
+    spread,
+    use_batch_statistics,
+)
+from sslfast.models import PrototypeHead
+from sslfast.optim import param_groups
+
+Outputs = tuple[list[Tensor], list[Tensor]]
+GLOBAL = 2  # views that the teacher sees
+
+
+@register("dino")
+class DINO(Method):
+    """DINO (arXiv:2104.14294): cross-entropy between softmaxes over prototypes (equation 3).
+
+    The student sees all crops, the teacher the two global ones; each learns from the teacher's
+    other one. The teacher's scores are centred, and sharpened by a temperature that rises over the
+    first epochs. Its encoder is the one that is kept.
+
+    Args:
+        encoder: maps a view [B, C, H, W] to features [B, F].
+        out_dim: prototypes. A small data set wants fewer than 65,536: no more than it has images.
+        hidden_dim: width of the head's hidden layers.
+        bottleneck_dim: width of the head's unit vectors.
+        head_layers: linear layers of the head before the prototypes.
+        head_batch_norm: batch norm in the head, for convolutional encoders.
+        momentum: of the teacher at the start; it rises to 1 by a cosine. A short run wants less.
+        student_temperature: of the student's softmax.
+        teacher_temperature: of the teacher's, after its warm-up.
+        warmup_teacher_temperature: in the first epoch.
+        warmup_temperature_epochs: epochs from the one to the other.
+        center_momentum: of the centre; 1: none.
+        freeze_prototypes: epochs in which the prototypes stay as they are.
+    """
+
+    recipe = "dino"
+    reference = Reference(
+        "Caron et al. 2021, arXiv:2104.14294",
+        {
+            **{"model": "vit_small", "batch_size": 1024, "epochs": 800, "warmup_epochs": 10},
+            **{"model_args": {"dynamic_img_size": True, "drop_path_rate": 0.1}},
+            **{"optimizer": "AdamW", "lr": 2e-3, "min_lr": 1e-6},  # lr: 5e-4 * 1024 / 256
+            **{"weight_decay": 0.04, "weight_decay_end": 0.4, "out_dim": 65536},
+            **{"momentum": 0.996, "student_temperature": 0.1, "teacher_temperature": 0.07},
+            **{"warmup_teacher_temperature": 0.04, "warmup_temperature_epochs": 30},
+        },
+    )
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        *,
+        out_dim: Width = 65536,
+        hidden_dim: Width = 2048,
+        bottleneck_dim: Width = 256,
+        head_layers: Depth = 3,
+        head_batch_norm: bool = False,
+        momentum: Probability = 0.996,
+        student_temperature: PositiveFloat = 0.1,
+        teacher_temperature: PositiveFloat = 0.07,
+        warmup_teacher_temperature: PositiveFloat = 0.04,
+        warmup_temperature_epochs: NonNegativeFloat = 30,
+        center_momentum: Probability = 0.9,
+        freeze_prototypes: NonNegativeFloat = 1,
+    ) -> None:
+        super().__init__(encoder)
+        self.head = PrototypeHead(
+            int(encoder.num_features), hidden_dim, bottleneck_dim, out_dim,  # type: ignore[arg-type]
+            num_layers=head_layers, batch_norm=head_batch_norm,
+        )  # fmt: skip
+        self.student = nn.Sequential(encoder, self.head)
+        self.momentum, self.teacher = momentum, EMATeacher(self.student, momentum)
+        self.criterion = DINOLoss(
+            out_dim, warmup_teacher_temperature, teacher_temperature,
+            int(warmup_temperature_epochs), student_temperature, center_momentum,
+        )  # fmt: skip
+        self.freeze_prototypes = freeze_prototypes
+
+    def encode(self, batch: Batch, ctx: Context) -> Outputs:
+        """Views V x [B, C, H, W] -> unit vectors of the teacher, 2 x [B, D], and of the student."""
+        use_batch_statistics(self.teacher)
+        teacher = encode_crops(self.teacher, batch.views[:GLOBAL])
+        return teacher, encode_crops(self.student, batch.views)
+
+    def loss(self, outputs: Outputs, ctx: Context) -> dict[str, Tensor]:
+        """The loss; the teacher's entropy, which "kl" is beyond, and the spread of its vectors.
+
+        "prototypes" are how many its mean softmax amounts to: the exponential of the entropy.
+        """
+        teacher, student = outputs
+        self.criterion.process_group = ctx.process_group
+        with torch.no_grad():
+            targets = self.teacher.module[1].prototypes()  # type: ignore[index]
+        found = self.criterion.parts(
+            teacher, student, ctx.schedules.get("teacher_temperature"), ctx.epoch,
+            weight=self.head.prototypes(), teacher_weight=targets,
+        )  # fmt: skip
+        entropy, used = found.entropy.mean(), torch.special.entr(found.usage).sum().exp()
+        of_teacher = {"entropy": entropy, "prototypes": used, "spread": spread(teacher[0])}
+        return {"loss": found.loss, "kl": found.loss.detach() - entropy, **of_teacher}
+
+    def schedules(self, progress: Progress) -> dict[str, float]:
+        """The teacher's momentum and temperature."""
+        temperature = self.criterion.temperature_in(int(progress.epoch))
+        momentum = cosine_momentum(self.momentum, progress)
+        return {"momentum": momentum, "teacher_temperature": temperature}
+
+    def param_groups(self) -> list[dict[str, Any]]:
+        """As of every method, the prototypes apart: they are frozen at first."""
+        prototypes = self.head.weight
+        groups = param_groups(self)
+        for group in groups:
+            group["params"] = [p for p in group["params"] if p is not prototypes]
+        groups.append({"params": [prototypes], "freeze_until": self.freeze_prototypes})
+        return [group for group in groups if group["params"]]
+
+    def teachers(self) -> list[EMATeacher]:
+        """The one that makes the targets."""
+        return [self.teacher]
+
+    def exported(self) -> nn.Module:
+        """The teacher's encoder, which the paper evaluates."""
+        return self.teacher.module[0]  # type: ignore[index]
+
+    def check_views(self, recipe: Any) -> None:
+        """Refuse recipes that do not begin with two global views."""
+        check_global_views(recipe, GLOBAL)
+
+    def remarks(self, samples: int) -> list[str]:
+        """More prototypes than samples."""
+        return few_samples(len(self.head.weight), samples)

@@ -35,6 +35,8 @@ def theirs(name: str, method: Method) -> nn.Module:
         loss.memory_bank.bank = F.normalize(method.criterion.memory_bank.bank, dim=1).clone()
         loss.memory_bank.bank_ptr = torch.zeros(1, dtype=torch.int64)
         return loss
+    if name == "dino":
+        return lightly.DINOLoss(32, 0.04, 0.07, 30)
     if name == "barlow_twins":
         return lightly.BarlowTwinsLoss(lambda_param=0.0051)
     if name == "vicreg":
@@ -58,7 +60,10 @@ def learn(method: Method, loss: Callable[[Any], Tensor]) -> list[float]:
     return losses
 
 
-@pytest.mark.parametrize("name", ["barlow_twins", "byol", "mocov2", "simclr", "simsiam", "vicreg"])
+NAMES = ["barlow_twins", "byol", "dino", "mocov2", "simclr", "simsiam", "vicreg"]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_the_curve_is_that_of_lightlys_loss(name: str) -> None:
     ours, other = made(name), made(name)
     criterion = theirs(name, ours)
@@ -70,6 +75,13 @@ def test_the_curve_is_that_of_lightlys_loss(name: str) -> None:
             (p0, p1), (z0, z1) = outputs
             both = criterion(p0, z1.detach()) + criterion(p1, z0.detach())
             return both / 2 if name == "simsiam" else 4 + 2 * both
+        if name == "dino":
+            heads = other.teacher.module[1], other.head
+            scores = [
+                [x @ head.prototypes().T for x in side]
+                for head, side in zip(heads, outputs, strict=True)
+            ]
+            outputs = *scores, None, 0  # the temperature of the first epoch
         value: Tensor = criterion(*outputs)
         return value
 

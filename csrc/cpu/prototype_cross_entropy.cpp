@@ -22,14 +22,15 @@ namespace sslfast::cpu {
 namespace {
 
 // More rows read the prototypes less often, fewer take less memory for their scores.
-constexpr std::int64_t row_block = 256;
+constexpr std::int64_t row_block = 256;  // of the student
 constexpr std::int64_t score_block = 12 << 20;  // floats
 constexpr std::int64_t least_rows = 64;
 
 // Samples of a block; whole panels of each view where there are as many.
 std::int64_t samples_of_a_block(const PrototypeScores& p) {
     const std::int64_t views = p.student.views + p.teacher.views;
-    const std::int64_t rows = std::clamp(score_block / p.k, least_rows, row_block);
+    const std::int64_t most = row_block * views / p.student.views;
+    const std::int64_t rows = std::clamp(score_block / p.k, least_rows, most);
     const std::int64_t samples = std::max<std::int64_t>(rows / views, 1);
     return std::min(samples < 16 ? samples : samples / 16 * 16, p.samples);
 }

@@ -9,6 +9,7 @@ from sslfast.ema.update import ema_update_
 from sslfast.losses.barlow_twins import barlow_twins
 from sslfast.losses.clip import clip
 from sslfast.losses.infonce import info_nce
+from sslfast.losses.koleo import koleo
 from sslfast.losses.linear_cross_entropy import linear_cross_entropy
 from sslfast.losses.masked_mse import masked_mse
 from sslfast.losses.negative_cosine import negative_cosine_similarity
@@ -25,6 +26,7 @@ __all__ = [
     "ema_update_",
     "gather_patches",
     "info_nce",
+    "koleo",
     "linear_cross_entropy",
     "masked_mse",
     "negative_cosine_similarity",

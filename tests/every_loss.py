@@ -57,6 +57,7 @@ def steps(n: int, d: int, device: str, dtype: torch.dtype) -> dict[str, Made]:
         "DINOLoss": crops,
         "InfoNCE": lambda: (losses.InfoNCE(), features(2)),
         "InfoNCE with negatives": lambda: (losses.InfoNCE(), features(3)),
+        "KoLeoLoss": lambda: (losses.KoLeoLoss(), features(1)),
         "LinearCrossEntropyLoss": lambda: (
             losses.LinearCrossEntropyLoss(),
             (*features(2), classes(n)),

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from sslfast.losses.dino import DINOLoss
     from sslfast.losses.gradcache import cached
     from sslfast.losses.infonce import InfoNCE, info_nce
+    from sslfast.losses.koleo import KoLeoLoss
     from sslfast.losses.linear_cross_entropy import LinearCrossEntropyLoss
     from sslfast.losses.matryoshka import MatryoshkaLoss
     from sslfast.losses.negative_cosine import NegativeCosineSimilarity
@@ -28,6 +29,7 @@ _HOME = {
     "DCLWLoss": "dcl",
     "DINOLoss": "dino",
     "InfoNCE": "infonce",
+    "KoLeoLoss": "koleo",
     "LinearCrossEntropyLoss": "linear_cross_entropy",
     "MatryoshkaLoss": "matryoshka",
     "NTXentLoss": "ntxent",
@@ -46,6 +48,7 @@ __all__ = [
     "DCLWLoss",
     "DINOLoss",
     "InfoNCE",
+    "KoLeoLoss",
     "LinearCrossEntropyLoss",
     "MatryoshkaLoss",
     "NTXentLoss",

@@ -24,11 +24,13 @@ from sslfast.masking.blocks import block_mask, image_ratio_mask
 from sslfast.masking.multiblock import MultiBlockMask, multiblock_mask
 from sslfast.masking.patches import random_mask, tube_mask
 from sslfast.masking.spans import span_mask
+from sslfast.masking.spread import SpreadMask, spread_mask
 from sslfast.masking.tokens import TokenMask, token_mask
 
 __all__ = [
     "MultiBlockMask",
     "PatchMask",
+    "SpreadMask",
     "TokenMask",
     "as_patch_mask",
     "block_mask",
@@ -36,6 +38,7 @@ __all__ = [
     "multiblock_mask",
     "random_mask",
     "span_mask",
+    "spread_mask",
     "token_mask",
     "tube_mask",
 ]

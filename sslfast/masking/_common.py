@@ -15,7 +15,9 @@ STREAMS = 1 << 16
 Stream = Annotated[int, Range(0, STREAMS - 1)]
 # Sampler n draws from streams STREAM_MASKS + n * STREAMS + stream.
 STREAM_MASKS = 0x4D000000
-RANDOM, BLOCK, MULTIBLOCK, MULTIBLOCK_SIZE, SPAN, TOKEN, IMAGE_RATIO = range(7)
+RANDOM, BLOCK, MULTIBLOCK, MULTIBLOCK_SIZE, SPAN, TOKEN, IMAGE_RATIO, SPREAD, SPREAD_ORDER = range(
+    9
+)
 
 
 class PatchMask(NamedTuple):

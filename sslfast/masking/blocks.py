@@ -43,7 +43,7 @@ def _table(side: int, min_aspect: float, device: torch.device) -> Tensor:
     return (halves.square() / ratios[..., None]).ceil().clamp(max=2**62).long().to(device)
 
 
-def _hide_blocks(
+def hide_blocks(
     words: Tensor, counts: Tensor, grid: tuple[int, int], min_patches: int, min_aspect: float
 ) -> Tensor:
     """Mask bool [B, L] with counts[b] hidden patches; words [B, 4 ROUNDS + L]."""
@@ -71,7 +71,19 @@ def _hide_blocks(
     return smallest_keys((order << 32) + torch.where(order > 0, fill, 0), counts)
 
 
-def _check_blocks(min_patches: int, min_aspect: float) -> None:
+def smallest_block(grid: tuple[int, int]) -> int:
+    """The area of iBOT's smallest block: the square of a third of the grid's shorter side."""
+    return max((min(grid) // 3) ** 2, 1)
+
+
+def check_ratios(ratios: tuple[float, float]) -> None:
+    """Raise ValueError unless they are a smallest and a largest share."""
+    if not 0 <= ratios[0] <= ratios[1] <= 1:
+        raise ValueError(f"ratios must be (smallest, largest) within [0, 1], got {ratios}")
+
+
+def check_blocks(min_patches: int, min_aspect: float) -> None:
+    """Raise ValueError for a block without patches, or of no shape."""
     if min_patches < 1:
         raise ValueError(f"min_patches must be at least 1, got {min_patches}")
     if not 0 < min_aspect <= 1:
@@ -120,7 +132,7 @@ def block_mask(
     """
     rows, columns = check_grid(grid)
     length = rows * columns
-    _check_blocks(min_patches, min_aspect)
+    check_blocks(min_patches, min_aspect)
     if not 0 < num_masked < length:
         raise ValueError(
             f"num_masked={num_masked} of {length} patches: choose a number that hides some and "
@@ -131,7 +143,7 @@ def block_mask(
     )
     counts = torch.full_like(words.sample_ids, num_masked)
     drawn = words.words(4 * ROUNDS + length)
-    mask = _hide_blocks(drawn, counts, (rows, columns), min_patches, min_aspect)
+    mask = hide_blocks(drawn, counts, (rows, columns), min_patches, min_aspect)
     return as_patch_mask(mask, length - num_masked)
 
 
@@ -191,13 +203,9 @@ def image_ratio_mask(
     """
     rows, columns = check_grid(grid)
     length = rows * columns
-    if min_patches is None:
-        min_patches = max((min(rows, columns) // 3) ** 2, 1)
-    _check_blocks(min_patches, min_aspect)
-    if not 0 <= ratios[0] <= ratios[1] <= 1:
-        raise ValueError(f"ratios must be (smallest, largest) within [0, 1], got {ratios}")
-    if not 0 <= probability <= 1:
-        raise ValueError(f"probability must lie in [0, 1], got {probability}")
+    min_patches = smallest_block(grid) if min_patches is None else min_patches
+    check_blocks(min_patches, min_aspect)
+    check_ratios(ratios)
     words = source(
         IMAGE_RATIO, batch, seed=seed, step=step, sample_ids=sample_ids, stream=stream,
         device=device,
@@ -205,5 +213,5 @@ def image_ratio_mask(
     drawn = words.words(2 + 4 * ROUNDS + length)
     counts = _image_counts(drawn[:, :2], length, probability, ratios)
     if blocks:
-        return _hide_blocks(drawn[:, 2:], counts, (rows, columns), min_patches, min_aspect)
+        return hide_blocks(drawn[:, 2:], counts, (rows, columns), min_patches, min_aspect)
     return smallest_keys(drawn[:, 2 + 4 * ROUNDS :], counts)

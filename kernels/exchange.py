@@ -7,7 +7,7 @@ takes it up whole.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -218,19 +218,30 @@ def _(x: Tensor, group: str) -> Tensor:
     return x.new_empty(x.shape)
 
 
-def mean_over_ranks(x: Tensor, group: Group = None) -> tuple[Tensor, Tensor]:
-    """The mean row of all ranks, and how much this rank's mean weighs among the ranks'.
+class RanksMean(NamedTuple):
+    """The mean row of all ranks.
+
+    Attributes:
+        mean: [E]; 0 where no rank has rows.
+        share: W n / M for n rows of M on W ranks, 0-d: how much this rank's mean weighs among the
+            ranks'. Means over this rank's rows times this, averaged over ranks, are those over all.
+        count: M, 0-d.
+    """
+
+    mean: Tensor
+    share: Tensor
+    count: Tensor
+
+
+def mean_over_ranks(x: Tensor, group: Group = None) -> RanksMean:
+    """The mean row of all ranks, in the accumulation dtype; no gradient passes.
 
     Ranks may have different numbers of rows. One message of E + 1 numbers travels, and nothing is
     read back by the host.
 
     Args:
-        x: [n, E]; no gradient passes.
+        x: [n, E].
         group: the process group; None: all ranks.
-
-    Returns:
-        The mean [E] and W n / M for W ranks and M rows in all, 0-d, in the accumulation dtype.
-        Means over this rank's rows times the latter, averaged over ranks, are those over all rows.
     """
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
         dtype = accumulation_dtype(x.dtype)
@@ -238,7 +249,8 @@ def mean_over_ranks(x: Tensor, group: Group = None) -> tuple[Tensor, Tensor]:
         ranks = world_size(group)
         if ranks > 1:
             sums = _sum_over_ranks(sums, name_of(group))
-        return sums[:-1] / sums[-1], ranks * len(x) / sums[-1]
+        count = sums[-1]
+        return RanksMean(sums[:-1] / count.clamp_min(1), ranks * len(x) / count.clamp_min(1), count)
 
 
 def check_exchange(how: str, gathers: bool = False) -> None:

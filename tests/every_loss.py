@@ -26,6 +26,21 @@ class Crops(nn.Module):
         return value
 
 
+class Patches(nn.Module):
+    """iBOT's loss of patches that are all masked, two images of them, with few prototypes."""
+
+    def __init__(self, patches: int, dim: int) -> None:
+        super().__init__()
+        self.loss = losses.IBOTPatchLoss(patches + 3).eval()
+        torch.manual_seed(6)
+        self.weight = nn.Parameter(F.normalize(torch.randn(patches + 3, dim), dim=1))
+        self.register_buffer("row_weight", torch.full((patches,), 2.0 / patches))
+
+    def forward(self, teacher: Tensor, student: Tensor) -> Tensor:
+        """The loss of features [N, D]."""
+        return self.loss.parts(teacher, student, self.row_weight, 2, weight=self.weight).loss
+
+
 def steps(n: int, d: int, device: str, dtype: torch.dtype) -> dict[str, Made]:
     """By name: a function that makes the loss and its inputs anew, always the same."""
 
@@ -48,6 +63,10 @@ def steps(n: int, d: int, device: str, dtype: torch.dtype) -> dict[str, Made]:
         first, second, *student = features(4)
         return Crops(n + 3, d).to(device), (first.detach(), second.detach(), *student)
 
+    def patches() -> tuple[nn.Module, tuple[Tensor, ...]]:
+        teacher, student = features(2)
+        return Patches(n, d).to(device), (teacher.detach(), student)
+
     prefixes = losses.MatryoshkaLoss(losses.InfoNCE(), [d // 2, d])
     return {
         "BarlowTwinsLoss": lambda: (losses.BarlowTwinsLoss(), features(2)),
@@ -55,6 +74,7 @@ def steps(n: int, d: int, device: str, dtype: torch.dtype) -> dict[str, Made]:
         "DCLLoss": lambda: (losses.DCLLoss(), features(2)),
         "DCLWLoss": lambda: (losses.DCLWLoss(), features(2)),
         "DINOLoss": crops,
+        "IBOTPatchLoss": patches,
         "InfoNCE": lambda: (losses.InfoNCE(), features(2)),
         "InfoNCE with negatives": lambda: (losses.InfoNCE(), features(3)),
         "KoLeoLoss": lambda: (losses.KoLeoLoss(), features(1)),

@@ -19,13 +19,15 @@ def toy_tokenizer(vocab_size: int = 32, patch_size: int = 4, **keywords: Any) ->
 def needed(name: str) -> dict[str, Any]:
     """Hyperparameters without which a method cannot be built, or only with wide heads."""
     heads = {"hidden_dim": 32, "out_dim": 16}
+    prototypes = {"hidden_dim": 32, "bottleneck_dim": 16, "out_dim": 32}
     return {
         "barlow_twins": heads,
         "beit": {"tokenizer": toy_tokenizer()},
         "byol": {**heads, "momentum": 0.9},
-        "dino": {"hidden_dim": 32, "bottleneck_dim": 16, "out_dim": 32},
+        "dino": prototypes,
         "distill": {"teacher": models.create("convnet_small", width=8, depth=1)},
         "gcmae": {"bank_size": 64},
+        "ibot": prototypes,
         "mocov2": {"queue": 40, "out_dim": 16},
         "mocov3": heads,
         "simsiam": {**heads, "predictor_dim": 8},

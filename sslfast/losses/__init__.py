@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from sslfast.losses.dcl import DCLLoss, DCLWLoss
     from sslfast.losses.dino import DINOLoss
     from sslfast.losses.gradcache import cached
+    from sslfast.losses.ibot import IBOTPatchLoss
     from sslfast.losses.infonce import InfoNCE, info_nce
     from sslfast.losses.koleo import KoLeoLoss
     from sslfast.losses.linear_cross_entropy import LinearCrossEntropyLoss
@@ -28,6 +29,7 @@ _HOME = {
     "DCLLoss": "dcl",
     "DCLWLoss": "dcl",
     "DINOLoss": "dino",
+    "IBOTPatchLoss": "ibot",
     "InfoNCE": "infonce",
     "KoLeoLoss": "koleo",
     "LinearCrossEntropyLoss": "linear_cross_entropy",
@@ -47,6 +49,7 @@ __all__ = [
     "DCLLoss",
     "DCLWLoss",
     "DINOLoss",
+    "IBOTPatchLoss",
     "InfoNCE",
     "KoLeoLoss",
     "LinearCrossEntropyLoss",

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sslfast._arguments import NonNegativeInt, PositiveFloat, Probability, Width, checked
 from sslfast.kernels.dtypes import accumulation_dtype
 from sslfast.kernels.exchange import mean_over_ranks
+from sslfast.losses._center import check_prototypes, follow, of_scores
 from sslfast.losses._inputs import check_embeddings, scale_of
 from sslfast.losses.prototypes import Comparison, compare_prototypes
 
@@ -144,37 +144,20 @@ class DINOLoss(nn.Module):
         if teacher_temp is None:
             teacher_temp = self.teacher_temp if epoch is None else self.temperature_in(epoch)
         of_teacher = weight if teacher_weight is None else teacher_weight
-        self._check_prototypes(student if weight is None else weight.T)
+        check_prototypes(self.center, student if weight is None else weight.T)
         scale = scale_of(teacher_temp, student).detach()
         bias = -scale * self.center.flatten().to(scale.dtype)
-        mean, share = mean_over_ranks(teacher.flatten(0, 1), self.process_group)
+        every = mean_over_ranks(teacher.flatten(0, 1), self.process_group)
         if weight is None:
-            found = _of_scores(student, teacher, self.student_temp, scale, bias, pairs)
+            found = of_scores(student, teacher, self.student_temp, scale, bias, pairs)
         else:
             found = compare_prototypes(
                 student, teacher, weight, of_teacher, student_temperature=self.student_temp,
                 teacher_temperature=teacher_temp, teacher_bias=bias, pairs=pairs,
             )  # fmt: skip
         if self.training:
-            self._follow(mean, of_teacher)
-        return found._replace(loss=share * found.loss)
-
-    @torch.no_grad()
-    def _follow(self, mean: Tensor, weight: Tensor | None) -> None:
-        """Move the centre to the mean of all scores: the scores of the mean of all features."""
-        with torch.autocast(mean.device.type, enabled=False):
-            scores = mean if weight is None else weight.detach().to(mean.dtype) @ mean
-        self.center.lerp_(
-            scores.to(self.center.dtype).view_as(self.center), 1 - self.center_momentum
-        )
-
-    def _check_prototypes(self, scores: Tensor) -> None:
-        known, given = self.center.numel(), scores.shape[-1]
-        if known != given:
-            raise ValueError(
-                f"this loss was made for output_dim={known} prototypes, got {given}: make it with "
-                f"output_dim={given}; where outputs are features, give their prototypes as weight"
-            )
+            follow(self.center, every, of_teacher, self.center_momentum)
+        return found._replace(loss=every.share * found.loss)
 
 
 def _stacked(name: str, views: Sequence[Tensor]) -> Tensor:
@@ -185,28 +168,3 @@ def _stacked(name: str, views: Sequence[Tensor]) -> Tensor:
         raise TypeError(f"{name} must be a list of views [B, D], got one tensor")
     check_embeddings(**{f"{name}[{k}]": view for k, view in enumerate(views)})
     return views if isinstance(views, Tensor) else torch.stack(list(views))
-
-
-def _of_scores(
-    student: Tensor,
-    teacher: Tensor,
-    temperature: float,
-    scale: Tensor,
-    bias: Tensor,
-    pairs: Tensor,
-) -> Comparison:
-    """The same of scores [S, B, K] and [T, B, K], which are in memory: one softmax a view."""
-    dtype, samples = pairs.dtype, teacher.shape[1]
-    with torch.autocast(student.device.type, enabled=False):
-        log_q = (teacher.detach().to(dtype) * scale + bias).log_softmax(-1)
-        q = log_q.exp()
-        entropy, usage = -(q * log_q).sum(-1), q.mean((0, 1))
-        total = sum(
-            F.cross_entropy(
-                scores.to(dtype) / temperature,
-                torch.einsum("t,tbk->bk", weights, q),
-                reduction="sum",
-            )
-            for scores, weights in zip(student, pairs, strict=True)
-        )
-        return Comparison(torch.as_tensor(total) / (samples * pairs.sum()), entropy, usage)

@@ -103,5 +103,5 @@ class KoLeoLoss(nn.Module):
         rows = wide_unit_rows(x)
         everyones, own = gather_rows(rows, name_of(self.process_group))
         check_rows(len(everyones))
-        _, share = mean_over_ranks(rows[:, :0], self.process_group)
+        share = mean_over_ranks(rows[:, :0], self.process_group).share
         return share * _of_rows(rows, everyones, own, self.p, self.eps)

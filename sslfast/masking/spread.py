@@ -30,6 +30,16 @@ class SpreadMask(NamedTuple):
     ids: Tensor
     weight: Tensor
 
+    @classmethod
+    def joined(cls, *parts: "SpreadMask") -> "SpreadMask":
+        """Of several batches, as of one with the first one's images first."""
+        places, ids = 0, []
+        for part in parts:
+            ids.append(part.ids + places)
+            places += part.mask.numel()
+        mask, weight = (torch.cat([part[k] for part in parts]) for k in (0, 2))
+        return cls(mask, torch.cat(ids), weight)
+
 
 def hidden_counts(
     batch: int, length: int, ratios: tuple[float, float], probability: float

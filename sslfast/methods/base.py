@@ -1,5 +1,6 @@
 """What a self-supervised method is to the trainer, and what the trainer tells it."""
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -99,9 +100,10 @@ class Reference:
 class Method(nn.Module, ABC):
     """A self-supervised objective around an encoder.
 
-    A subclass takes the encoder first and its hyperparameters as keywords with defaults, and sets
-    the class attributes below. ``encode`` and ``loss`` are apart so that they can run apart
-    (a two-pass loss over cached embeddings, activation checkpointing, evaluation).
+    A subclass takes the encoder first and its hyperparameters as keywords with defaults (those of a
+    method that it extends may be ``**options``, passed on), and sets the class attributes below.
+    ``encode`` and ``loss`` are apart so that they can run apart (a two-pass loss over cached
+    embeddings, activation checkpointing, evaluation).
 
     Class attributes:
         recipe: what makes its views: the name of a recipe (``sslfast.data.recipe``), a recipe, or a
@@ -139,6 +141,7 @@ class Method(nn.Module, ABC):
         if "__init__" in vars(cls):
             # Of the encoder, Method says more clearly what is wrong.
             cls.__init__ = checked(cls.__init__, but=("encoder",))  # type: ignore[method-assign]
+            cls.__init__.__signature__ = _signature(cls)  # type: ignore[attr-defined]
 
     @classmethod
     def own_recipe(cls, encoder_args: Mapping[str, Any] = MappingProxyType({})) -> Any:
@@ -276,3 +279,15 @@ class Method(nn.Module, ABC):
     def after_step(self, ctx: Context) -> None:
         """Run after every optimiser step (queues, centers, prototype norms)."""
         del ctx
+
+
+def _signature(method: type[Method]) -> inspect.Signature:
+    """Of a method's constructor, with the hyperparameters of its base in the place of **options."""
+    own = inspect.signature(method.__init__)
+    passes_on = any(p.kind is p.VAR_KEYWORD for p in own.parameters.values())
+    if not passes_on:
+        return own
+    base = inspect.signature(super(method, method).__init__).parameters.values()  # type: ignore[misc]
+    more = [p for p in base if p.kind is p.KEYWORD_ONLY and p.name not in own.parameters]
+    found = [p for p in own.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    return own.replace(parameters=found + more)

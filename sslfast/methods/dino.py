@@ -12,6 +12,7 @@ from sslfast.losses import DINOLoss
 from sslfast.methods.base import Context, Method, Progress, Reference
 from sslfast.methods.registry import register
 from sslfast.methods.views import (
+    Network,
     check_global_views,
     cosine_momentum,
     encode_crops,
@@ -85,7 +86,7 @@ class DINO(Method):
             int(encoder.num_features), hidden_dim, bottleneck_dim, out_dim,  # type: ignore[arg-type]
             num_layers=head_layers, batch_norm=head_batch_norm,
         )  # fmt: skip
-        self.student = nn.Sequential(encoder, self.head)
+        self.student = Network(encoder, self.head)
         self.momentum, self.teacher = momentum, EMATeacher(self.student, momentum)
         self.criterion = DINOLoss(
             out_dim, warmup_teacher_temperature, teacher_temperature,
@@ -107,7 +108,7 @@ class DINO(Method):
         teacher, student = outputs
         self.criterion.process_group = ctx.process_group
         with torch.no_grad():
-            targets = self.teacher.module[1].prototypes()  # type: ignore[index]
+            targets = self.teacher.module.head.prototypes()
         found = self.criterion.parts(
             teacher, student, ctx.schedules.get("teacher_temperature"), ctx.epoch,
             weight=self.head.prototypes(), teacher_weight=targets,
@@ -124,11 +125,11 @@ class DINO(Method):
 
     def param_groups(self) -> list[dict[str, Any]]:
         """As of every method, the prototypes apart: they are frozen at first."""
-        prototypes = self.head.weight
-        groups = param_groups(self)
+        heads = [m for m in self.student.modules() if isinstance(m, PrototypeHead)]
+        prototypes, groups = {head.weight: None for head in heads}, param_groups(self)
         for group in groups:
-            group["params"] = [p for p in group["params"] if p is not prototypes]
-        groups.append({"params": [prototypes], "freeze_until": self.freeze_prototypes})
+            group["params"] = [p for p in group["params"] if p not in prototypes]
+        groups.append({"params": [*prototypes], "freeze_until": self.freeze_prototypes})
         return [group for group in groups if group["params"]]
 
     def teachers(self) -> list[EMATeacher]:
@@ -137,7 +138,7 @@ class DINO(Method):
 
     def exported(self) -> nn.Module:
         """The teacher's encoder, which the paper evaluates."""
-        return self.teacher.module[0]  # type: ignore[index]
+        return self.teacher.module.encoder
 
     def check_views(self, recipe: Any) -> None:
         """Refuse recipes that do not begin with two global views."""

@@ -98,6 +98,21 @@ def encode_masked(
     return encoder.transform(tokens)[:, encoder.num_prefix_tokens :]
 
 
+def embed_masked(encoder: VisionTransformer, images: Tensor, token: Tensor, mask: Tensor) -> Tensor:
+    """Tokens [B, L, D] of images, with positions, for ``encoder.transform``: hidden ones a token.
+
+    Args:
+        encoder: a VisionTransformer.
+        images: [B, C, H, W].
+        token: [1, 1, D], the mask token.
+        mask: bool [B, L], true = hidden; images may differ in how many are.
+    """
+    tokens = encoder.embed(images, positions=False)
+    _, positions = encoder.positions(encoder.grid_of(images))
+    tokens = torch.where(mask[..., None], token.to(tokens.dtype), tokens)
+    return tokens if positions is None else tokens + positions
+
+
 def visible_only(images: Tensor, encoder: VisionTransformer, **seen: Tensor) -> dict[str, Tensor]:
     """Pictures of images [B, C, H, W]: as they are, and with all patches grey but some.
 

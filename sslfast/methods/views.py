@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from sslfast._nests import map_tensors
 from sslfast.methods.base import Progress
+from sslfast.models import PrototypeHead
 from sslfast.optim.schedules import warmup_cosine
 
 
@@ -36,6 +37,23 @@ def encode_crops(module: Callable[[Tensor], Any], views: Sequence[Tensor]) -> li
             outputs[k] = map_tensors(together, lambda x, rows=rows: x[rows])  # type: ignore[misc]
             start = rows.stop
     return outputs
+
+
+class Network(nn.Module):
+    """An encoder and its head, and another for patches where there is one.
+
+    Args:
+        encoder: maps views [B, C, H, W] to features [B, F].
+        head: maps these to unit vectors.
+    """
+
+    def __init__(self, encoder: nn.Module, head: PrototypeHead) -> None:
+        super().__init__()
+        self.encoder, self.head, self.patch_head = encoder, head, None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Views [B, C, H, W] -> unit vectors [B, D]."""
+        return self.head(self.encoder(x))
 
 
 def use_batch_statistics(teacher: nn.Module) -> None:

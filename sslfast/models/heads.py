@@ -141,6 +141,7 @@ class PrototypeHead(nn.Module):
 
     Attributes:
         weight: [K, bottleneck_dim], whose directions are the prototypes.
+        settings: the arguments, as plain values.
     """
 
     @checked
@@ -155,6 +156,10 @@ class PrototypeHead(nn.Module):
         batch_norm: bool = False,
     ) -> None:
         super().__init__()
+        self.settings: dict[str, Any] = {
+            **{"in_dim": in_dim, "hidden_dim": hidden_dim, "bottleneck_dim": bottleneck_dim},
+            **{"out_dim": out_dim, "num_layers": num_layers, "batch_norm": batch_norm},
+        }
         widths = [in_dim, *[hidden_dim] * (num_layers - 1), bottleneck_dim]
         layers: list[nn.Module] = []
         for fan_in, width in pairwise(widths[:-1]):

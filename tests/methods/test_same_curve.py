@@ -76,7 +76,7 @@ def test_the_curve_is_that_of_lightlys_loss(name: str) -> None:
             both = criterion(p0, z1.detach()) + criterion(p1, z0.detach())
             return both / 2 if name == "simsiam" else 4 + 2 * both
         if name == "dino":
-            heads = other.teacher.module[1], other.head
+            heads = other.teacher.module.head, other.head
             scores = [
                 [x @ head.prototypes().T for x in side]
                 for head, side in zip(heads, outputs, strict=True)

@@ -27,7 +27,12 @@ class MultiTensor(ABC):
     param_groups: list[dict[str, Any]]
     state: Any  # torch's: a dict of every parameter's tensors
 
-    def attach(self, ema: EMATeacher | Sequence[EMATeacher] | None, max_norm: float | None) -> None:
+    def attach(
+        self,
+        ema: EMATeacher | Sequence[EMATeacher] | None,
+        max_norm: float | None,
+        max_norm_each: float | None = None,
+    ) -> None:
         """Take the options that torch's classes do not have.
 
         Raises:
@@ -41,7 +46,12 @@ class MultiTensor(ABC):
         if max_norm is not None and not max_norm > 0:
             raise ValueError(f"max_norm must be positive, got {max_norm}")
         self.ema, self.others = (teachers[0] if teachers else None), teachers[1:]
-        self.max_norm = max_norm
+        if max_norm_each is not None:
+            if not 0 < max_norm_each < math.inf:
+                raise ValueError(f"max_norm_each must be positive, got {max_norm_each}")
+            if max_norm is not None and max_norm < math.inf:
+                raise ValueError("clip all gradients together, or each by itself: leave one out")
+        self.max_norm, self.max_norm_each = max_norm, max_norm_each
         self._forget()
         # The parameters that have a teacher, by group and place: copies keep it.
         self._followed: dict[tuple[int, int], str] = {}
@@ -66,7 +76,7 @@ class MultiTensor(ABC):
         self._teachers: tuple[Pairs, dict[int, int]] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        ours = "ema", "others", "max_norm", "_followed"
+        ours = "ema", "others", "max_norm", "max_norm_each", "_followed"
         extra = {name: getattr(self, name) for name in ours}
         return {**super().__getstate__(), **extra}  # type: ignore[misc]
 
@@ -246,6 +256,11 @@ class MultiTensor(ABC):
             self.grad_norm = norm if scale is None else norm / scale.squeeze()
             if self.max_norm < math.inf:
                 factor = factor * (self.max_norm / (self.grad_norm + 1e-6)).clamp(max=1)
+        if self.max_norm_each is not None:
+            gradients = list(map(gradient_of, params))
+            limit = self.max_norm_each * (1.0 if scale is None else scale.squeeze())
+            for gradient, norm in zip(gradients, torch._foreach_norm(gradients), strict=True):
+                gradient.mul_((limit / (whole(norm) + 1e-6)).clamp(max=1).to(gradient.dtype))
         return factor if taken is None else torch.where(taken, factor, -1.0)
 
     def _moments(self, p: Tensor, part: Tensor, name: str) -> Tensor:

@@ -36,6 +36,8 @@ class AdamW(MultiTensor, torch.optim.AdamW):
         max_norm: clip the gradients to this Euclidean norm over all parameters, as
             ``torch.nn.utils.clip_grad_norm_``, without writing them; ``grad_norm`` is the norm
             before, a tensor (``math.inf`` measures it and clips nothing).
+        max_norm_each: clip the gradient of each parameter to this Euclidean norm by itself, as
+            DINO's code does; it is written.
         ema: a teacher that follows in the same pass: ``step()`` then does what
             ``teacher.update(student)`` after it would, for all of the student's parameters and
             buffers. Parameters that are not the student's (a predictor) have no teacher. Of several
@@ -63,6 +65,7 @@ class AdamW(MultiTensor, torch.optim.AdamW):
         differentiable: bool = False,
         fused: bool | None = None,
         max_norm: float | None = None,
+        max_norm_each: float | None = None,
         ema: EMATeacher | Sequence[EMATeacher] | None = None,
     ) -> None:
         asked = {"amsgrad": amsgrad, "maximize": maximize, "differentiable": differentiable}
@@ -70,7 +73,7 @@ class AdamW(MultiTensor, torch.optim.AdamW):
         if len(betas) != 2:
             raise ValueError(f"betas must be two numbers, got {betas}")
         super().__init__(params, lr, betas, eps, weight_decay, capturable=capturable, fused=True)
-        self.attach(ema, max_norm)
+        self.attach(ema, max_norm, max_norm_each)
 
     def _fields(self, group: dict[str, Any]) -> Sequence[float | Tensor]:
         return group["lr"], *group["betas"], group["eps"], group["weight_decay"]

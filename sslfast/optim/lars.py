@@ -41,6 +41,7 @@ class LARS(MultiTensor, torch.optim.SGD):
         max_norm: clip the gradients to this Euclidean norm over all parameters first, without
             writing them; ``grad_norm`` is the norm before, a tensor (``math.inf`` measures it and
             clips nothing).
+        max_norm_each: clip the gradient of each parameter to this norm by itself; it is written.
         ema: a teacher that follows in the same pass; see ``AdamW``.
 
     Raises:
@@ -69,6 +70,7 @@ class LARS(MultiTensor, torch.optim.SGD):
         differentiable: bool = False,
         fused: bool | None = None,
         max_norm: float | None = None,
+        max_norm_each: float | None = None,
         ema: EMATeacher | Sequence[EMATeacher] | None = None,
     ) -> None:
         asked = {
@@ -91,7 +93,7 @@ class LARS(MultiTensor, torch.optim.SGD):
         )
         self.defaults.update(self._trust)
         self._complete_groups()
-        self.attach(ema, max_norm)
+        self.attach(ema, max_norm, max_norm_each)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_trust": self._trust}

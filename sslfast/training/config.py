@@ -83,6 +83,7 @@ class TrainConfig:
         weight_decay_end: weight decay goes from weight_decay to this by a cosine; null: it stays.
         momentum: of lars and sgd.
         clip_grad: clip the gradients to this Euclidean norm over all parameters; null: do not.
+        clip_each: clip the gradient of each parameter to this norm by itself (DINO); null: do not.
         warmup_epochs: the learning rate rises linearly over these, then falls as a cosine.
         seed: of the weights, the order of the data and the augmentations.
         device: auto takes a GPU where there is one.
@@ -127,6 +128,7 @@ class TrainConfig:
     weight_decay_end: NonNegativeFloat | None = None
     momentum: Rate = 0.9
     clip_grad: PositiveFloat | None = None
+    clip_each: PositiveFloat | None = None
     warmup_epochs: NonNegativeFloat = 0.0
     seed: Seed = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"

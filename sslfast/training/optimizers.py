@@ -46,7 +46,7 @@ class LARSOptions(SGDOptions):
 OPTIONS = {"adamw": AdamWOptions, "lars": LARSOptions, "sgd": SGDOptions}
 _ELSEWHERE = {
     **{"lr": "lr", "weight_decay": "weight_decay", "momentum": "momentum"},
-    "max_norm": "clip_grad",
+    **{"max_norm": "clip_grad", "max_norm_each": "clip_each"},
 }
 
 
@@ -129,13 +129,16 @@ def build_optimizer(
     """
     options = checked_options(config.optimizer, config.optimizer_args)
     max_norm = math.inf if config.clip_grad is None else config.clip_grad
-    decay, ema = config.weight_decay, list(teachers)
+    if config.clip_grad is not None and config.clip_each is not None:
+        raise ConfigError("clip_grad clips all gradients together, clip_each each one: set one")
+    decay = config.weight_decay
+    common = {"max_norm": max_norm, "max_norm_each": config.clip_each, "ema": list(teachers)}
     if config.optimizer == "adamw":
-        return AdamW(groups, config.lr, weight_decay=decay, max_norm=max_norm, ema=ema, **options)
+        return AdamW(groups, config.lr, weight_decay=decay, **common, **options)
     if config.optimizer == "lars":  # for good: a schedule may let weight decay begin at 0
         groups = [{"trust": group.get("weight_decay", decay) > 0, **group} for group in groups]
     trust = None if config.optimizer == "lars" else False
-    keywords = {"trust": trust, "max_norm": max_norm, "ema": ema, **options}
+    keywords = {"trust": trust, **common, **options}
     return LARS(groups, config.lr, config.momentum, decay, **keywords)
 
 

@@ -1,6 +1,7 @@
 """torch.amp.GradScaler and our optimisers: gradients unscaled and steps left out in the pass."""
 
 import copy
+import math
 from collections.abc import Callable
 
 import pytest
@@ -69,6 +70,32 @@ def test_trajectory_of_torch(kind: str, backend: str, clip: float | None) -> Non
             assert mine["step"] == state["step"] == 5
     if clip is not None:
         assert optimizer.grad_norm.isfinite()
+
+
+@pytest.mark.parametrize("kind", PEERS)
+@pytest.mark.parametrize("scaled", [False, True])
+def test_each_gradient_is_clipped_by_itself(kind: str, scaled: bool) -> None:
+    ours, theirs = PEERS[kind]
+    net, peer = network(), network()
+    optimizer = ours(net.parameters(), lr=1e-2, max_norm=math.inf, max_norm_each=0.3)
+    other = theirs(peer.parameters(), lr=1e-2, weight_decay=optimizer.defaults["weight_decay"])
+    scaler = torch.amp.GradScaler("cpu", 64.0, enabled=scaled)
+    norms = []
+    for p, q in zip(net.parameters(), peer.parameters(), strict=True):
+        q.grad = torch.randn_like(q)
+        p.grad = q.grad * (64.0 if scaled else 1.0)
+        norms.append(q.grad.norm())
+        nn.utils.clip_grad_norm_([q], 0.3)
+    scaler.scale(torch.zeros(()))  # so that it has its scale
+    scaler.step(optimizer)
+    other.step()
+    assert max(norms) > 0.3
+    torch.testing.assert_close(optimizer.grad_norm, torch.stack(norms).norm())
+    for p, q in zip(net.parameters(), peer.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-6)
+    for options in ({"max_norm_each": 0.0}, {"max_norm_each": 1.0, "max_norm": 1.0}):
+        with pytest.raises(ValueError, match=r"max_norm_each must be positive|leave one out"):
+            ours(net.parameters(), lr=1e-2, **options)
 
 
 @pytest.mark.parametrize("make", [AdamW, LARS])

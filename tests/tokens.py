@@ -25,6 +25,7 @@ def needed(name: str) -> dict[str, Any]:
         "beit": {"tokenizer": toy_tokenizer()},
         "byol": {**heads, "momentum": 0.9},
         "dino": prototypes,
+        "dinov2": prototypes,
         "distill": {"teacher": models.create("convnet_small", width=8, depth=1)},
         "gcmae": {"bank_size": 64},
         "ibot": prototypes,

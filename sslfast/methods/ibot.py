@@ -18,7 +18,7 @@ from sslfast.methods.registry import register
 from sslfast.methods.views import Network, encode_crops, use_batch_statistics
 from sslfast.models import PrototypeHead, VisionTransformer
 
-Outputs = tuple[list[Tensor], list[Tensor], tuple[Tensor, ...]]
+Outputs = tuple[list[Tensor], list[Tensor], tuple[Tensor, ...], list[Tensor]]
 
 
 @register("ibot")
@@ -88,30 +88,34 @@ class IBOT(DINO):
         return {"mask_token"}
 
     def encode(self, batch: Batch, ctx: Context) -> Outputs:
-        """DINO's unit vectors, and of hidden patches: teacher's and student's [N, D], weights."""
+        """DINO's unit vectors; of hidden patches, teacher's and student's [N, D] and the weights.
+
+        And the student's features of the global views [B, F].
+        """
         views, encoder = batch.views, self.encoder
         hidden, images = self.masks(batch, ctx), torch.cat(views[:GLOBAL])
         use_batch_statistics(self.teacher)
         with torch.no_grad():
             seen = self.teacher.module.encoder.forward_features(images)
-            teacher, patches = self._heads(self.teacher.module, seen, hidden)
+            teacher, patches, _ = self._heads(self.teacher.module, seen, hidden)
         tokens = masked.embed_masked(encoder, images, self.mask_token, hidden.mask)
         tokens = encoder.transform(tokens, encoder.grid_of(images))
-        student, predicted = self._heads(self.student, tokens, hidden)
+        student, predicted, features = self._heads(self.student, tokens, hidden)
         crops = encode_crops(self.student, views[GLOBAL:])
-        globals_ = [*student.chunk(GLOBAL)]
-        return [*teacher.chunk(GLOBAL)], globals_ + crops, (patches, predicted, hidden.weight)
+        of_patches = patches, predicted, hidden.weight
+        each = [[*x.chunk(GLOBAL)] for x in (teacher, student, features)]
+        return each[0], each[1] + crops, of_patches, each[2]
 
     @staticmethod
-    def _heads(net: Network, tokens: Tensor, hidden: SpreadMask) -> tuple[Tensor, Tensor]:
-        """Unit vectors of images and of their hidden patches, from encoded tokens."""
-        encoder = net.encoder
-        patches = tokens[:, encoder.num_prefix_tokens :].flatten(0, 1)[hidden.ids]
-        return net.head(encoder.forward_head(tokens)), (net.patch_head or net.head)(patches)
+    def _heads(net: Network, tokens: Tensor, hidden: SpreadMask) -> tuple[Tensor, Tensor, Tensor]:
+        """Unit vectors of images and of hidden patches, and features, from encoded tokens."""
+        features = net.encoder.forward_head(tokens)
+        patches = tokens[:, net.encoder.num_prefix_tokens :].flatten(0, 1)[hidden.ids]
+        return net.head(features), (net.patch_head or net.head)(patches), features
 
     def loss(self, outputs: Outputs, ctx: Context) -> dict[str, Tensor]:
         """The sum of both losses; of DINO's what it returns, and each alone."""
-        teacher, student, (patches, predicted, weight) = outputs
+        teacher, student, (patches, predicted, weight), _ = outputs
         values = super().loss((teacher, student), ctx)
         self.patch_criterion.process_group = ctx.process_group
         with torch.no_grad():

@@ -47,6 +47,8 @@ class Network(nn.Module):
         head: maps these to unit vectors.
     """
 
+    patch_head: PrototypeHead | None
+
     def __init__(self, encoder: nn.Module, head: PrototypeHead) -> None:
         super().__init__()
         self.encoder, self.head, self.patch_head = encoder, head, None

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from sslfast import methods, models
 from sslfast.data.batch import Batch
+from sslfast.functional import koleo
 from sslfast.methods.base import Context, Progress
 from sslfast.methods.ibot import IBOT
 
@@ -15,13 +16,13 @@ CTX = Context(3, 0, 10, seed=5)
 PATCHES = 16  # of a global view
 
 
-def made(**keywords: Any) -> IBOT:
+def made(name: str = "ibot", **keywords: Any) -> IBOT:
     torch.manual_seed(0)
     small: dict[str, Any] = {"img_size": 16, "patch_size": 4, "embed_dim": 32, "depth": 2}
     small["num_heads"] = 2
     small |= {"class_token": True, "global_pool": "token", "dynamic_img_size": True}
     encoder = models.create("vit_micro", **small)
-    method = methods.create("ibot", encoder, **{**needed("ibot"), **keywords})
+    method = methods.create(name, encoder, **{**needed(name), **keywords})
     assert isinstance(method, IBOT)
     for parameter in method.teacher.parameters():  # a copy of the student at first
         parameter.data += 0.1 * torch.randn_like(parameter)
@@ -101,3 +102,17 @@ def test_prototypes_of_a_head_of_its_own_are_frozen_too() -> None:
     assert own is not None
     assert [id(p) for p in last["params"]] == [id(method.head.weight), id(own.weight)]
     assert method.teacher.module.patch_head.weight.shape == (24, 16)
+
+
+def test_dinov2_keeps_features_of_both_views_apart() -> None:
+    method, plain = made("dinov2", koleo_weight=0.3), made("dinov2", koleo_weight=0.0)
+    outputs = method.encode(batch(), CTX)
+    found, without = (m.loss(outputs, CTX) for m in (method, plain))
+    apart = koleo(outputs[3][0]) + koleo(outputs[3][1])
+    assert outputs[3][0].shape == (6, 32)
+    torch.testing.assert_close(found["koleo"], apart)
+    torch.testing.assert_close(found["loss"], without["loss"] + 0.3 * apart)
+    assert "koleo" not in without
+    assert (method.smallest_batch, plain.smallest_batch) == (2, 1)
+    parts = without["class_loss"] + without["patch_loss"]
+    torch.testing.assert_close(without["loss"].detach(), parts)

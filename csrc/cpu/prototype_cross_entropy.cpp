@@ -22,7 +22,7 @@ namespace sslfast::cpu {
 namespace {
 
 // More rows read the prototypes less often, fewer take less memory for their scores.
-constexpr std::int64_t row_block = 256;  // of the student
+constexpr std::int64_t row_block = 256;         // of the student
 constexpr std::int64_t score_block = 12 << 20;  // floats
 constexpr std::int64_t least_rows = 64;
 
@@ -55,15 +55,19 @@ class SideRows {
     int count() const { return count_; }
     const float* rows() const { return rows_.get(); }
 
-    // Base-2 scores of some prototypes: tile [prototypes, count], rows ld apart.
-    void score(Block prototypes, float* tile, std::ptrdiff_t ld) const {
+    // Base-2 scores of some of the k prototypes: tile [prototypes, count], rows ld apart.
+    void score(Block prototypes, std::int64_t k, float* tile, std::ptrdiff_t ld) const {
         tile_kernels().multiply(prototypes.size, count_, side_.dim,
                                 {side_.weight + prototypes.first * side_.dim, side_.dim, 1},
                                 transposed_.of({0, count_}), &factor_, false, tile, ld);
-        for (int j = 0; side_.bias != nullptr && j < prototypes.size; ++j) {
-            const float bias = side_.bias[prototypes.first + j] * log2_e;
-            for (int r = 0; r < count_; ++r) tile[j * ld + r] += bias;
-        }
+        if (side_.bias == nullptr) return;
+        const int samples = count_ / static_cast<int>(side_.views);
+        for (int j = 0; j < prototypes.size; ++j)
+            for (int view = 0; view < side_.views; ++view) {
+                const float bias = side_.bias[view * k + prototypes.first + j] * log2_e;
+                float* scores = tile + j * ld + view * samples;
+                for (int r = 0; r < samples; ++r) scores[r] += bias;
+            }
     }
 
   private:
@@ -117,8 +121,8 @@ class Work {
         for (std::int64_t b = 0; b < blocks_; ++b) {
             const Block block = ClassGradients::block(p_.k, b);
             float* tile = scores_.get() + block.first * ld_;
-            teacher_.score(block, tile, ld_);
-            student_.score(block, tile + teacher_.count(), ld_);
+            teacher_.score(block, p_.k, tile, ld_);
+            student_.score(block, p_.k, tile + teacher_.count(), ld_);
             tile_kernels().column_sums(tile, ld_, block.size, ld_, maxima_.get() + b * ld_,
                                        sums_.get() + b * ld_);
         }

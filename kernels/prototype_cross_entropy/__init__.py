@@ -4,7 +4,7 @@ What DINO, iBOT, DINOv2, SwAV and MSN minimise. Of G samples (images, or masked 
 student has S views and the teacher T. With scores
 
     x_sgk = student.scale <student.rows_sg, student.weight_k>
-    y_tgk = teacher.scale <teacher.rows_tg, teacher.weight_k> + teacher.bias_k
+    y_tgk = teacher.scale <teacher.rows_tg, teacher.weight_k> + teacher.bias_tk
 
 and p, q their softmaxes over the K prototypes, every backend has one function.
 
@@ -29,7 +29,7 @@ whose u makes every row's sum 1, as a softmax does. The mean of the scores, of w
 made, is the score of the mean row: no pass over them is needed.
 
 rows [S, G, D], [T, G, E], weights [K, D], [K, E]: one floating dtype, contiguous. scales 0-d, bias
-[K], pairs [S, T], row_weight [S, G]: of the accumulation dtype, as all results are: float32, or
+[T, K], pairs [S, T], row_weight [S, G]: of the accumulation dtype, as all results are: float32, or
 float64 for float64 inputs.
 """
 

@@ -62,7 +62,7 @@ def prototype_losses(
         teacher_weight: [K, E].
         student_scale: 1 / temperature, 0-d, in the accumulation dtype, as all that follow are.
         teacher_scale: likewise.
-        bias: [K], added to the teacher's scores, or None.
+        bias: [T, K], added to the scores of each of the teacher's views, or None.
         pairs: [S, T].
 
     Returns:

@@ -12,7 +12,7 @@ PRIORITY = 0
 
 def _log_softmax(side: Side, dtype: torch.dtype) -> Tensor:
     scores = side.scale * (side.rows.to(dtype) @ side.weight.to(dtype).T)
-    return (scores if side.bias is None else scores + side.bias).log_softmax(-1)
+    return (scores if side.bias is None else scores + side.bias[:, None]).log_softmax(-1)
 
 
 def losses(

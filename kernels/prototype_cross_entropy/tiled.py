@@ -34,7 +34,7 @@ def losses(
         block = slice(first, first + step)
         scores = (y[:, block] @ v.T).mul_(teacher.scale)
         if teacher.bias is not None:
-            scores += teacher.bias
+            scores += teacher.bias[:, None]
         entropy[:, block] = total = _shift(scores)
         q = scores.exp().div_(total.exp()[..., None])
         entropy[:, block] -= (q * scores).sum(-1)

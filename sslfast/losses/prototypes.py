@@ -43,8 +43,8 @@ def prototype_cross_entropy(
         teacher_weight: the teacher's [K, E]; None: those of the student.
         student_temperature: a number, or a tensor of one.
         teacher_temperature: likewise.
-        teacher_bias: finite numbers [K] that keep all prototypes in use: -center / temperature for
-            centring, logarithms of Sinkhorn's scaling vector of the prototypes for SwAV's codes.
+        teacher_bias: finite numbers [K], or [T, K] for each view, that keep all prototypes in use:
+            -center / temperature for centring, ``sslfast.functional.sinkhorn`` for SwAV's codes.
         pairs: how much each view of the student weighs with each of the teacher [S, T]; None: 1.
         row_weight: [S, G], such as 1 / number of masked patches of an image; the loss is then the
             sum of the rows' losses times these.
@@ -115,7 +115,9 @@ def compare_prototypes(
             )
         return x.detach().to(dtype)
 
-    bias = given("teacher_bias", teacher_bias, len(weight))
+    if teacher_bias is not None and teacher_bias.dim() == 1:
+        teacher_bias = teacher_bias.expand(len(teacher), -1)
+    bias = given("teacher_bias", teacher_bias, len(teacher), len(weight))
     pairs = given("pairs", pairs, *shape)
     if pairs is None:
         pairs = torch.ones(shape, dtype=dtype, device=student.device)

@@ -39,7 +39,7 @@ def problem(
     acc = torch.float64 if dtype == torch.float64 else torch.float32
     x, y, w, v = (torch.randn(n, dtype=dtype) for n in ((s, g, d), (t, g, e), (k, d), (k, e)))
     student = Side(x, w, torch.tensor(2.0 / d**0.5, dtype=acc))
-    shift = 3 * torch.randn(k, dtype=acc) if bias else None
+    shift = 3 * torch.randn(t, k, dtype=acc) if bias else None
     teacher = Side(y, v, torch.tensor(7.0 / e**0.5, dtype=acc), shift)
     pairs = torch.rand(s, t, dtype=acc)
     pairs[0, 0] = 0.0

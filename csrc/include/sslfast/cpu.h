@@ -122,7 +122,7 @@ void linear_cross_entropy(const LinearClassifier& problem, float* lse, float* ta
                           const LinearGradients* gradients);
 
 // One side's rows [views, samples, dim] and prototypes [k, dim]; its scores are
-// scale <row, prototype> + bias, bias [k] or null.
+// scale <row, prototype> + bias, bias [views, k] or null.
 struct PrototypeSide {
     const float* rows;
     std::int64_t views;

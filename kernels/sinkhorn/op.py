@@ -1,0 +1,54 @@
+"""Sinkhorn-Knopp over prototypes: schema, fake -> a backend. It has no gradient."""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from sslfast.kernels import registry
+from sslfast.kernels import sinkhorn as kernels
+from sslfast.kernels.dtypes import accumulation_dtype
+from sslfast.kernels.exchange import group_of
+from sslfast.kernels.library import NAMESPACE
+
+OP = "sinkhorn"
+
+
+@torch.library.custom_op(f"{NAMESPACE}::sinkhorn", mutates_args=())
+def sinkhorn(
+    rows: Tensor, weight: Tensor, scale: Tensor, iterations: int, group: str | None
+) -> Tensor:
+    """The logarithm of Sinkhorn's scaling vector of the prototypes, up to a constant.
+
+    Args:
+        rows: [N, D], float16, bfloat16, float32 or float64.
+        weight: prototypes [K, D], of any of these; used in the dtype of rows.
+        scale: 1 / temperature, 0-d, in the accumulation dtype.
+        iterations: at least 1.
+        group: ``exchange.name_of`` the ranks whose rows count; None: this rank's alone.
+
+    Returns:
+        [K] in the accumulation dtype, the same on all ranks.
+    """
+    x, w = rows.contiguous(), weight.to(rows.dtype).contiguous()
+    shift: Tensor | None = None
+    with torch.autocast(rows.device.type, enabled=False):
+        backend = registry.pick(OP, kernels.problem(x, w))
+        for _ in range(iterations):
+            lse = backend.column_lse(x, w, scale, shift)
+            shift = -(lse if group is None else _merged(lse, group))
+    assert shift is not None
+    return shift
+
+
+@sinkhorn.register_fake
+def _(rows: Tensor, weight: Tensor, scale: Tensor, iterations: int, group: str | None) -> Tensor:
+    return rows.new_empty(weight.shape[0], dtype=accumulation_dtype(rows.dtype))
+
+
+def _merged(lse: Tensor, group: str) -> Tensor:
+    """Log-sum-exps of all ranks' rows, of which some may have none."""
+    greatest = lse.clone()
+    dist.all_reduce(greatest, dist.ReduceOp.MAX, group_of(group))
+    total = (lse - greatest).exp()
+    dist.all_reduce(total, group=group_of(group))
+    return greatest + total.log()

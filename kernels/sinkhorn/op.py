@@ -35,7 +35,7 @@ def sinkhorn(
         backend = registry.pick(OP, kernels.problem(x, w))
         for _ in range(iterations):
             lse = backend.column_lse(x, w, scale, shift)
-            shift = -(lse if group is None else _merged(lse, group))
+            shift = -(lse if group is None else merged(lse, group))
     assert shift is not None
     return shift
 
@@ -45,10 +45,16 @@ def _(rows: Tensor, weight: Tensor, scale: Tensor, iterations: int, group: str |
     return rows.new_empty(weight.shape[0], dtype=accumulation_dtype(rows.dtype))
 
 
-def _merged(lse: Tensor, group: str) -> Tensor:
-    """Log-sum-exps of all ranks' rows, of which some may have none."""
+@torch.library.custom_op(f"{NAMESPACE}::merged_lse", mutates_args=())
+def merged(lse: Tensor, group: str) -> Tensor:
+    """Log-sum-exps over all ranks of those of each, of which some may be of nothing."""
     greatest = lse.clone()
     dist.all_reduce(greatest, dist.ReduceOp.MAX, group_of(group))
     total = (lse - greatest).exp()
     dist.all_reduce(total, group=group_of(group))
     return greatest + total.log()
+
+
+@merged.register_fake
+def _(lse: Tensor, group: str) -> Tensor:
+    return lse.new_empty(lse.shape)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from sslfast.losses.ntxent import NTXentLoss
     from sslfast.losses.siglip import SigLipLoss
     from sslfast.losses.supcon import SupConLoss
+    from sslfast.losses.swav import SwaVLoss
     from sslfast.losses.vicreg import VICRegLoss
 
 _HOME = {
@@ -38,6 +39,7 @@ _HOME = {
     "NegativeCosineSimilarity": "negative_cosine",
     "SigLipLoss": "siglip",
     "SupConLoss": "supcon",
+    "SwaVLoss": "swav",
     "VICRegLoss": "vicreg",
     "cached": "gradcache",
     "info_nce": "infonce",  # as info-nce-pytorch has it beside its class
@@ -58,6 +60,7 @@ __all__ = [
     "NegativeCosineSimilarity",
     "SigLipLoss",
     "SupConLoss",
+    "SwaVLoss",
     "VICRegLoss",
     "cached",
     "info_nce",

@@ -1,10 +1,13 @@
 """What the losses with a centre share: how it moves, and their form over scores in memory."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from sslfast.kernels.exchange import RanksMean
+from sslfast.losses._inputs import check_embeddings
 from sslfast.losses.prototypes import Comparison
 
 
@@ -35,6 +38,16 @@ def check_prototypes(center: Tensor, scores: Tensor) -> None:
         )
 
 
+def stacked(name: str, views: Sequence[Tensor]) -> Tensor:
+    """Views [B, D] of one shape as [V, B, D]."""
+    if len(views) == 0:
+        raise ValueError(f"{name} has no views")
+    if isinstance(views, Tensor) and views.dim() == 2:
+        raise TypeError(f"{name} must be a list of views [B, D], got one tensor")
+    check_embeddings(**{f"{name}[{k}]": view for k, view in enumerate(views)})
+    return views if isinstance(views, Tensor) else torch.stack(list(views))
+
+
 def of_scores(
     student: Tensor,
     teacher: Tensor,
@@ -51,7 +64,7 @@ def of_scores(
         teacher: scores.
         temperature: the student's.
         scale: 1 / the teacher's temperature, 0-d.
-        bias: [K], added to the teacher's scores times the scale.
+        bias: [K] or [T, 1, K], added to the teacher's scores times the scale.
         pairs: [S, T].
         row_weight: [S, G]; None: the mean over samples and pairs.
     """

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from sslfast._arguments import NonNegativeInt, PositiveFloat, Probability, Width, checked
 from sslfast.kernels.dtypes import accumulation_dtype
 from sslfast.kernels.exchange import mean_over_ranks
-from sslfast.losses._center import check_prototypes, follow, of_scores
-from sslfast.losses._inputs import check_embeddings, scale_of
+from sslfast.losses._center import check_prototypes, follow, of_scores, stacked
+from sslfast.losses._inputs import scale_of
 from sslfast.losses.prototypes import Comparison, compare_prototypes
 
 
@@ -130,8 +130,8 @@ class DINOLoss(nn.Module):
     ) -> Comparison:
         """The same with the teacher's entropies [T, B] and the use of its prototypes [K]."""
         teacher, student = (
-            _stacked("teacher_out", teacher_out),
-            _stacked("student_out", student_out),
+            stacked("teacher_out", teacher_out),
+            stacked("student_out", student_out),
         )
         views = len(student), len(teacher)
         pairs = torch.ones(views, dtype=accumulation_dtype(student.dtype), device=student.device)
@@ -158,13 +158,3 @@ class DINOLoss(nn.Module):
         if self.training:
             follow(self.center, every, of_teacher, self.center_momentum)
         return found._replace(loss=every.share * found.loss)
-
-
-def _stacked(name: str, views: Sequence[Tensor]) -> Tensor:
-    """Views [B, D] of one shape as [V, B, D]."""
-    if len(views) == 0:
-        raise ValueError(f"{name} has no views")
-    if isinstance(views, Tensor) and views.dim() == 2:
-        raise TypeError(f"{name} must be a list of views [B, D], got one tensor")
-    check_embeddings(**{f"{name}[{k}]": view for k, view in enumerate(views)})
-    return views if isinstance(views, Tensor) else torch.stack(list(views))

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from sslfast._arguments import PositiveInt, checked
-from sslfast.kernels.dtypes import FLOATS
+from sslfast.kernels.dtypes import FLOATS, accumulation_dtype
 from sslfast.kernels.exchange import name_of, world_size
+from sslfast.kernels.sinkhorn.op import merged
 from sslfast.kernels.sinkhorn.op import sinkhorn as log_scaling
 from sslfast.losses._inputs import scale_of
 
@@ -69,3 +70,25 @@ def sinkhorn(
     group = name_of(process_group) if ranks else None
     with torch.no_grad():
         return log_scaling(features.detach(), prototypes.detach(), scale, iterations, group)
+
+
+def of_scores(
+    scores: Tensor,
+    *,
+    temperature: float,
+    iterations: int,
+    gather_distributed: bool,
+    process_group: Any,
+) -> Tensor:
+    """The same of scores [N, K], which are in memory."""
+    dtype = accumulation_dtype(scores.dtype)
+    with torch.no_grad():
+        scaled = scores.to(dtype) / temperature
+        shift = scaled.new_zeros(scores.shape[1])
+        for step in range(iterations):
+            each = scaled - (scaled + shift).logsumexp(1, keepdim=True) if step else scaled
+            lse = each.logsumexp(0)
+            if gather_distributed and world_size(process_group) > 1:
+                lse = merged(lse, name_of(process_group))
+            shift = -lse
+        return shift

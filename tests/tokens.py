@@ -32,6 +32,7 @@ def needed(name: str) -> dict[str, Any]:
         "mocov2": {"queue": 40, "out_dim": 16},
         "mocov3": heads,
         "simsiam": {**heads, "predictor_dim": 8},
+        "swav": {"prototypes": 32, **heads},
         "vicreg": heads,
         "vssl": heads,
     }.get(name, {})

@@ -110,7 +110,7 @@ class DINO(Method):
         with torch.no_grad():
             targets = self.teacher.module.head.prototypes()
         found = self.criterion.parts(
-            teacher, student, ctx.schedules.get("teacher_temperature"), ctx.epoch,
+            teacher, student, ctx.schedules.get("teacher_temperature"),
             weight=self.head.prototypes(), teacher_weight=targets,
         )  # fmt: skip
         entropy, used = found.entropy.mean(), torch.special.entr(found.usage).sum().exp()

@@ -83,13 +83,13 @@ def check_global_views(recipe: Any, count: int) -> None:
         )
 
 
-def few_samples(prototypes: int, samples: int) -> list[str]:
+def few_samples(prototypes: int, samples: int, setting: str = "out_dim") -> list[str]:
     """What is to be said where every sample could have a prototype of its own."""
     if prototypes <= samples:
         return []
     return [
         f"there are {prototypes:,} prototypes for {samples:,} images, which can all have one of "
-        "their own: fewer (method_args.out_dim) may be enough"
+        f"their own: fewer (method_args.{setting}) may be enough"
     ]
 
 

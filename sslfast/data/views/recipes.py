@@ -69,6 +69,11 @@ _VIDEOMAE = View(size=224, crop_scale=(0.5, 1.0), flip=0.5, num_frames=16)
 # code adds to the brightness, and takes contrast for each channel.
 _BYOL = replace(_SIMCLR, brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1, blur_prob=1.0)
 _BYOL_SECOND = replace(_BYOL, blur_prob=0.1, solarize_prob=0.2)
+# M. Caron et al., "Unsupervised Learning of Visual Features by Contrasting Cluster Assignments",
+# NeurIPS 2020, section 3.2 and the published code: SimCLR's colours, two crops of at least 14 % of
+# the area, six of 5 to 14 %.
+_SWAV = replace(_SIMCLR, crop_scale=(0.14, 1.0))
+_SWAV_LOCAL = replace(_SIMCLR, size=96, crop_scale=(0.05, 0.14))
 # M. Caron et al., "Emerging Properties in Self-Supervised Vision Transformers", ICCV 2021, section
 # 3.2 and the published code: BYOL's colours, two global crops of at least 40 % of the area, eight
 # local ones of 5 to 40 %.
@@ -89,6 +94,7 @@ for _name, _views in {
 }.items():
     RECIPES.add(_name, Recipe(_name, _views))
 for _name, _groups in {
+    "swav": (Group("large", _SWAV, 2), Group(LOCAL, _SWAV_LOCAL, 6)),
     "byol": (Group("first", _BYOL), Group("second", _BYOL_SECOND)),
     "dino": (
         Group("first", _DINO),
@@ -122,6 +128,8 @@ def recipe(
       solarisation never or with 0.2 (Grill et al. 2020, table 6); 224 pixels.
     - ``dino``: "first" and "second", as of ``byol``, of at least 40 % of the area, 224 pixels, and
       eight "local" ones of 5 to 40 %, 96 pixels (Caron et al. 2021).
+    - ``swav``: two "large" views of at least 14 % of the area, 224 pixels, and six "local" ones of
+      5 to 14 %, 96 pixels, all with SimCLR's colours (Caron et al. 2020).
     - ``eval``: one view without randomness: shorter side to ``size``, centre crop; 224 pixels. With
       ``num_frames``, the clip in the middle of the video.
 

@@ -1,6 +1,7 @@
 """What the losses with a centre share: how it moves, and their form over scores in memory."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -9,6 +10,7 @@ from torch import Tensor
 from sslfast.kernels.exchange import RanksMean
 from sslfast.losses._inputs import check_embeddings
 from sslfast.losses.prototypes import Comparison
+from sslfast.losses.sinkhorn import sinkhorn
 
 
 @torch.no_grad()
@@ -26,6 +28,36 @@ def follow(center: Tensor, every: RanksMean, weight: Tensor | None, momentum: fl
         scores = mean if weight is None else weight.detach().to(mean.dtype) @ mean
     step = (1 - momentum) * (every.count > 0).to(center.dtype)
     center.lerp_(scores.to(center.dtype).view_as(center), step)
+
+
+def shift(
+    center: Tensor,
+    mode: str,
+    scale: Tensor,
+    rows: Tensor,
+    weight: Tensor | None,
+    temperature: float | Tensor,
+    group: Any,
+) -> Tensor:
+    """What is added to the teacher's scores [K]: the centre's, or Sinkhorn's of this batch.
+
+    Args:
+        center: [..., K].
+        mode: "mean" or "sinkhorn".
+        scale: 1 / temperature, 0-d.
+        rows: the teacher's outputs [N, E].
+        weight: the teacher's prototypes [K, E], where outputs are features.
+        temperature: the teacher's.
+        group: the ranks.
+    """
+    if mode == "mean":
+        return -scale * center.flatten().to(scale.dtype)
+    if weight is None:
+        raise ValueError("center_mode='sinkhorn' takes features, and their prototypes as weight")
+    return sinkhorn(
+        rows, weight.detach(), temperature=temperature,
+        gather_distributed=True, process_group=group,
+    )  # fmt: skip
 
 
 def check_prototypes(center: Tensor, scores: Tensor) -> None:

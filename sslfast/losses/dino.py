@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from sslfast._arguments import NonNegativeInt, PositiveFloat, Probability, Width, checked
 from sslfast.kernels.dtypes import accumulation_dtype
 from sslfast.kernels.exchange import mean_over_ranks
-from sslfast.losses._center import check_prototypes, follow, of_scores, stacked
+from sslfast.losses._center import check_prototypes, follow, of_scores, shift, stacked
 from sslfast.losses._inputs import scale_of
 from sslfast.losses.prototypes import Comparison, compare_prototypes
 
@@ -38,7 +38,8 @@ class DINOLoss(nn.Module):
         warmup_teacher_temp_epochs: epochs over which it rises linearly.
         student_temp: the student's temperature.
         center_momentum: of the centre.
-        center_mode: "mean".
+        center_mode: "mean", or "sinkhorn": instead of a centre, the shift that lets the batch of
+            all ranks use all prototypes alike, by three iterations (DINOv2; needs ``weight``).
         process_group: ranks over which the centre's mean is taken, and rows are counted; None: all.
 
     Attributes:
@@ -64,14 +65,14 @@ class DINOLoss(nn.Module):
         warmup_teacher_temp_epochs: NonNegativeInt = 30,
         student_temp: PositiveFloat = 0.1,
         center_momentum: Probability = 0.9,
-        center_mode: Literal["mean"] = "mean",
+        center_mode: Literal["mean", "sinkhorn"] = "mean",
         process_group: Any = None,
     ) -> None:
         super().__init__()
         self.warmup_teacher_temp, self.teacher_temp = warmup_teacher_temp, teacher_temp
         self.warmup_teacher_temp_epochs = warmup_teacher_temp_epochs
         self.student_temp, self.center_momentum = student_temp, center_momentum
-        self.process_group = process_group
+        self.center_mode, self.process_group = center_mode, process_group
         self.register_buffer("center", torch.zeros(1, 1, output_dim))
 
     def extra_repr(self) -> str:
@@ -146,8 +147,9 @@ class DINOLoss(nn.Module):
         of_teacher = weight if teacher_weight is None else teacher_weight
         check_prototypes(self.center, student if weight is None else weight.T)
         scale = scale_of(teacher_temp, student).detach()
-        bias = -scale * self.center.flatten().to(scale.dtype)
-        every = mean_over_ranks(teacher.flatten(0, 1), self.process_group)
+        rows, given = teacher.flatten(0, 1), (of_teacher, teacher_temp, self.process_group)
+        bias = shift(self.center, self.center_mode, scale, rows, *given)
+        every = mean_over_ranks(rows, self.process_group)
         if weight is None:
             found = of_scores(student, teacher, self.student_temp, scale, bias, pairs)
         else:
@@ -155,6 +157,6 @@ class DINOLoss(nn.Module):
                 student, teacher, weight, of_teacher, student_temperature=self.student_temp,
                 teacher_temperature=teacher_temp, teacher_bias=bias, pairs=pairs,
             )  # fmt: skip
-        if self.training:
+        if self.training and self.center_mode == "mean":
             follow(self.center, every, of_teacher, self.center_momentum)
         return found._replace(loss=every.share * found.loss)

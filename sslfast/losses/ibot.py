@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from sslfast._arguments import PositiveFloat, Probability, Width, checked
 from sslfast.kernels.dtypes import accumulation_dtype
 from sslfast.kernels.exchange import mean_over_ranks
-from sslfast.losses._center import check_prototypes, follow, of_scores
+from sslfast.losses._center import check_prototypes, follow, of_scores, shift
 from sslfast.losses._inputs import check_embeddings, scale_of
 from sslfast.losses.prototypes import Comparison, compare_prototypes
 
@@ -37,7 +37,7 @@ class IBOTPatchLoss(nn.Module):
         output_dim: K.
         teacher_temp: the teacher's temperature.
         student_temp: the student's temperature.
-        center_mode: "mean".
+        center_mode: "mean", or "sinkhorn"; see ``DINOLoss``.
         center_momentum: of the centre.
         process_group: ranks over which the centre's mean is taken, and images are counted; None:
             all.
@@ -57,13 +57,14 @@ class IBOTPatchLoss(nn.Module):
         output_dim: Width = 65536,
         teacher_temp: PositiveFloat = 0.04,
         student_temp: PositiveFloat = 0.1,
-        center_mode: Literal["mean"] = "mean",
+        center_mode: Literal["mean", "sinkhorn"] = "mean",
         center_momentum: Probability = 0.9,
         process_group: Any = None,
     ) -> None:
         super().__init__()
         self.teacher_temp, self.student_temp = teacher_temp, student_temp
-        self.center_momentum, self.process_group = center_momentum, process_group
+        self.center_mode, self.center_momentum = center_mode, center_momentum
+        self.process_group = process_group
         self.center = Center(output_dim)
 
     def extra_repr(self) -> str:
@@ -139,7 +140,8 @@ class IBOTPatchLoss(nn.Module):
         counted = mean_over_ranks(teacher_out.new_empty(images, 0), self.process_group)
         temperature = self.teacher_temp if teacher_temp is None else teacher_temp
         scale = scale_of(temperature, student_out).detach()
-        bias = -scale * self.center.center.flatten().to(scale.dtype)
+        given = of_teacher, temperature, self.process_group
+        bias = shift(self.center.center, self.center_mode, scale, teacher_out, *given)
         rows = (row_weight / images).to(scale.dtype)[None]
         if not len(student_out) and not len(teacher_out):
             # With gradients of 0, for which DDP waits.
@@ -157,6 +159,6 @@ class IBOTPatchLoss(nn.Module):
                 student_temperature=self.student_temp, teacher_temperature=temperature,
                 teacher_bias=bias, row_weight=rows,
             )  # fmt: skip
-        if self.training:
+        if self.training and self.center_mode == "mean":
             follow(self.center.center, every, of_teacher, self.center_momentum)
         return found._replace(loss=counted.share * found.loss)

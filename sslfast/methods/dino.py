@@ -1,6 +1,6 @@
 """DINO: crops learn what a moving average of the network makes of the whole image."""
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -45,10 +45,11 @@ class DINO(Method):
         momentum: of the teacher at the start; it rises to 1 by a cosine. A short run wants less.
         student_temperature: of the student's softmax.
         teacher_temperature: of the teacher's, after its warm-up.
-        warmup_teacher_temperature: in the first epoch.
-        warmup_temperature_epochs: epochs from the one to the other.
-        center_momentum: of the centre; 1: none.
-        freeze_prototypes: epochs in which the prototypes stay as they are.
+        warmup_teacher_temperature: of the first epoch.
+        warmup_temperature_epochs: from the one to the other.
+        centering: of the teacher's scores: "mean", a moving mean, or "sinkhorn".
+        center_momentum: of the mean; 1: none.
+        freeze_prototypes: epochs in which prototypes stay as they are.
     """
 
     recipe = "dino"
@@ -60,7 +61,6 @@ class DINO(Method):
             **{"optimizer": "AdamW", "lr": 2e-3, "min_lr": 1e-6},  # lr: 5e-4 * 1024 / 256
             **{"weight_decay": 0.04, "weight_decay_end": 0.4, "out_dim": 65536},
             **{"momentum": 0.996, "student_temperature": 0.1, "teacher_temperature": 0.07},
-            **{"warmup_teacher_temperature": 0.04, "warmup_temperature_epochs": 30},
         },
     )
 
@@ -78,6 +78,7 @@ class DINO(Method):
         teacher_temperature: PositiveFloat = 0.07,
         warmup_teacher_temperature: PositiveFloat = 0.04,
         warmup_temperature_epochs: NonNegativeFloat = 30,
+        centering: Literal["mean", "sinkhorn"] = "mean",
         center_momentum: Probability = 0.9,
         freeze_prototypes: NonNegativeFloat = 1,
     ) -> None:
@@ -90,7 +91,7 @@ class DINO(Method):
         self.momentum, self.teacher = momentum, EMATeacher(self.student, momentum)
         self.criterion = DINOLoss(
             out_dim, warmup_teacher_temperature, teacher_temperature,
-            int(warmup_temperature_epochs), student_temperature, center_momentum,
+            int(warmup_temperature_epochs), student_temperature, center_momentum, centering,
         )  # fmt: skip
         self.freeze_prototypes = freeze_prototypes
 
@@ -101,14 +102,13 @@ class DINO(Method):
         return teacher, encode_crops(self.student, batch.views)
 
     def loss(self, outputs: Outputs, ctx: Context) -> dict[str, Tensor]:
-        """The loss; the teacher's entropy, which "kl" is beyond, and the spread of its vectors.
+        """The loss, the teacher's entropy, which "kl" is beyond, its spread and prototypes in use.
 
-        "prototypes" are how many its mean softmax amounts to: the exponential of the entropy.
+        The latter are the exponential of its mean softmax's entropy.
         """
         teacher, student = outputs
         self.criterion.process_group = ctx.process_group
-        with torch.no_grad():
-            targets = self.teacher.module.head.prototypes()
+        targets = self.teacher.module.head.prototypes().detach()
         found = self.criterion.parts(
             teacher, student, ctx.schedules.get("teacher_temperature"),
             weight=self.head.prototypes(), teacher_weight=targets,

@@ -80,7 +80,7 @@ class IBOT(DINO):
             self.teacher = EMATeacher(self.student, self.momentum)
         self.patch_criterion = IBOTPatchLoss(
             patch_out_dim if patch_head else out_dim, patch_temperature,
-            self.criterion.student_temp, center_momentum=self.criterion.center_momentum,
+            self.criterion.student_temp, self.criterion.center_mode, self.criterion.center_momentum,
         )  # fmt: skip
 
     def no_weight_decay(self) -> set[str]:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import peers
-from sslfast.functional import prototype_cross_entropy
+from sslfast.functional import prototype_cross_entropy, sinkhorn
 from sslfast.losses import DINOLoss
 
 K = 23
@@ -96,6 +96,23 @@ def test_the_centre_stays_outside_of_training() -> None:
     with torch.no_grad():
         criterion(views, views)
     assert not criterion.center.any()
+
+
+def test_sinkhorn_in_the_place_of_the_centre() -> None:
+    criterion, w, v = DINOLoss(K, center_mode="sinkhorn").double(), unit(K, 9), unit(K, 9)
+    teacher, student = crops(2), crops(5)
+    found = criterion.parts(teacher, student, 0.3, weight=w, teacher_weight=v)
+    rows = torch.cat(teacher).detach()
+    bias = sinkhorn(rows, v, temperature=0.3)
+    expected = DINOLoss(K).double()
+    expected.center.copy_(-0.3 * bias)
+    torch.testing.assert_close(
+        found.loss, expected(teacher, student, 0.3, weight=w, teacher_weight=v)
+    )
+    assert not criterion.center.any()
+    torch.testing.assert_close(found.usage, (rows @ v.T / 0.3 + bias).softmax(1).mean(0))
+    with pytest.raises(ValueError, match="takes features, and their prototypes as weight"):
+        criterion([x @ v.T for x in teacher], [x @ w.T for x in student])
 
 
 def test_statistics_of_the_teacher() -> None:

@@ -51,7 +51,7 @@ def test_it_is_the_loss_of_all_other_views(model: str) -> None:
     s = [*scores(method.encoder(globals_), method.head).chunk(2)]
     s += scores(method.encoder(torch.cat(views[2:])), method.head).chunk(3)
     terms = [
-        -((x / 0.04).softmax(1) * (y / 0.1).log_softmax(1)).sum(1).mean()
+        -((x / 0.07).softmax(1) * (y / 0.1).log_softmax(1)).sum(1).mean()
         for k, x in enumerate(t)
         for v, y in enumerate(s)
         if k != v

@@ -60,7 +60,7 @@ def test_it_is_dinos_loss_and_that_of_hidden_patches() -> None:
         t = scores(seen[:, 0], teacher.head).chunk(2)
         s = [*scores(blind[:, 0], net.head).chunk(2)]
         s += scores(net.encoder(torch.cat(views[2:])), net.head).chunk(2)
-        pairs = [cross_entropy(t[k], x, 0.04) for k in (0, 1) for v, x in enumerate(s) if v != k]
+        pairs = [cross_entropy(t[k], x, 0.07) for k in (0, 1) for v, x in enumerate(s) if v != k]
         heads = (teacher.patch_head, net.patch_head) if own else (teacher.head, net.head)
         patches = (scores(x[:, 1:], head) for x, head in zip((seen, blind), heads, strict=True))
         each = cross_entropy(*patches, 0.07) * mask  # type: ignore[call-arg]

@@ -15,7 +15,14 @@ import torch
 from torch import Tensor
 
 from benchmarks.harness.launches import Launch, distinct, recording
-from sslfast.kernels import adamw, cross_correlation, lars, linear_cross_entropy, registry
+from sslfast.kernels import (
+    adamw,
+    cross_correlation,
+    lars,
+    linear_cross_entropy,
+    prototype_cross_entropy,
+    registry,
+)
 from sslfast.kernels import similarity_softmax as softmax
 from sslfast.kernels.grouped_softmax import Groups
 from sslfast.kernels.matryoshka_softmax import Prefixes
@@ -193,6 +200,36 @@ def linear_cross_entropy_() -> Iterator[Case]:
         yield f"softcap {LABELS[dtype]} D=128", _in("ieee", _classifier, *given, classes, 30.0)
         given = empty(70, 128, dtype=dtype), empty(65536, 128, dtype=dtype), None, empty(70)
         yield f"given targets {LABELS[dtype]} D=128", _in("ieee", _classifier, *given)
+
+
+def _views(
+    backend: Any, shape: tuple[int, int, int], k: int, dim: int, dtype: torch.dtype, biased: bool
+) -> None:
+    views, targets, samples = shape
+    x, y = (empty(n, samples, dim, dtype=dtype) for n in (views, targets))
+    student = prototype_cross_entropy.Side(x, empty(k, dim, dtype=dtype), empty())
+    bias = empty(k) if biased else None
+    teacher = prototype_cross_entropy.Side(y, empty(k, dim, dtype=dtype), empty(), bias)
+    pairs, wants = empty(views, targets), prototype_cross_entropy.Wants(True, True)
+    for row_weight in (None, empty(views, samples)):
+        backend.losses(student, teacher, pairs, row_weight, wants)
+
+
+def prototype_cross_entropy_() -> Iterator[Case]:
+    """Losses, and gradients: (S, T, G) of DINO, MSN, iBOT and others, K in 16s or not."""
+
+    def case(what: str, shape: tuple[int, int, int], k: int, dtype: Any, biased: bool) -> Case:
+        name = f"{what} {LABELS[dtype]} K={k}{' with bias' if biased else ''}"
+        return name, _in("ieee", _views, shape, k, 256, dtype, biased)
+
+    methods = {"DINO": (10, 2, 64), "MSN": (11, 1, 64), "iBOT": (1, 1, 700)}
+    for dtype, (what, shape), biased in itertools.product(DTYPES, methods.items(), (True, False)):
+        for k in (65536, 3001):
+            yield case(what, shape, k, dtype, biased)
+    for k in (1, 100, 700):
+        yield case("SwAV", (8, 2, 64), k, BF16, True)
+    for targets in (3, 5, 40):
+        yield case(f"T={targets}", (3, targets, 9), 65536, BF16, True)
 
 
 def ema() -> Iterator[Case]:
@@ -401,6 +438,7 @@ CASES: dict[str, Callable[[], Iterator[Case]]] = {
     "patch_mask": patch_mask,
     "patchify_visible": patchify_visible,
     "philox": philox,
+    "prototype_cross_entropy": prototype_cross_entropy_,
     "restore_with_tokens": restore_with_tokens,
     "sigmoid_contrast": sigmoid_contrast,
     "similarity_softmax": similarity_softmax,

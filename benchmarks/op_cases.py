@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks import ema as ema_benchmark
@@ -27,6 +28,7 @@ from sslfast.kernels import class_sums as class_sums_kernels
 from sslfast.kernels import philox as philox_kernels
 from sslfast.kernels import registry
 from sslfast.kernels import unit_rows as unit_rows_kernels
+from sslfast.kernels.prototype_cross_entropy.op import weighted_prototype_loss
 from sslfast.masking import random_mask
 from sslfast.models import resnet50
 from sslfast.optim import LARS, AdamW
@@ -99,6 +101,32 @@ def linear_cross_entropy(device: torch.device) -> Iterator[Case]:
         yield of_a_loss(loss_benchmark.linear_case(1024, 256, 8192, device, torch.float32))
     else:
         yield of_a_loss(loss_benchmark.cases(device, quick=True)["linear"]())
+
+
+def prototype_cross_entropy(device: torch.device) -> Iterator[Case]:
+    """SwAV's two codes and eight crops; a view is not compared with itself."""
+    cpu = device.type == "cpu"
+    views, targets, samples, dim, k = (8, 2, 32, 128, 4096) if cpu else (8, 2, 256, 256, 65536)
+    at: dict[str, Any] = {"device": device, "dtype": torch.float32 if cpu else torch.bfloat16}
+    pairs = 1 - torch.eye(views, targets, device=device)
+    scale, bias = torch.tensor(10.0, device=device), torch.zeros(k, device=device)
+    row_weight = torch.full((views, samples), 1 / (views * samples), device=device)
+
+    def loss(student: Tensor, weight: Tensor, teacher: Tensor) -> Tensor:
+        sides = student, weight, teacher, weight.detach(), scale, 2 * scale, bias
+        return weighted_prototype_loss(*sides, pairs, row_weight, True, True)[0]
+
+    def unit(*shape: int) -> Tensor:
+        return F.normalize(torch.randn(*shape, dim, **at), dim=-1)
+
+    def inputs() -> Inputs:
+        def one() -> tuple[Tensor, ...]:
+            student, weight = unit(views, samples), unit(k)
+            return student.requires_grad_(), weight.requires_grad_(), unit(targets, samples)
+
+        return [one() for _ in range(2)]
+
+    yield both_ways(f"S={views} T={targets} G={samples} D={dim} K={k}", loss, inputs)
 
 
 def of_a_loss(case: loss_benchmark.Case) -> Case:
@@ -272,6 +300,7 @@ CASES: dict[str, Callable[[torch.device], Iterator[Case]]] = {
     "patch_mask": patch_mask,
     "patchify_visible": patchify_visible,
     "philox": philox,
+    "prototype_cross_entropy": prototype_cross_entropy,
     "restore_with_tokens": restore_with_tokens,
     "sigmoid_contrast": sigmoid_contrast,
     "similarity_softmax": similarity_softmax,

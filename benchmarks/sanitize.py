@@ -22,6 +22,7 @@ from sslfast.kernels import registry
 from sslfast.kernels.matryoshka_softmax.op import matryoshka_softmax
 from sslfast.kernels.patch_mask.op import compact_mask, random_patch_mask, smallest_keys
 from sslfast.kernels.philox.op import random_bits
+from sslfast.kernels.prototype_cross_entropy.op import weighted_prototype_loss
 from sslfast.kernels.similarity_softmax import Pairing
 from sslfast.optim import LARS, AdamW
 
@@ -64,6 +65,10 @@ def losses(dtype: torch.dtype) -> None:
     scale = torch.tensor(10.0, device=DEVICE)
     lse, positive, _ = matryoshka_softmax(x, y, scale, (7, 100), Pairing(70), normalize=True)
     (lse - positive).sum().backward()
+    rows = x.unflatten(0, (2, 35))  # two views of 35 samples, each to learn from the other
+    weight, pairs = torch.full((2, 35), 0.1, device=DEVICE), 1 - torch.eye(2, device=DEVICE)
+    sides = rows, y, rows.detach(), y.detach(), scale, scale, torch.zeros(70, device=DEVICE)
+    weighted_prototype_loss(*sides, pairs, weight, True, True)[0].backward()
 
 
 def patches(dtype: torch.dtype) -> None:

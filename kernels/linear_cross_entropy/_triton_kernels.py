@@ -2,11 +2,11 @@
 
 ``classifier_kernel`` is the similarity softmax's forward with a target's index a row and a bias:
 2 N V D FLOP and N V exponentials, reads the weights once a row block (from L2), writes 8 bytes a
-row. Gradients need every logit twice, so there a block of logits lies in memory: ``logits_kernel``
-reads it once (4 bytes a logit), ``weigh_kernel`` turns it into the weights G of the two products
-(reads 4, writes 2 or 4). All exponents are to base 2; so is ``softcap``, None for none. Of each, S
-programs share the classes of a row where rows are few; partial log-sum-exps are reduced by
-kernels/lse_parts.py.
+row. Gradients need every logit twice, so there a block of logits lies in memory, of which
+kernels/logit_rows.py has the log-sum-exps: ``weigh_kernel`` turns it into the weights G of the two
+products (reads 4 bytes a logit, writes 2 or 4). All exponents are to base 2; so is ``softcap``,
+None for none. S programs share the classes of a row where rows are few; partial log-sum-exps are
+reduced by kernels/lse_parts.py.
 """
 
 # mypy: disable-error-code="no-untyped-def, index"
@@ -14,6 +14,7 @@ kernels/lse_parts.py.
 import triton
 import triton.language as tl
 
+from sslfast.kernels.logit_rows import logits_of, row_step, softcapped
 from sslfast.kernels.triton_tiles import (
     INFINITY,
     LN2,
@@ -23,19 +24,6 @@ from sslfast.kernels.triton_tiles import (
     load_tile,
     share,
 )
-
-
-@triton.jit
-def softcapped(b_t, cap):
-    """Cap tanh(b_t / cap); near 0 by a Pade approximant, where 1 - u would cancel."""
-    b_x = b_t / cap
-    b_size, b_q = tl.abs(b_x), b_x * b_x
-    b_u = tl.exp2(b_size * (-2 * LOG2E))
-    m_small = b_size < 0.75
-    b_above = tl.where(m_small, b_size * (945 + b_q * (105 + b_q)), 1 - b_u)
-    b_below = tl.where(m_small, 945 + b_q * (420 + b_q * 15), 1 + b_u)
-    b_tanh = b_above / b_below
-    return cap * tl.where(b_x < 0, -b_tanh, b_tanh)
 
 
 @triton.jit(do_not_specialize=["M"])
@@ -90,53 +78,6 @@ def classifier_kernel(
 
 
 @triton.jit
-def row_step(N):
-    """How far apart the rows of ``block_memory`` lie (kernels/products.py)."""
-    return tl.cdiv(N, 64) * 64
-
-
-@triton.jit
-def logits_of(p_logits, p_bias, softcap, j, N):
-    """Logits at classes j of one row, to base 2, -inf for those that are none.
-
-    What lies behind a row is read, so that vectors are full, and not used.
-    """
-    b_t = tl.load(p_logits + j, mask=j < row_step(N), other=0)
-    if p_bias is not None:
-        b_t += tl.load(p_bias + j, mask=j < N, other=0).to(tl.float32)
-    m_class = j < N
-    b_t *= LOG2E
-    if softcap is not None:
-        b_t = softcapped(b_t, softcap)
-    return tl.where(m_class, b_t, -INFINITY)
-
-
-@triton.jit(do_not_specialize=["M"])
-def logits_kernel(
-    p_logits, p_bias, p_targets, p_lse, p_target_logit, softcap, M, N, BLOCK: tl.constexpr
-):  # fmt: skip
-    """Partial log-sum-exp over the other classes and target's logit [S, M] of one row."""
-    i, i_part, parts = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
-    i_target = tl.load(p_targets + i).to(tl.int32)
-    p_logits += tl.cast(i, tl.int64) * row_step(N)
-    highest = tl.full((), LOWEST, tl.float32)
-    total = tl.zeros((), tl.float32)
-    target = tl.zeros((), tl.float32)
-    begin, end = share(tl.cdiv(N, BLOCK), i_part, parts)
-    for n in tl.range(begin, end):
-        j = n * BLOCK + tl.arange(0, BLOCK)
-        b_t = logits_of(p_logits, p_bias, softcap, j, N)
-        target += tl.sum(tl.where(j == i_target, b_t, 0), 0)
-        b_t = tl.where(j == i_target, -INFINITY, b_t)
-        # The maximum drops a NaN, the sum keeps it.
-        new = tl.maximum(highest, tl.max(b_t, 0))
-        total = total * tl.exp2(highest - new) + tl.sum(tl.exp2(b_t - new), 0)
-        highest = new
-    tl.store(p_lse + i_part * M + i, (highest + tl.log2(total)) * LN2)
-    tl.store(p_target_logit + i_part * M + i, target * LN2)
-
-
-@triton.jit
 def weigh_kernel(
     p_logits, p_bias, p_targets, p_lse, p_target_logit, p_row_weight, p_growth, p_out,
     smoothing, uniform, softcap, N, BLOCK: tl.constexpr,
@@ -154,7 +95,7 @@ def weigh_kernel(
 
     j = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     offset = tl.cast(i, tl.int64) * row_step(N)
-    b_t = logits_of(p_logits + offset, p_bias, softcap, j, N)
+    b_t = logits_of(p_logits + offset, None, p_bias, softcap, j, N)
     b_g = tl.exp2(b_t - whole) - uniform
     b_g = tl.where(j == i_target, smoothing - uniform - other, b_g) * weight
     if softcap is not None:

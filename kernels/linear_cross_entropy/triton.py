@@ -32,9 +32,9 @@ from sslfast.kernels.growth import growth_of
 from sslfast.kernels.linear_cross_entropy import Problem, Wants
 from sslfast.kernels.linear_cross_entropy._triton_kernels import (
     classifier_kernel,
-    logits_kernel,
     weigh_kernel,
 )
+from sslfast.kernels.logit_rows import CONSTANTS, OPTIONS, full, row_statistics
 from sslfast.kernels.lse_parts import merged
 from sslfast.kernels.products import block_memory, multiply, rows_of_a_block
 from sslfast.kernels.tiles import arithmetic_of, multiprocessors, refuses, settings, splits
@@ -45,10 +45,6 @@ __all__ = ["DEVICE", "PRIORITY", "available", "forward", "gradients"]
 PRIORITY = 20
 
 available = unavailable
-
-_ELEMENTWISE = {"BLOCK": 4096}
-_ELEMENTWISE_OPTIONS = {"num_warps": 8, "enable_fp_fusion": True}
-_RESIDENT = 8  # programs of the elementwise kernels that a multiprocessor runs at a time
 
 
 def supports(problem: Problem) -> str | None:
@@ -114,7 +110,7 @@ def gradients(
     d_bias = _empty(hidden, v if wants.bias else 0)
     if not n:
         return lse, target_logit, d_hidden, d_weight.zero_(), d_bias.zero_()
-    row_weight = row_weight.contiguous()
+    row_weight, bias = row_weight.contiguous(), full(bias)
     growth = growth_of(row_weight) if hidden.dtype == torch.float16 else None
     a_logit = 4 if hidden.dtype == torch.float32 else 4 + hidden.dtype.itemsize
     step = rows_of_a_block(n, v * a_logit, 4 * v * dim, hidden.device)
@@ -152,21 +148,14 @@ def _weights(
     n, v = len(x), len(weight)
     logits = multiply(x, weight.T, block_memory(x, n, v, torch.float32))
     g = logits if x.dtype == torch.float32 else block_memory(x, n, v)
-    chunks = triton.cdiv(v, _ELEMENTWISE["BLOCK"])
-    parts = splits(n, chunks, _RESIDENT * multiprocessors(x.device))
-    lse, target_logit = _empty(x, parts, n), _empty(x, parts, n)
-    settings = _ELEMENTWISE | _ELEMENTWISE_OPTIONS
     classes, given = _classes(targets)
     softcap = _to_base_2(softcap)
+    lse, target_logit = row_statistics(logits, None, bias, classes, softcap)
+    target_logit = target_logit if given is None else given
     with torch.cuda.device_of(x):
-        logits_kernel[(n, parts)](
-            logits, bias, classes, lse, target_logit, softcap, n, v, **settings
-        )
-        lse, target_logit = merged(lse, target_logit)
-        target_logit = target_logit if given is None else given
-        weigh_kernel[(n, chunks)](
+        weigh_kernel[(n, triton.cdiv(v, CONSTANTS["BLOCK"]))](
             logits, bias, classes, lse, target_logit, row_weight, growth, g,
-            smoothing, smoothing / v, softcap, v, **settings,
+            smoothing, smoothing / v, softcap, v, **CONSTANTS, **OPTIONS,
         )  # fmt: skip
     return g, lse, target_logit
 

@@ -14,6 +14,7 @@ from sslfast.functional import ntxent
 from sslfast.kernels import grouped_softmax as grouped
 from sslfast.kernels import linear_cross_entropy as classifier
 from sslfast.kernels import matryoshka_softmax as matryoshka
+from sslfast.kernels import prototype_cross_entropy as prototypes
 from sslfast.kernels import registry
 from sslfast.kernels import sigmoid_contrast as contrast
 from sslfast.kernels.dtypes import accumulation_dtype
@@ -21,6 +22,7 @@ from sslfast.kernels.grouped_softmax import reference as grouped_oracle
 from sslfast.kernels.linear_cross_entropy import reference as classifier_oracle
 from sslfast.kernels.matryoshka_softmax import reference as matryoshka_oracle
 from sslfast.kernels.philox.op import random_bits
+from sslfast.kernels.prototype_cross_entropy import reference as prototypes_oracle
 from sslfast.kernels.sigmoid_contrast import reference as contrast_oracle
 from sslfast.kernels.similarity_softmax import Pairing, add_positives, problem, reference
 
@@ -320,6 +322,43 @@ def test_linear_cross_entropy(
         assert relative(value, exact) <= relative(other, exact) + TOLERANCE[dtype]
     for value, exact in zip(module.forward(x, w, bias, targets, softcap), truth, strict=False):
         assert (value.double() - exact).abs().max() <= 1e-4
+
+
+@pytest.mark.parametrize("name", cuda_backends("prototype_cross_entropy"))
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize(
+    ("views", "targets", "samples", "d", "e", "k"),
+    [(10, 2, 60, 256, 128, 8192), (1, 1, 700, 64, 64, 3000), (7, 3, 19, 33, 17, 1031)],
+)
+def test_prototype_cross_entropy(
+    name: str, dtype: torch.dtype, biased: bool, views: int, targets: int, samples: int,
+    d: int, e: int, k: int,
+) -> None:  # fmt: skip
+    x, y = embeddings(views * samples, d, dtype), embeddings(targets * samples, e, dtype)
+    w, v = embeddings(k, d, dtype), embeddings(k, e, dtype)
+    module = module_for("prototype_cross_entropy", name, prototypes.problem(x[None], y[None], w))
+    pairs = torch.rand(views, targets, device="cuda").sub_(0.2).clamp_(0)  # some are 0
+    weight = torch.randn(views, samples, device="cuda") / samples
+    shift = torch.randn(k, device="cuda") if biased else None
+
+    def given(to: torch.dtype, row_weight: Tensor | None = weight) -> tuple:
+        dtype = accumulation_dtype(to)
+        scale = torch.tensor(10.0, device="cuda", dtype=dtype)
+        bias = None if shift is None else shift.to(dtype)
+        student = prototypes.Side(x.to(to).view(views, samples, d), w.to(to), scale)
+        teacher = prototypes.Side(y.to(to).view(targets, samples, e), v.to(to), 2 * scale, bias)
+        rest = pairs.to(dtype), None if row_weight is None else row_weight.to(dtype)
+        return student, teacher, *rest, prototypes.Wants(True, True)
+
+    got = twice(lambda: module.losses(*given(dtype)))
+    truth = prototypes_oracle.losses(*given(torch.float64))
+    eager = prototypes_oracle.losses(*given(dtype))
+    for value, exact, other in zip(got, truth, eager, strict=True):
+        assert relative(value, exact) <= relative(other, exact) + TOLERANCE[dtype]
+    alone = module.losses(*given(dtype, None))
+    for value, exact in zip(alone[:3], truth, strict=False):
+        assert relative(value, exact) <= 1e-5
 
 
 def test_weights_add_up_over_blocks_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from interpreted_kernels import DTYPES, double, set_tile, unit_rows
 from torch import Tensor
 
 from rounding import logit_error
-from sslfast.kernels import registry
+from sslfast.kernels import logit_rows, registry
 from sslfast.kernels.info_nce import op as info_nce
 from sslfast.kernels.linear_cross_entropy import Wants
 from sslfast.kernels.linear_cross_entropy import problem as classifier_problem
@@ -168,9 +168,10 @@ def test_classifier(
 ) -> None:
     """Classes of a program alone and shared, rows in one block and in three."""
     set_tile(monkeypatch, 32, 16, 32, 32)
-    monkeypatch.setattr(classifier, "splits", lambda *sizes: parts)
+    for module in (classifier, logit_rows):
+        monkeypatch.setattr(module, "splits", lambda *sizes: parts)
     monkeypatch.setattr(classifier, "rows_of_a_block", lambda *sizes: rows)
-    monkeypatch.setattr(classifier, "_ELEMENTWISE", {"BLOCK": 64})
+    monkeypatch.setitem(logit_rows.CONSTANTS, "BLOCK", 64)
     x, w = 3 * unit_rows(40, 40, dtype, generator), 3 * unit_rows(133, 40, dtype, generator)
     bias = torch.randn(133, generator=generator).to(dtype) if biased else None
     targets = torch.randint(133, (40,), generator=generator)

@@ -16,9 +16,11 @@ from sslfast.kernels.info_nce.pairs import _scaled_pairs
 from sslfast.kernels.library import times
 from sslfast.kernels.linear_cross_entropy import Wants
 from sslfast.kernels.linear_cross_entropy.op import _as_inputs
+from sslfast.kernels.prototype_cross_entropy import Side
 from sslfast.kernels.unit_rows.op import _unit_rows
 
 classifier = pytest.importorskip("sslfast.kernels.linear_cross_entropy.triton")
+prototypes = pytest.importorskip("sslfast.kernels.prototype_cross_entropy.triton")
 
 
 class LiveBytes(TorchDispatchMode):
@@ -81,6 +83,27 @@ def test_linear_cross_entropy(dtype: torch.dtype, n: int, d: int, v: int) -> Non
     with LiveBytes() as live:
         _as_inputs((d_x, d_w, d_b), (dtype, dtype, None), (True, True, False), factor)
     assert live.peak == size * (v * d + n * d)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize(("g", "k"), [(2048, 65_536), (64, 65_536), (5000, 1000)])
+def test_prototype_cross_entropy(dtype: torch.dtype, g: int, k: int) -> None:
+    """The formula of kernels/prototype_cross_entropy/triton.py, and what it calls little."""
+    s, t, d = 8, 2, 256
+
+    def side(n: int, bias: Tensor | None = None) -> Side:
+        rows, weight = (torch.empty(*m, d, dtype=dtype, device="meta") for m in ((n, g), (k,)))
+        return Side(rows, weight, torch.empty((), device="meta"), bias)
+
+    given = side(s), side(t, torch.empty(k, device="meta"))
+    pairs, row_weight = torch.empty(s, t, device="meta"), torch.empty(s, g, device="meta")
+    with recording(90), LiveBytes() as live:
+        prototypes.losses(*given, pairs, row_weight, prototypes.Wants(True, True))
+        a_sample = k * (s * (4 if dtype.itemsize == 4 else 6) + 4 * t)
+        step = prototypes.rows_of_a_block(g, a_sample, 4 * k * d, pairs.device)
+    assert (step < g) == (g == 2048)
+    known = step * a_sample + 4 * k * d + 4 * s * g * d
+    assert known <= live.peak <= 1.05 * known
 
 
 @pytest.mark.usefixtures("_fake_gpu")

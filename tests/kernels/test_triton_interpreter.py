@@ -26,6 +26,7 @@ TESTS = {  # those that take longest first
     "losses": ["interpreted_losses.py"],
     "groups": ["interpreted_groups.py"],
     "prefixes": ["interpreted_prefixes.py"],
+    "prototypes": ["interpreted_prototypes.py"],
     "unit_rows": ["-k", "triton", "test_unit_rows.py", "test_cross_correlation.py"],
 }
 Done = subprocess.CompletedProcess[str]

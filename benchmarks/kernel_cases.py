@@ -208,7 +208,7 @@ def _views(
     views, targets, samples = shape
     x, y = (empty(n, samples, dim, dtype=dtype) for n in (views, targets))
     student = prototype_cross_entropy.Side(x, empty(k, dim, dtype=dtype), empty())
-    bias = empty(k) if biased else None
+    bias = empty(targets, k) if biased else None
     teacher = prototype_cross_entropy.Side(y, empty(k, dim, dtype=dtype), empty(), bias)
     pairs, wants = empty(views, targets), prototype_cross_entropy.Wants(True, True)
     for row_weight in (None, empty(views, samples)):

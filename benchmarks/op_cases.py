@@ -109,7 +109,7 @@ def prototype_cross_entropy(device: torch.device) -> Iterator[Case]:
     views, targets, samples, dim, k = (8, 2, 32, 128, 4096) if cpu else (8, 2, 256, 256, 65536)
     at: dict[str, Any] = {"device": device, "dtype": torch.float32 if cpu else torch.bfloat16}
     pairs = 1 - torch.eye(views, targets, device=device)
-    scale, bias = torch.tensor(10.0, device=device), torch.zeros(k, device=device)
+    scale, bias = torch.tensor(10.0, device=device), torch.zeros(targets, k, device=device)
     row_weight = torch.full((views, samples), 1 / (views * samples), device=device)
 
     def loss(student: Tensor, weight: Tensor, teacher: Tensor) -> Tensor:

@@ -67,7 +67,7 @@ def losses(dtype: torch.dtype) -> None:
     (lse - positive).sum().backward()
     rows = x.unflatten(0, (2, 35))  # two views of 35 samples, each to learn from the other
     weight, pairs = torch.full((2, 35), 0.1, device=DEVICE), 1 - torch.eye(2, device=DEVICE)
-    sides = rows, y, rows.detach(), y.detach(), scale, scale, torch.zeros(70, device=DEVICE)
+    sides = rows, y, rows.detach(), y.detach(), scale, scale, torch.zeros(2, 70, device=DEVICE)
     weighted_prototype_loss(*sides, pairs, weight, True, True)[0].backward()
 
 

@@ -59,18 +59,20 @@ def logits_of(p_logits, scale, p_bias, softcap, j, N):
     return tl.where(m_class, b_t, -INFINITY)
 
 
-@triton.jit(do_not_specialize=["M"])
+@triton.jit(do_not_specialize=["M", "same"])
 def logits_kernel(
-    p_logits, p_scale, p_bias, p_targets, p_lse, p_target_logit, softcap, M, N,
+    p_logits, p_scale, p_bias, p_targets, p_lse, p_target_logit, softcap, M, N, same,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Partial log-sum-exp over the other classes and target's logit [S, M] of one row.
 
-    Over all classes where ``p_targets`` is None.
+    Over all classes where ``p_targets`` is None. ``same`` rows in turn have the same bias.
     """
     i, i_part, parts = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
     p_logits += tl.cast(i, tl.int64) * row_step(N)
     scale = None if p_scale is None else tl.load(p_scale)
+    if p_bias is not None:
+        p_bias += (i // same).to(tl.int64) * row_step(N)
     if p_targets is not None:
         i_target = tl.load(p_targets + i).to(tl.int32)
     highest = tl.full((), LOWEST, tl.float32)
@@ -94,7 +96,7 @@ def logits_kernel(
 
 def full(bias: Tensor | None) -> Tensor | None:
     """A bias as kernels read it: as long as a row of ``block_memory``."""
-    return None if bias is None else F.pad(bias, (0, -len(bias) % 64)).contiguous()
+    return None if bias is None else F.pad(bias, (0, -bias.shape[-1] % 64)).contiguous()
 
 
 def row_statistics(
@@ -109,17 +111,30 @@ def row_statistics(
     Args:
         logits: float32 [M, N] in ``block_memory``.
         scale: 0-d, of the logits, or None.
-        bias: added to them, ``full``, or None.
+        bias: added to them, ``full``, or None: one of N for all rows, or [V, N], each for M / V
+            rows in turn.
         targets: int64 [M], -1 where no class is a target; None: nowhere, and no logits of targets.
         softcap: to base 2, or None.
     """
     m, n = logits.shape
+    same = m if bias is None or bias.dim() == 1 else max(m // len(bias), 1)
     parts = splits(m, triton.cdiv(n, CONSTANTS["BLOCK"]), RESIDENT * multiprocessors(logits.device))
     lse = logits.new_empty(parts, m)
     target_logit = None if targets is None else torch.empty_like(lse)
     with torch.cuda.device_of(logits):
         logits_kernel[(m, parts)](
-            logits, scale, bias, targets, lse, target_logit, softcap, m, n, **CONSTANTS, **OPTIONS
+            logits,
+            scale,
+            bias,
+            targets,
+            lse,
+            target_logit,
+            softcap,
+            m,
+            n,
+            same,
+            **CONSTANTS,
+            **OPTIONS,
         )
         if target_logit is None:
             return merged_lse(lse), logits.new_empty(0)

@@ -39,6 +39,9 @@ def prototype_kernel(
     t = tl.arange(0, TEACHERS)
     m_teacher = t < T
     student_scale, teacher_scale = tl.load(p_student_scale), tl.load(p_teacher_scale)
+    p_biases = None
+    if p_bias is not None:
+        p_biases = p_bias + (tl.minimum(t, T - 1).to(tl.int64) * row_step(K))[:, None]
     p_loss += n_chunk * S * G
     p_entropy += n_chunk * T * G
 
@@ -47,7 +50,7 @@ def prototype_kernel(
     for g in tl.range(begin, end):
         i_teacher = tl.minimum(t, T - 1) * G + g
         p_rows = p_teacher + (i_teacher.to(tl.int64) * row_step(K))[:, None]
-        b_log_q = logits_of(p_rows, teacher_scale, p_bias, None, j[None, :], K)
+        b_log_q = logits_of(p_rows, teacher_scale, p_biases, None, j[None, :], K)
         b_log_q -= (tl.load(p_teacher_lse + i_teacher) * LOG2E)[:, None]
         b_q = tl.where(m_teacher[:, None], tl.exp2(b_log_q), 0)
         b_entropy = tl.sum(weighted(b_q, b_log_q), 1) * -LN2

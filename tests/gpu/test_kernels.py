@@ -340,7 +340,7 @@ def test_prototype_cross_entropy(
     module = module_for("prototype_cross_entropy", name, prototypes.problem(x[None], y[None], w))
     pairs = torch.rand(views, targets, device="cuda").sub_(0.2).clamp_(0)  # some are 0
     weight = torch.randn(views, samples, device="cuda") / samples
-    shift = torch.randn(k, device="cuda") if biased else None
+    shift = torch.randn(targets, k, device="cuda") if biased else None
 
     def given(to: torch.dtype, row_weight: Tensor | None = weight) -> tuple:
         dtype = accumulation_dtype(to)

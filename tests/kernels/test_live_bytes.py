@@ -95,7 +95,7 @@ def test_prototype_cross_entropy(dtype: torch.dtype, g: int, k: int) -> None:
         rows, weight = (torch.empty(*m, d, dtype=dtype, device="meta") for m in ((n, g), (k,)))
         return Side(rows, weight, torch.empty((), device="meta"), bias)
 
-    given = side(s), side(t, torch.empty(k, device="meta"))
+    given = side(s), side(t, torch.empty(t, k, device="meta"))
     pairs, row_weight = torch.empty(s, t, device="meta"), torch.empty(s, g, device="meta")
     with recording(90), LiveBytes() as live:
         prototypes.losses(*given, pairs, row_weight, prototypes.Wants(True, True))

@@ -52,6 +52,30 @@ def cases(device: torch.device, dtype: torch.dtype) -> dict[str, Callable[[int],
         targets = torch.arange(m, device=device) % len(weight)
         return lambda turn: losses.LinearCrossEntropyLoss()(x, weight, targets).backward()
 
+    many = 8192 if device.type == "cuda" else 512  # prototypes: scores would be M x this
+
+    def crops(m: int) -> Run:
+        loss, weight = losses.DINOLoss(many).to(device), embeddings(many)
+        teacher, student = ([embeddings(m // 2) for _ in range(2)] for _ in "ts")
+        return lambda turn: loss(teacher, student, weight=weight).backward()
+
+    def patches(m: int) -> Run:
+        loss, weight, student = (
+            losses.IBOTPatchLoss(many).to(device),
+            embeddings(many),
+            embeddings(m),
+        )
+        teacher, each = embeddings(m).detach(), torch.full((m,), 1 / m, device=device)
+        return lambda turn: loss.parts(teacher, student, each, 1, weight=weight).loss.backward()
+
+    def codes(m: int) -> Run:
+        views, weight = [embeddings(m // 2) for _ in range(2)], embeddings(many)
+        return lambda turn: losses.SwaVLoss()(views, [], weight=weight).backward()
+
+    def alone(m: int) -> Run:
+        x = embeddings(m)
+        return lambda turn: losses.KoLeoLoss()(x).backward()
+
     prefixes = losses.MatryoshkaLoss(losses.NTXentLoss(0.1), [DIM // 2, DIM])
     return {
         "NTXentLoss": pairs(losses.NTXentLoss(0.1)),
@@ -66,6 +90,10 @@ def cases(device: torch.device, dtype: torch.dtype) -> dict[str, Callable[[int],
         "NegativeCosineSimilarity": pairs(losses.NegativeCosineSimilarity()),
         "SupConLoss": labeled,
         "LinearCrossEntropyLoss": classes,
+        "DINOLoss": crops,
+        "IBOTPatchLoss": patches,
+        "SwaVLoss": codes,
+        "KoLeoLoss": alone,
     }
 
 

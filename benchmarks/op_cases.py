@@ -25,6 +25,7 @@ from benchmarks.harness.timing import Run
 from benchmarks.masking import DIM, KEEP, LENGTH
 from sslfast import functional
 from sslfast.kernels import class_sums as class_sums_kernels
+from sslfast.kernels import nearest_rows as nearest_kernels
 from sslfast.kernels import philox as philox_kernels
 from sslfast.kernels import registry
 from sslfast.kernels import unit_rows as unit_rows_kernels
@@ -127,6 +128,30 @@ def prototype_cross_entropy(device: torch.device) -> Iterator[Case]:
         return [one() for _ in range(2)]
 
     yield both_ways(f"S={views} T={targets} G={samples} D={dim} K={k}", loss, inputs)
+
+
+def sinkhorn(device: torch.device) -> Iterator[Case]:
+    """SwAV's codes: what is added to scores."""
+    n, dim, k = 512, 128, 3000
+
+    def inputs() -> Inputs:
+        return [tuple(torch.randn(m, dim, device=device) for m in (n, k)) for _ in range(2)]
+
+    yield one_way(f"N={n} D={dim} K={k}", partial(functional.sinkhorn, temperature=10.0), inputs)
+
+
+def nearest_rows(device: torch.device) -> Iterator[Case]:
+    """KoLeo's neighbours."""
+    n, dim = (2048 if device.type == "cpu" else 16384), 384
+    own = torch.arange(n, device=device)
+
+    def nearest(x: Tensor) -> object:
+        return registry.pick("nearest_rows", nearest_kernels.problem(x)).nearest(x, x, own)
+
+    def inputs() -> Inputs:
+        return [(torch.randn(n, dim, device=device),) for _ in range(2)]
+
+    yield one_way(f"N={n} D={dim}", nearest, inputs)
 
 
 def of_a_loss(case: loss_benchmark.Case) -> Case:
@@ -297,6 +322,7 @@ CASES: dict[str, Callable[[torch.device], Iterator[Case]]] = {
     "linear_cross_entropy": linear_cross_entropy,
     "masked_mse": masked_mse,
     "matryoshka_softmax": matryoshka_softmax,
+    "nearest_rows": nearest_rows,
     "patch_mask": patch_mask,
     "patchify_visible": patchify_visible,
     "philox": philox,
@@ -304,5 +330,6 @@ CASES: dict[str, Callable[[torch.device], Iterator[Case]]] = {
     "restore_with_tokens": restore_with_tokens,
     "sigmoid_contrast": sigmoid_contrast,
     "similarity_softmax": similarity_softmax,
+    "sinkhorn": sinkhorn,
     "unit_rows": unit_rows,
 }

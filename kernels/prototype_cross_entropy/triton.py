@@ -39,8 +39,9 @@ PRIORITY = 20
 
 available = unavailable
 
-_OPTIONS = {"num_warps": 4, "enable_fp_fusion": True}
-_RESIDENT = 6  # programs of the kernel that a multiprocessor runs at a time
+# With no limit to registers the assembler aims at more programs at a time, and spills.
+_OPTIONS = {"num_warps": 4, "maxnreg": 96, "enable_fp_fusion": True}
+_RESIDENT = 5  # programs of the kernel that a multiprocessor runs at a time
 _MOST_PROTOTYPES = 1024  # of a program, and
 _MOST_SCORES = 2048  # of the teacher that it holds
 

@@ -4,6 +4,7 @@ Dosovitskiy et al. 2021, arXiv:2010.11929. The encoder can run on some patches o
 (masked autoencoders), and on tubelets of a video.
 """
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from torch import Tensor, nn
@@ -18,12 +19,12 @@ from sslfast._arguments import (
     Width,
     checked,
 )
+from sslfast.models.crops import per_view
 from sslfast.models.embedding import Size
 from sslfast.models.initialize import init_vit
 from sslfast.models.intermediates import Intermediates
 from sslfast.models.layers import ACTIVATIONS, EPS, MLPS, Layer, named, norm_of
 from sslfast.models.pooling import LatentPool, Pool, pool_tokens
-from sslfast.models.positions import Grid
 from sslfast.models.transformer import Block
 
 Start = Literal["", "mae", "beit"]
@@ -232,27 +233,6 @@ class VisionTransformer(Intermediates):
         self.head = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
         self.head.to(weight.device, weight.dtype).train(self.training)
 
-    def transform(self, tokens: Tensor, grid: Grid | None = None) -> Tensor:
-        """Tokens of patches [B, K, D] with their positions -> encoded tokens [B, P + K, D].
-
-        Args:
-            tokens: from ``embed``.
-            grid: of the whole image; None: the model's own.
-        """
-        return self.norm(self.run_blocks(tokens, grid)[0])
-
-    def forward_features(self, x: Tensor, ids_keep: Tensor | None = None) -> Tensor:
-        """Encode all patches, or those that are visible.
-
-        Args:
-            x: images [B, C, H, W] or videos [B, C, T, H, W].
-            ids_keep: int64 [B, K], the visible patches; None: all L.
-
-        Returns:
-            [B, P + K, D] (or L): class and register tokens, then patches in the order of ids_keep.
-        """
-        return self.transform(self.embed(x, ids_keep), self.grid_of(x))
-
     def pool(self, tokens: Tensor, pool_type: Pool | None = None) -> Tensor:
         """Encoded tokens [B, P + K, D] -> [B, D], before ``fc_norm``; with "" as they are.
 
@@ -279,3 +259,14 @@ class VisionTransformer(Intermediates):
     def forward(self, x: Tensor) -> Tensor:
         """Images or videos -> features [B, D], or logits [B, num_classes]."""
         return self.forward_head(self.forward_features(x))
+
+    def forward_crops(self, views: Sequence[Tensor]) -> list[Tensor]:
+        """``forward`` of views of several sizes, in one pass; see ``transform_crops``.
+
+        Args:
+            views: images [B, C, H, W] each; in whatever order sizes come.
+
+        Returns:
+            Features [B, D], or logits [B, num_classes], of each view.
+        """
+        return per_view(views, lambda x: [self.forward_head(t) for t in self._encode_sizes(x)])

@@ -10,20 +10,27 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sslfast.models.rope import Rotation
+
 
 class Packing(NamedTuple):
     """How packed tokens [S, D] lie: all images of the first size, then of the next ...
 
     Attributes:
         shapes: (B, N) of each size: images, and tokens of an image; S is the sum of B N.
+        rotations: how attention turns the tokens of each size; None: not at all.
     """
 
     shapes: tuple[tuple[int, int], ...]
+    rotations: tuple[Rotation | None, ...]
 
     @classmethod
-    def of(cls, tokens: Sequence[Tensor]) -> "Packing":
+    def of(
+        cls, tokens: Sequence[Tensor], rotations: Sequence[Rotation | None] | None = None
+    ) -> "Packing":
         """Of tokens [B, N, D] for each size."""
-        return cls(tuple((t.shape[0], t.shape[1]) for t in tokens))
+        shapes = tuple((t.shape[0], t.shape[1]) for t in tokens)
+        return cls(shapes, tuple(rotations or [None] * len(shapes)))
 
     def unpack(self, packed: Tensor) -> list[Tensor]:
         """Packed tokens [S, D] -> [B, N, D] for each size, without a copy."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from sslfast.models.layers import EPS, DropPath, Layer, LayerScale, Mlp, named
 from sslfast.models.packing import Packing, pack
+from sslfast.models.rope import Rotation, rotate
 
 NORM: Layer = partial(nn.LayerNorm, eps=EPS)
 
@@ -60,15 +61,18 @@ class Attention(nn.Module):
         if packing is None:
             x = self.attend(qkv)
         else:
-            x = pack([self.attend(part) for part in packing.unpack(qkv)])
+            sizes = zip(packing.unpack(qkv), packing.rotations, strict=True)
+            x = pack([self.attend(part, rotation) for part, rotation in sizes])
         return self.proj_drop(self.proj(self.norm(x)))
 
-    def attend(self, qkv: Tensor) -> Tensor:
+    def attend(self, qkv: Tensor, rotation: Rotation | None = None) -> Tensor:
         """Queries, keys and values [B, N, 3 D] -> what the heads make of them [B, N, D]."""
         # Taken apart before they are turned: the gradients are put together in one pass so.
         parts = qkv.unflatten(2, (3, self.num_heads, -1)).unbind(2)
         q, k, v = (part.transpose(1, 2) for part in parts)  # [B, heads, N, D / heads]
         q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)
+        if rotation is not None:
+            q, k = rotate(q, rotation), rotate(k, rotation)
         dropout = self.attn_drop if self.training else 0.0
         x = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
         return x.transpose(1, 2).flatten(2)

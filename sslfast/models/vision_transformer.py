@@ -20,13 +20,15 @@ from sslfast._arguments import (
     checked,
 )
 from sslfast.models.crops import per_view
-from sslfast.models.embedding import Size
+from sslfast.models.embedding import PosEmbed, Size
 from sslfast.models.initialize import init_vit
 from sslfast.models.intermediates import Intermediates
 from sslfast.models.layers import ACTIVATIONS, EPS, MLPS, Layer, named, norm_of
 from sslfast.models.pooling import LatentPool, Pool, pool_tokens
+from sslfast.models.rope import RotaryPositions
 from sslfast.models.transformer import Block
 
+Stretch = Annotated[float, Range(1, 1000)]
 Start = Literal["", "mae", "beit"]
 
 
@@ -56,7 +58,8 @@ class VisionTransformer(Intermediates):
         init_values: layer scale, from this value; None or 0: none.
         class_token: prepend a class token.
         pos_embed: "learn", "sincos" (a fixed table, of MAE or VideoMAE; not in timm, whose learned
-            positions have the same name and shape), or "none".
+            positions have the same name and shape), "rope" (rotary positions of patches, as in
+            DINOv3, which attention applies; images only), or "none".
         no_embed_class: class and register tokens have no positions.
         reg_tokens: register tokens (Darcet et al. 2024, arXiv:2309.16588).
         pre_norm: a norm before the blocks, and no bias of the patch embedding (CLIP).
@@ -85,6 +88,10 @@ class VisionTransformer(Intermediates):
         tubelet_size: frames of a patch of a video.
         grad_checkpointing: keep only the blocks' inputs and compute them again in the backward
             pass, for memory.
+        rope_temperature: of rotary positions, as what follows; see RotaryPositions.
+        rope_shift_coords: while training, see there; None: none.
+        rope_jitter_coords: see there.
+        rope_rescale_coords: see there; 2 in DINOv3.
 
     Attributes:
         num_features: D.
@@ -96,7 +103,8 @@ class VisionTransformer(Intermediates):
 
     Raises:
         ValueError: an image that is no whole number of patches, token pooling without class token,
-            a width that the heads do not divide, an unknown name of a layer.
+            a width that the heads do not divide, an unknown name of a layer, rotary positions in
+            videos, in blocks of another class or in heads of a width that is no multiple of 4.
         BadArgument: a value of the wrong kind or out of its range; it is a ValueError.
     """
 
@@ -119,7 +127,7 @@ class VisionTransformer(Intermediates):
         proj_bias: bool = True,
         init_values: NonNegativeFloat | None = None,
         class_token: bool = True,
-        pos_embed: Literal["learn", "sincos", "none", ""] = "learn",
+        pos_embed: PosEmbed = "learn",
         no_embed_class: bool = False,
         reg_tokens: Annotated[int, Range(0, 2**20)] = 0,
         pre_norm: bool = False,
@@ -144,6 +152,10 @@ class VisionTransformer(Intermediates):
         num_frames: Width | None = None,
         tubelet_size: Width = 2,
         grad_checkpointing: bool = False,
+        rope_temperature: PositiveFloat = 100.0,
+        rope_shift_coords: NonNegativeFloat | None = None,
+        rope_jitter_coords: Stretch | None = None,
+        rope_rescale_coords: Stretch | None = None,
     ) -> None:
         if global_pool == "token" and not class_token:
             raise ValueError('without a class token, use global_pool="avg"')
@@ -190,6 +202,17 @@ class VisionTransformer(Intermediates):
         self.head_drop = nn.Dropout(drop_rate)
         self.num_classes = num_classes
         self.head = nn.Linear(embed_dim, num_classes) if num_classes else nn.Identity()
+        moved = rope_shift_coords, rope_jitter_coords, rope_rescale_coords
+        self.rope_embed = None
+        if pos_embed == "rope":
+            if num_frames is not None or not self.packs():
+                raise ValueError(
+                    'pos_embed="rope" is for images, and for blocks and attention of this package: '
+                    "leave out num_frames, block_fn and attn_layer, or take other positions"
+                )
+            self.rope_embed = RotaryPositions(embed_dim // num_heads, rope_temperature, *moved)
+        elif any(coords is not None for coords in moved):
+            raise ValueError('rope_shift_coords and the like are for pos_embed="rope"')
         init_vit(self, weight_init, fix_init)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from sslfast import models
+from sslfast.masking import random_mask
 from sslfast.models.crops import encode_crops
 from sslfast.models.layers import DropPath
 from sslfast.models.packing import Packing, pack
@@ -95,6 +96,7 @@ PACKED: dict[str, dict[str, Any]] = {
         **{"pre_norm": True, "norm_layer": "rmsnorm", "embed_norm_layer": "layernorm"},
     },
     "attention pooling, no positions": {"global_pool": "map", "pos_embed": "none"},
+    "rotary positions": {"pos_embed": "rope", "reg_tokens": 2, "qk_norm": True},
     "memory saved": {"grad_checkpointing": True, "init_values": 0.1},
 }
 
@@ -156,6 +158,16 @@ def test_packed_crops_compile_in_one_graph_and_autocast() -> None:
             rounded = model.forward_crops(views)
     for found, exact in zip(rounded, expected, strict=True):
         assert (found - exact).norm() < 0.05 * exact.norm()
+
+
+def test_packed_crops_of_visible_patches() -> None:
+    model = vit(pos_embed="rope")
+    big, little = (v.double() for v in crops(16, 8))
+    ids = random_mask(3, 16, 0.5, seed=1).ids_keep
+    tokens, grids = [model.embed(big, ids), model.embed(little)], [(4, 4), (2, 2)]
+    found = model.transform_crops(tokens, grids, [ids, None])
+    expected = [model.forward_features(big, ids), model.forward_features(little)]
+    torch.testing.assert_close(found, expected)
 
 
 def test_an_empty_batch_beside_others() -> None:

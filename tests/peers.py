@@ -78,15 +78,15 @@ def load(module: str) -> ModuleType:
         return importlib.import_module(module)
 
 
-def timm_vision_transformer() -> ModuleType:
-    """timm.models.vision_transformer and what it needs, without timm's data and other models."""
+def timm_model(name: str) -> ModuleType:
+    """A file of timm.models and what it needs, without timm's data and other models."""
     if not (PEERS / "timm").is_dir():
         raise FileNotFoundError(f"{PEERS / 'timm'} is missing: run `make peers`")
     bare = {}
-    for name in ("timm", "timm.models"):  # packages whose __init__ would import everything
-        bare[name] = ModuleType(name)
-        bare[name].__path__ = [str(PEERS / name.replace(".", "/"))]
-        bare[name].__dict__["__version__"] = "of the peers"
+    for package in ("timm", "timm.models"):  # whose __init__ would import everything
+        bare[package] = ModuleType(package)
+        bare[package].__path__ = [str(PEERS / package.replace(".", "/"))]
+        bare[package].__dict__["__version__"] = "of the peers"
     stand_ins = ("torchvision", "huggingface_hub", "timm.data")
     with mock.patch.dict(sys.modules, bare), _peers_first(stand_ins):
-        return importlib.import_module("timm.models.vision_transformer")
+        return importlib.import_module(f"timm.models.{name}")

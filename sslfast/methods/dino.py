@@ -15,12 +15,12 @@ from sslfast.methods.views import (
     Network,
     check_global_views,
     cosine_momentum,
-    encode_crops,
     few_samples,
     spread,
     use_batch_statistics,
 )
 from sslfast.models import PrototypeHead
+from sslfast.models.crops import encode_crops
 from sslfast.optim import param_groups
 
 Outputs = tuple[list[Tensor], list[Tensor]]

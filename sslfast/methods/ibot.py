@@ -15,8 +15,9 @@ from sslfast.methods import masked
 from sslfast.methods.base import Context, Progress, Reference
 from sslfast.methods.dino import DINO, GLOBAL
 from sslfast.methods.registry import register
-from sslfast.methods.views import Network, encode_crops, use_batch_statistics
+from sslfast.methods.views import Network, use_batch_statistics
 from sslfast.models import PrototypeHead, VisionTransformer
+from sslfast.models.crops import encode_crops
 
 Outputs = tuple[list[Tensor], list[Tensor], tuple[Tensor, ...], list[Tensor]]
 

@@ -13,8 +13,9 @@ from sslfast.losses import SwaVLoss
 from sslfast.losses.memory_bank import MemoryBank
 from sslfast.methods.base import Context, Method, Reference
 from sslfast.methods.registry import register
-from sslfast.methods.views import check_global_views, encode_crops, few_samples, spread
+from sslfast.methods.views import check_global_views, few_samples, spread
 from sslfast.models import ProjectionHead
+from sslfast.models.crops import encode_crops
 from sslfast.optim import param_groups
 
 LARGE = 2  # views that give codes
@@ -70,7 +71,7 @@ class SwAV(Method):
     ) -> None:
         super().__init__(encoder)
         features = int(encoder.num_features)  # type: ignore[arg-type]
-        self.projector = ProjectionHead(features, [hidden_dim], out_dim)
+        self.student = nn.Sequential(encoder, ProjectionHead(features, [hidden_dim], out_dim))
         self.prototypes = nn.Parameter(nn.functional.normalize(torch.randn(prototypes, out_dim)))
         self.criterion = SwaVLoss(
             temperature, sinkhorn_iterations, epsilon, sinkhorn_gather_distributed=True
@@ -81,7 +82,7 @@ class SwAV(Method):
 
     def encode(self, batch: Batch, ctx: Context) -> list[Tensor]:
         """Views V x [B, C, H, W] -> unit embeddings V x [B, out_dim]."""
-        return encode_crops(lambda x: unit_rows(self.projector(self.encoder(x))), batch.views)
+        return list(map(unit_rows, encode_crops(self.student, batch.views)))
 
     def loss(self, outputs: list[Tensor], ctx: Context) -> dict[str, Tensor]:
         """The loss, the codes' entropy, how many prototypes they use, spread of embeddings.

@@ -1,7 +1,7 @@
 """What the methods that compare views of an image share."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,34 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from sslfast._nests import map_tensors
 from sslfast.methods.base import Progress
 from sslfast.models import PrototypeHead
+from sslfast.models.crops import of_sizes
 from sslfast.optim.schedules import warmup_cosine
-
-
-def encode_crops(module: Callable[[Tensor], Any], views: Sequence[Tensor]) -> list[Any]:
-    """What a module makes of every view, in one forward pass for all views of equal size.
-
-    Batch norm within it takes its statistics over the views that pass together.
-
-    Args:
-        module: maps images [N, C, H, W] to a tensor [N, ...], or to a nest of such tensors.
-        views: [B, C, H, W] each; in whatever order sizes come.
-
-    Returns:
-        The outputs of the views, in their order.
-    """
-    outputs: list[Any] = [None] * len(views)
-    for size in dict.fromkeys(view.shape[1:] for view in views):
-        places = [k for k, view in enumerate(views) if view.shape[1:] == size]
-        together = module(torch.cat([views[k] for k in places]))
-        start = 0
-        for k in places:
-            rows = slice(start, start + len(views[k]))
-            outputs[k] = map_tensors(together, lambda x, rows=rows: x[rows])  # type: ignore[misc]
-            start = rows.stop
-    return outputs
 
 
 class Network(nn.Module):
@@ -56,6 +32,10 @@ class Network(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Views [B, C, H, W] -> unit vectors [B, D]."""
         return self.head(self.encoder(x))
+
+    def forward_crops(self, images: list[Tensor]) -> list[Tensor]:
+        """The same of images of several sizes, in one pass of an encoder that can."""
+        return [self.head(features) for features in of_sizes(self.encoder, images)]
 
 
 def use_batch_statistics(teacher: nn.Module) -> None:

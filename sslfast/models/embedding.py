@@ -13,6 +13,7 @@ from sslfast.models.layers import Layer
 from sslfast.models.positions import Grid, resize_positions, sincos_positions
 
 Size = Width | tuple[Width, Width]
+PosEmbed = Literal["learn", "sincos", "rope", "none", ""]
 
 
 class PatchEmbed(nn.Module):
@@ -74,7 +75,7 @@ class PatchTokens(nn.Module):
         embed_dim: int,
         *,
         class_token: bool,
-        pos_embed: Literal["learn", "sincos", "none", ""],
+        pos_embed: PosEmbed,
         no_embed_class: bool,
         reg_tokens: int,
         dynamic_img_size: bool,
@@ -100,7 +101,7 @@ class PatchTokens(nn.Module):
         self.pos_embed = self._positions(pos_embed)
 
     def _positions(self, kind: str) -> nn.Parameter | None:
-        if kind in ("none", ""):
+        if kind in ("rope", "none", ""):  # attention turns by rotary ones
             return None
         table = torch.zeros(1, self.embedded_prefix + math.prod(self.grid_size), self.num_features)
         if kind == "learn":
@@ -113,7 +114,7 @@ class PatchTokens(nn.Module):
         return {"pos_embed", "cls_token", "reg_token"}
 
     def positions(self, grid: Grid) -> tuple[Tensor | None, Tensor | None]:
-        """Positions of the prefix tokens [1, P, D] and of the patches [L, D] of a grid, if any."""
+        """Positions that are added to the prefix tokens [1, P, D] and patches [L, D] of a grid."""
         if self.pos_embed is None:
             return None, None
         table = resize_positions(self.pos_embed, self.grid_size, grid, self.embedded_prefix)

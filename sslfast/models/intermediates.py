@@ -1,53 +1,15 @@
-"""The blocks of a Vision Transformer, and what single ones of them make of an image."""
+"""What single blocks of a Vision Transformer make of an image."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
-import torch
-from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch import Tensor
 
-from sslfast.models.embedding import PatchTokens
-from sslfast.models.positions import Grid
+from sslfast.models.encoding import Encoding
 
 
-class Intermediates(PatchTokens):
-    """Tokens, and the blocks that work on them: the base of VisionTransformer, which makes them."""
-
-    blocks: nn.Sequential
-    pos_drop: nn.Module
-    norm_pre: nn.Module
-    norm: nn.Module
-    grad_checkpointing: bool
-
-    def run_blocks(
-        self,
-        tokens: Tensor,
-        grid: Grid | None = None,
-        taken: Collection[int] = (),
-        depth: int | None = None,
-    ) -> tuple[Tensor, list[Tensor]]:
-        """Run the blocks, without the final norm.
-
-        Args:
-            tokens: of patches [B, K, D], from ``embed``.
-            grid: of the whole image; None: the model's own.
-            taken: numbers of blocks.
-            depth: run so many; None: all.
-
-        Returns:
-            The last block's tokens [B, P + K, D], and those of the blocks ``taken``.
-        """
-        tokens = self.norm_pre(self.pos_drop(self.with_prefix(tokens, grid)))
-        found = []
-        for number, block in enumerate(list(self.blocks)[:depth]):
-            if self.grad_checkpointing and torch.is_grad_enabled():
-                tokens = checkpoint(block, tokens, use_reentrant=False)
-            else:
-                tokens = block(tokens)
-            if number in taken:
-                found.append(tokens)
-        return tokens, found
+class Intermediates(Encoding):
+    """Features of chosen blocks: a base of VisionTransformer."""
 
     def forward_intermediates(
         self,

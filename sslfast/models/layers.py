@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sslfast._suggest import did_you_mean
+from sslfast.models.packing import Packing
 
 EPS = 1e-6  # of every layer norm, as in timm
 Layer = Callable[..., nn.Module]
@@ -170,10 +171,12 @@ class DropPath(nn.Module):
         super().__init__()
         self.rate = rate
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, ...] -> [B, ...]."""
+    def forward(self, x: Tensor, packing: Packing | None = None) -> Tensor:
+        """[B, ...] -> [B, ...], or packed tokens [S, D] -> [S, D]."""
         if not self.training or self.rate == 0:
             return x
-        shape = (len(x), *(1,) * (x.dim() - 1))
-        keep = torch.rand(shape, device=x.device) >= self.rate
-        return x * (keep / (1 - self.rate)).to(x.dtype)
+        samples = len(x) if packing is None else sum(images for images, _ in packing.shapes)
+        keep = (torch.rand(samples, device=x.device) >= self.rate) / (1 - self.rate)
+        if packing is not None:
+            return x * packing.per_token(keep).to(x.dtype)
+        return x * keep.view(-1, *(1,) * (x.dim() - 1)).to(x.dtype)

@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sslfast.models.layers import EPS, DropPath, Layer, LayerScale, Mlp, named
+from sslfast.models.packing import Packing, pack
+from sslfast.models.rope import Rotation, rotate
 
 NORM: Layer = partial(nn.LayerNorm, eps=EPS)
 
@@ -53,14 +55,27 @@ class Attention(nn.Module):
         self.proj = nn.Linear(dim, dim, bias=proj_bias)
         self.proj_drop = nn.Dropout(proj_drop)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, N, D] -> [B, N, D]."""
-        qkv = self.qkv(x).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        q, k, v = qkv.unbind(0)
+    def forward(self, x: Tensor, packing: Packing | None = None) -> Tensor:
+        """[B, N, D] -> [B, N, D], or packed tokens [S, D] -> [S, D]."""
+        qkv = self.qkv(x)
+        if packing is None:
+            x = self.attend(qkv)
+        else:
+            sizes = zip(packing.unpack(qkv), packing.rotations, strict=True)
+            x = pack([self.attend(part, rotation) for part, rotation in sizes])
+        return self.proj_drop(self.proj(self.norm(x)))
+
+    def attend(self, qkv: Tensor, rotation: Rotation | None = None) -> Tensor:
+        """Queries, keys and values [B, N, 3 D] -> what the heads make of them [B, N, D]."""
+        # Taken apart before they are turned: the gradients are put together in one pass so.
+        parts = qkv.unflatten(2, (3, self.num_heads, -1)).unbind(2)
+        q, k, v = (part.transpose(1, 2) for part in parts)  # [B, heads, N, D / heads]
         q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)
+        if rotation is not None:
+            q, k = rotate(q, rotation), rotate(k, rotation)
         dropout = self.attn_drop if self.training else 0.0
         x = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
-        return self.proj_drop(self.proj(self.norm(x.transpose(1, 2).flatten(2))))
+        return x.transpose(1, 2).flatten(2)
 
 
 class Block(nn.Module):
@@ -136,7 +151,9 @@ class Block(nn.Module):
         )
         self.ls2, self.drop_path2 = scale(), DropPath(drop_path)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, N, D] -> [B, N, D]."""
-        x = x + self.drop_path1(self.ls1(self.attn(self.norm1(x))))
-        return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
+    def forward(self, x: Tensor, packing: Packing | None = None) -> Tensor:
+        """[B, N, D] -> [B, N, D], or packed tokens [S, D] -> [S, D]."""
+        y = self.norm1(x)
+        y = self.attn(y) if packing is None else self.attn(y, packing)
+        x = x + self.drop_path1(self.ls1(y), packing)
+        return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))), packing)

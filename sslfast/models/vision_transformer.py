@@ -4,6 +4,7 @@ Dosovitskiy et al. 2021, arXiv:2010.11929. The encoder can run on some patches o
 (masked autoencoders), and on tubelets of a video.
 """
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from torch import Tensor, nn
@@ -18,14 +19,16 @@ from sslfast._arguments import (
     Width,
     checked,
 )
-from sslfast.models.embedding import Size
+from sslfast.models.crops import per_view
+from sslfast.models.embedding import PosEmbed, Size
 from sslfast.models.initialize import init_vit
 from sslfast.models.intermediates import Intermediates
 from sslfast.models.layers import ACTIVATIONS, EPS, MLPS, Layer, named, norm_of
 from sslfast.models.pooling import LatentPool, Pool, pool_tokens
-from sslfast.models.positions import Grid
+from sslfast.models.rope import RotaryPositions
 from sslfast.models.transformer import Block
 
+Stretch = Annotated[float, Range(1, 1000)]
 Start = Literal["", "mae", "beit"]
 
 
@@ -55,7 +58,8 @@ class VisionTransformer(Intermediates):
         init_values: layer scale, from this value; None or 0: none.
         class_token: prepend a class token.
         pos_embed: "learn", "sincos" (a fixed table, of MAE or VideoMAE; not in timm, whose learned
-            positions have the same name and shape), or "none".
+            positions have the same name and shape), "rope" (rotary positions of patches, as in
+            DINOv3, which attention applies; images only), or "none".
         no_embed_class: class and register tokens have no positions.
         reg_tokens: register tokens (Darcet et al. 2024, arXiv:2309.16588).
         pre_norm: a norm before the blocks, and no bias of the patch embedding (CLIP).
@@ -84,6 +88,10 @@ class VisionTransformer(Intermediates):
         tubelet_size: frames of a patch of a video.
         grad_checkpointing: keep only the blocks' inputs and compute them again in the backward
             pass, for memory.
+        rope_temperature: of rotary positions, as what follows; see RotaryPositions.
+        rope_shift_coords: while training, see there; None: none.
+        rope_jitter_coords: see there.
+        rope_rescale_coords: see there; 2 in DINOv3.
 
     Attributes:
         num_features: D.
@@ -95,7 +103,8 @@ class VisionTransformer(Intermediates):
 
     Raises:
         ValueError: an image that is no whole number of patches, token pooling without class token,
-            a width that the heads do not divide, an unknown name of a layer.
+            a width that the heads do not divide, an unknown name of a layer, rotary positions in
+            videos, in blocks of another class or in heads of a width that is no multiple of 4.
         BadArgument: a value of the wrong kind or out of its range; it is a ValueError.
     """
 
@@ -118,7 +127,7 @@ class VisionTransformer(Intermediates):
         proj_bias: bool = True,
         init_values: NonNegativeFloat | None = None,
         class_token: bool = True,
-        pos_embed: Literal["learn", "sincos", "none", ""] = "learn",
+        pos_embed: PosEmbed = "learn",
         no_embed_class: bool = False,
         reg_tokens: Annotated[int, Range(0, 2**20)] = 0,
         pre_norm: bool = False,
@@ -143,6 +152,10 @@ class VisionTransformer(Intermediates):
         num_frames: Width | None = None,
         tubelet_size: Width = 2,
         grad_checkpointing: bool = False,
+        rope_temperature: PositiveFloat = 100.0,
+        rope_shift_coords: NonNegativeFloat | None = None,
+        rope_jitter_coords: Stretch | None = None,
+        rope_rescale_coords: Stretch | None = None,
     ) -> None:
         if global_pool == "token" and not class_token:
             raise ValueError('without a class token, use global_pool="avg"')
@@ -189,6 +202,17 @@ class VisionTransformer(Intermediates):
         self.head_drop = nn.Dropout(drop_rate)
         self.num_classes = num_classes
         self.head = nn.Linear(embed_dim, num_classes) if num_classes else nn.Identity()
+        moved = rope_shift_coords, rope_jitter_coords, rope_rescale_coords
+        self.rope_embed = None
+        if pos_embed == "rope":
+            if num_frames is not None or not self.packs():
+                raise ValueError(
+                    'pos_embed="rope" is for images, and for blocks and attention of this package: '
+                    "leave out num_frames, block_fn and attn_layer, or take other positions"
+                )
+            self.rope_embed = RotaryPositions(embed_dim // num_heads, rope_temperature, *moved)
+        elif any(coords is not None for coords in moved):
+            raise ValueError('rope_shift_coords and the like are for pos_embed="rope"')
         init_vit(self, weight_init, fix_init)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
@@ -232,27 +256,6 @@ class VisionTransformer(Intermediates):
         self.head = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
         self.head.to(weight.device, weight.dtype).train(self.training)
 
-    def transform(self, tokens: Tensor, grid: Grid | None = None) -> Tensor:
-        """Tokens of patches [B, K, D] with their positions -> encoded tokens [B, P + K, D].
-
-        Args:
-            tokens: from ``embed``.
-            grid: of the whole image; None: the model's own.
-        """
-        return self.norm(self.run_blocks(tokens, grid)[0])
-
-    def forward_features(self, x: Tensor, ids_keep: Tensor | None = None) -> Tensor:
-        """Encode all patches, or those that are visible.
-
-        Args:
-            x: images [B, C, H, W] or videos [B, C, T, H, W].
-            ids_keep: int64 [B, K], the visible patches; None: all L.
-
-        Returns:
-            [B, P + K, D] (or L): class and register tokens, then patches in the order of ids_keep.
-        """
-        return self.transform(self.embed(x, ids_keep), self.grid_of(x))
-
     def pool(self, tokens: Tensor, pool_type: Pool | None = None) -> Tensor:
         """Encoded tokens [B, P + K, D] -> [B, D], before ``fc_norm``; with "" as they are.
 
@@ -279,3 +282,14 @@ class VisionTransformer(Intermediates):
     def forward(self, x: Tensor) -> Tensor:
         """Images or videos -> features [B, D], or logits [B, num_classes]."""
         return self.forward_head(self.forward_features(x))
+
+    def forward_crops(self, views: Sequence[Tensor]) -> list[Tensor]:
+        """``forward`` of views of several sizes, in one pass; see ``transform_crops``.
+
+        Args:
+            views: images [B, C, H, W] each; in whatever order sizes come.
+
+        Returns:
+            Features [B, D], or logits [B, num_classes], of each view.
+        """
+        return per_view(views, lambda x: [self.forward_head(t) for t in self._encode_sizes(x)])

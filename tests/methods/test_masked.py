@@ -23,10 +23,16 @@ from sslfast.optim import AdamW
 NAMES = ("beit", "ijepa", "mae", "simmim")
 
 
-def small(name: str, dtype: torch.dtype = torch.float64, depth: int = 2, **keywords: Any) -> Method:
+def small(
+    name: str,
+    dtype: torch.dtype = torch.float64,
+    depth: int = 2,
+    pos_embed: str = "sincos",
+    **keywords: Any,
+) -> Method:
     torch.manual_seed(0)
     shape = {"img_size": 32, "patch_size": 4, "embed_dim": 32, "depth": depth, "num_heads": 2}
-    encoder = models.create("vit_micro", **shape)
+    encoder = models.create("vit_micro", **shape, pos_embed=pos_embed)
     return methods.create(name, encoder, **{**needed(name), **keywords}).to(dtype).train()
 
 
@@ -45,6 +51,21 @@ def test_patches_come_back_and_are_unfolds(generator: torch.Generator) -> None:
     patches = patchify(images, (2, 4))
     torch.testing.assert_close(patches, F.unfold(images, (2, 4), stride=(2, 4)).transpose(1, 2))
     assert torch.equal(unpatchify(patches, (2, 4), (4, 3)), images)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_rotary_positions_are_positions(name: str) -> None:
+    batch, ctx = batch_of([3, 9, 11]), Context(7, 0, 10, seed=2)
+    rotary, without = (small(name, pos_embed=kind) for kind in ("rope", "none"))
+    with torch.no_grad():
+        for block in (*rotary.encoder.blocks, *without.encoder.blocks):
+            block.attn.qkv.weight.mul_(10)  # so that attention is not even
+    loss = rotary(batch, ctx)["loss"]
+    assert abs(loss - without(batch, ctx)["loss"]) > 1e-9  # float64
+    loss.backward()
+    grad = rotary.encoder.blocks[0].attn.qkv.weight.grad
+    assert grad.isfinite().all()
+    assert grad.any()
 
 
 @pytest.mark.parametrize("norm_pix", [True, False])

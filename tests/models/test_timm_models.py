@@ -17,7 +17,7 @@ from sslfast.models import timm_models
 
 @pytest.fixture
 def _timm(monkeypatch: pytest.MonkeyPatch) -> None:
-    vit = peers.timm_vision_transformer().VisionTransformer
+    vit = peers.timm_model("vision_transformer").VisionTransformer
 
     def create_model(name: str, **keywords: Any) -> nn.Module:
         if name != "vit_of_timm":

@@ -19,7 +19,7 @@ from sslfast.models.transformer import DropPath
 
 SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 4}
 
-timm = cache(peers.timm_vision_transformer)
+timm = cache(partial(peers.timm_model, "vision_transformer"))
 
 
 def small(**changes):
@@ -281,6 +281,7 @@ def test_sizes_are_timms(name, timm_name, parameters):
         {},
         {"class_token": False, "global_pool": "avg"},
         {"embed_norm_layer": "rmsnorm", "pre_norm": True},
+        {"pos_embed": "rope", "reg_tokens": 2},
     ],
 )
 def test_all_patches_in_any_order_are_the_whole_image(keywords):

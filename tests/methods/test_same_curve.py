@@ -36,7 +36,9 @@ def theirs(name: str, method: Method) -> nn.Module:
         loss.memory_bank.bank_ptr = torch.zeros(1, dtype=torch.int64)
         return loss
     if name == "dino":
-        return lightly.DINOLoss(32, 0.04, 0.07, 30)
+        return lightly.DINOLoss(32, teacher_temp=0.07)
+    if name == "swav":
+        return lightly.SwaVLoss()
     if name == "barlow_twins":
         return lightly.BarlowTwinsLoss(lambda_param=0.0051)
     if name == "vicreg":
@@ -56,11 +58,12 @@ def learn(method: Method, loss: Callable[[Any], Tensor]) -> list[float]:
         optimizer.zero_grad()
         value.backward()
         optimizer.step()
+        method.after_step(Context(step, 0, STEPS))
         losses.append(value.item())
     return losses
 
 
-NAMES = ["barlow_twins", "byol", "dino", "mocov2", "simclr", "simsiam", "vicreg"]
+NAMES = ["barlow_twins", "byol", "dino", "mocov2", "simclr", "simsiam", "swav", "vicreg"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -77,13 +80,14 @@ def test_the_curve_is_that_of_lightlys_loss(name: str) -> None:
             return both / 2 if name == "simsiam" else 4 + 2 * both
         if name == "dino":
             heads = other.teacher.module.head, other.head
-            scores = [
+            outputs = [
                 [x @ head.prototypes().T for x in side]
                 for head, side in zip(heads, outputs, strict=True)
             ]
-            outputs = *scores, None, 0  # the temperature of the first epoch
+        if name == "swav":
+            outputs = [[z @ other.prototypes.T for z in outputs], []]
         value: Tensor = criterion(*outputs)
-        return value
+        return value.squeeze()
 
     expected = learn(other, loss)
     # Training magnifies roundings from step to step: those of the first are far below.

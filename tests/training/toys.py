@@ -164,9 +164,12 @@ def whole_and_resumed(
     out = Path(config["out"])
     whole, cut = ({**config, "out": str(out / name)} for name in ("whole", "cut"))
 
+    after_step = method.after_step
+
     def cut_off(self: Method, ctx: Context) -> None:
         if ctx.step == cut_at:
             raise PowerCutError
+        after_step(self, ctx)
 
     runs = [RunFolder(sslfast.train(whole))]
     with patch.context() as cutting:

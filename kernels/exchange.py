@@ -225,12 +225,12 @@ class RanksMean(NamedTuple):
         mean: [E]; 0 where no rank has rows.
         share: W n / M for n rows of M on W ranks, 0-d: how much this rank's mean weighs among the
             ranks'. Means over this rank's rows times this, averaged over ranks, are those over all.
-        count: M, 0-d.
+        rows: M, 0-d.
     """
 
     mean: Tensor
     share: Tensor
-    count: Tensor
+    rows: Tensor
 
 
 def mean_over_ranks(x: Tensor, group: Group = None) -> RanksMean:
@@ -249,8 +249,8 @@ def mean_over_ranks(x: Tensor, group: Group = None) -> RanksMean:
         ranks = world_size(group)
         if ranks > 1:
             sums = _sum_over_ranks(sums, name_of(group))
-        count = sums[-1]
-        return RanksMean(sums[:-1] / count.clamp_min(1), ranks * len(x) / count.clamp_min(1), count)
+        rows = sums[-1]
+        return RanksMean(sums[:-1] / rows.clamp_min(1), ranks * len(x) / rows.clamp_min(1), rows)
 
 
 def check_exchange(how: str, gathers: bool = False) -> None:

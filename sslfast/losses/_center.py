@@ -26,7 +26,7 @@ def follow(center: Tensor, every: RanksMean, weight: Tensor | None, momentum: fl
     mean = every.mean
     with torch.autocast(mean.device.type, enabled=False):
         scores = mean if weight is None else weight.detach().to(mean.dtype) @ mean
-    step = (1 - momentum) * (every.count > 0).to(center.dtype)
+    step = (1 - momentum) * (every.rows > 0).to(center.dtype)
     center.lerp_(scores.to(center.dtype).view_as(center), step)
 
 

@@ -145,8 +145,8 @@ class IBOTPatchLoss(nn.Module):
         rows = (row_weight / images).to(scale.dtype)[None]
         if not len(student_out) and not len(teacher_out):
             # With gradients of 0, for which DDP waits.
-            given = (student_out,) if weight is None else (student_out, weight)
-            none = sum((0 * x.sum(dtype=scale.dtype) for x in given), torch.zeros_like(scale))
+            inputs = [student_out] if weight is None else [student_out, weight]
+            none = sum((0 * x.sum(dtype=scale.dtype) for x in inputs), torch.zeros_like(scale))
             found = Comparison(none, none.detach()[None, None], torch.zeros_like(bias))
         elif weight is None:
             check_embeddings(teacher_out=teacher_out, student_out=student_out)

@@ -1,7 +1,7 @@
 """Another share of each image of a batch, the shares evenly spread: DINOv2's masks, and iBOT's."""
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -99,7 +99,7 @@ def spread_mask(
     check_blocks(min_patches, min_aspect)
     check_ratios(ratios)
     table = hidden_counts(batch, rows * columns, ratios, probability)
-    at = {"seed": seed, "step": step, "stream": stream, "device": device}
+    at: dict[str, Any] = {"seed": seed, "step": step, "stream": stream, "device": device}
     drawn = source(SPREAD, batch, sample_ids=sample_ids, **at).words(4 * ROUNDS + rows * columns)
     places = torch.arange(batch, device=drawn.device)
     keys = source(SPREAD_ORDER, batch, sample_ids=places, **at).words(1)

@@ -287,7 +287,7 @@ def _signature(method: type[Method]) -> inspect.Signature:
     passes_on = any(p.kind is p.VAR_KEYWORD for p in own.parameters.values())
     if not passes_on:
         return own
-    base = inspect.signature(super(method, method).__init__).parameters.values()  # type: ignore[misc]
+    base = inspect.signature(super(method, method).__init__).parameters.values()
     more = [p for p in base if p.kind is p.KEYWORD_ONLY and p.name not in own.parameters]
     found = [p for p in own.parameters.values() if p.kind is not p.VAR_KEYWORD]
     return own.replace(parameters=found + more)

@@ -16,6 +16,7 @@ from sslfast.methods.views import (
     check_global_views,
     cosine_momentum,
     few_samples,
+    network_of,
     spread,
     use_batch_statistics,
 )
@@ -23,7 +24,7 @@ from sslfast.models import PrototypeHead
 from sslfast.models.crops import encode_crops
 from sslfast.optim import param_groups
 
-Outputs = tuple[list[Tensor], list[Tensor]]
+Outputs = tuple[Any, ...]  # of the teacher and the student, each a list of views
 GLOBAL = 2  # views that the teacher sees
 
 
@@ -45,8 +46,7 @@ class DINO(Method):
         momentum: of the teacher at the start; it rises to 1 by a cosine. A short run wants less.
         student_temperature: of the student's softmax.
         teacher_temperature: of the teacher's, after its warm-up.
-        warmup_teacher_temperature: of the first epoch.
-        warmup_temperature_epochs: from the one to the other.
+        warmup_teacher_temperature: of the first of ``warmup_temperature_epochs``.
         centering: of the teacher's scores: "mean", a moving mean, or "sinkhorn".
         center_momentum: of the mean; 1: none.
         freeze_prototypes: epochs in which prototypes stay as they are.
@@ -108,7 +108,7 @@ class DINO(Method):
         """
         teacher, student = outputs
         self.criterion.process_group = ctx.process_group
-        targets = self.teacher.module.head.prototypes().detach()
+        targets = network_of(self.teacher).head.prototypes().detach()
         found = self.criterion.parts(
             teacher, student, ctx.schedules.get("teacher_temperature"),
             weight=self.head.prototypes(), teacher_weight=targets,
@@ -138,7 +138,7 @@ class DINO(Method):
 
     def exported(self) -> nn.Module:
         """The teacher's encoder, which the paper evaluates."""
-        return self.teacher.module.encoder
+        return network_of(self.teacher).encoder
 
     def check_views(self, recipe: Any) -> None:
         """Refuse recipes that do not begin with two global views."""

@@ -10,16 +10,14 @@ from sslfast.data.batch import Batch
 from sslfast.ema import EMATeacher
 from sslfast.losses import IBOTPatchLoss
 from sslfast.losses.dino import linear_warmup
-from sslfast.masking import SpreadMask, spread_mask
+from sslfast.masking import SpreadMask
 from sslfast.methods import masked
 from sslfast.methods.base import Context, Progress, Reference
-from sslfast.methods.dino import DINO, GLOBAL
+from sslfast.methods.dino import DINO, GLOBAL, Outputs
 from sslfast.methods.registry import register
-from sslfast.methods.views import Network, use_batch_statistics
+from sslfast.methods.views import Network, network_of, use_batch_statistics
 from sslfast.models import PrototypeHead, VisionTransformer
 from sslfast.models.crops import encode_crops
-
-Outputs = tuple[list[Tensor], list[Tensor], tuple[Tensor, ...], list[Tensor]]
 
 
 @register("ibot")
@@ -97,8 +95,9 @@ class IBOT(DINO):
         hidden, images = self.masks(batch, ctx), torch.cat(views[:GLOBAL])
         use_batch_statistics(self.teacher)
         with torch.no_grad():
-            seen = self.teacher.module.encoder.forward_features(images)
-            teacher, patches, _ = self._heads(self.teacher.module, seen, hidden)
+            net = network_of(self.teacher)
+            seen = net.encoder.forward_features(images)  # type: ignore[operator]
+            teacher, patches, _ = self._heads(net, seen, hidden)
         tokens = masked.embed_masked(encoder, images, self.mask_token, hidden.mask)
         tokens = encoder.transform(tokens, encoder.grid_of(images))
         student, predicted, features = self._heads(self.student, tokens, hidden)
@@ -110,6 +109,7 @@ class IBOT(DINO):
     @staticmethod
     def _heads(net: Network, tokens: Tensor, hidden: SpreadMask) -> tuple[Tensor, Tensor, Tensor]:
         """Unit vectors of images and of hidden patches, and features, from encoded tokens."""
+        assert isinstance(net.encoder, VisionTransformer)
         features = net.encoder.forward_head(tokens)
         patches = tokens[:, net.encoder.num_prefix_tokens :].flatten(0, 1)[hidden.ids]
         return net.head(features), (net.patch_head or net.head)(patches), features
@@ -119,8 +119,8 @@ class IBOT(DINO):
         teacher, student, (patches, predicted, weight), _ = outputs
         values = super().loss((teacher, student), ctx)
         self.patch_criterion.process_group = ctx.process_group
-        with torch.no_grad():
-            of_teacher = (self.teacher.module.patch_head or self.teacher.module.head).prototypes()
+        net = network_of(self.teacher)
+        of_teacher = (net.patch_head or net.head).prototypes().detach()
         of_student = (self.student.patch_head or self.head).prototypes()
         found = self.patch_criterion.parts(
             patches, predicted, weight, GLOBAL * len(teacher[0]),
@@ -137,13 +137,5 @@ class IBOT(DINO):
 
     def masks(self, batch: Batch, ctx: Context) -> SpreadMask:
         """What the global views hide in this step, one view's images after the other's."""
-        grid, ids = self.encoder.grid_of(batch.views[0]), batch.sample_ids
-        settings = {"probability": self.mask_probability, "seed": ctx.seed, "step": ctx.drawn_step}
-        return SpreadMask.joined(
-            *(
-                spread_mask(
-                    len(ids), grid, self.mask_ratios, sample_ids=ids, stream=view, **settings
-                )
-                for view in range(GLOBAL)
-            )
-        )
+        shares = self.mask_ratios, self.mask_probability
+        return masked.spread_masks(self.encoder, batch, ctx, GLOBAL, *shares)

@@ -8,6 +8,8 @@ from torch import Tensor
 
 from sslfast.data.batch import Batch
 from sslfast.functional import restore_with_tokens
+from sslfast.masking import SpreadMask, spread_mask
+from sslfast.methods.base import Context
 from sslfast.models import VisionTransformer
 from sslfast.models.patches import patchify, unpatchify
 
@@ -111,6 +113,36 @@ def embed_masked(encoder: VisionTransformer, images: Tensor, token: Tensor, mask
     _, positions = encoder.positions(encoder.grid_of(images))
     tokens = torch.where(mask[..., None], token.to(tokens.dtype), tokens)
     return tokens if positions is None else tokens + positions
+
+
+def spread_masks(
+    encoder: VisionTransformer,
+    batch: Batch,
+    ctx: Context,
+    views: int,
+    ratios: tuple[float, float],
+    probability: float,
+) -> SpreadMask:
+    """What the first ``views`` of a batch hide in this step, one view's images after the other's.
+
+    Args:
+        encoder: whose patches.
+        batch: its first views have one size.
+        ctx: where the training stands.
+        views: how many hide something.
+        ratios: see ``sslfast.masking.spread_mask``, as for what follows.
+        probability: see there.
+    """
+    rows, columns = encoder.grid_of(batch.views[0])
+    return SpreadMask.joined(
+        *(
+            spread_mask(
+                len(batch.sample_ids), (rows, columns), ratios, probability=probability,
+                seed=ctx.seed, step=ctx.drawn_step, sample_ids=batch.sample_ids, stream=view,
+            )
+            for view in range(views)
+        )
+    )  # fmt: skip
 
 
 def visible_only(images: Tensor, encoder: VisionTransformer, **seen: Tensor) -> dict[str, Tensor]:

@@ -94,9 +94,9 @@ class SwAV(Method):
         self.criterion.process_group = ctx.process_group
         held: list[Tensor] | None = None
         if self.queues and ctx.epoch >= self.queue_from:  # each rank brings its share
-            held = [bank.bank[ctx.rank :: ctx.world_size] for bank in self.queues]
+            held = [bank.bank[ctx.rank :: ctx.world_size] for bank in self.banks()]
         found = self.criterion.parts(large, small, held, weight=self.prototypes)
-        for bank, z in zip(self.queues, large, strict=False):
+        for bank, z in zip(self.banks(), large, strict=False):
             z = z.detach()
             if ctx.world_size > 1:
                 z, _ = gather_rows(z, name_of(ctx.process_group))
@@ -104,6 +104,10 @@ class SwAV(Method):
         entropy, used = found.entropy.mean(), torch.special.entr(found.usage).sum().exp()
         of_codes = {"entropy": entropy, "prototypes": used, "spread": spread(large[0])}
         return {"loss": found.loss, "kl": found.loss.detach() - entropy, **of_codes}
+
+    def banks(self) -> list[MemoryBank]:
+        """The queue of each large crop, if there are any."""
+        return [bank for bank in self.queues if isinstance(bank, MemoryBank)]
 
     def param_groups(self) -> list[dict[str, Any]]:
         """As of every method, the prototypes apart: they are frozen at first."""
@@ -124,7 +128,7 @@ class SwAV(Method):
     def remarks(self, samples: int) -> list[str]:
         """More prototypes than samples, or a queue that holds images twice."""
         said = few_samples(len(self.prototypes), samples, "prototypes")
-        length = len(self.queues[0].bank) if self.queues else 0  # type: ignore[arg-type]
+        length = max((len(bank.bank) for bank in self.banks()), default=0)
         if length > samples:
             said.append(
                 f"the queue of {length} embeddings is longer than the {samples} samples: it holds "

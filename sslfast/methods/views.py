@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from sslfast.ema import EMATeacher
 from sslfast.methods.base import Progress
 from sslfast.models import PrototypeHead
 from sslfast.models.crops import of_sizes
@@ -36,6 +37,12 @@ class Network(nn.Module):
     def forward_crops(self, images: list[Tensor]) -> list[Tensor]:
         """The same of images of several sizes, in one pass of an encoder that can."""
         return [self.head(features) for features in of_sizes(self.encoder, images)]
+
+
+def network_of(teacher: EMATeacher) -> Network:
+    """The teacher's copy of a Network."""
+    assert isinstance(teacher.module, Network)
+    return teacher.module
 
 
 def use_batch_statistics(teacher: nn.Module) -> None:

@@ -132,7 +132,8 @@ def build_optimizer(
     if config.clip_grad is not None and config.clip_each is not None:
         raise ConfigError("clip_grad clips all gradients together, clip_each each one: set one")
     decay = config.weight_decay
-    common = {"max_norm": max_norm, "max_norm_each": config.clip_each, "ema": list(teachers)}
+    common: dict[str, Any] = {"max_norm": max_norm, "max_norm_each": config.clip_each}
+    common["ema"] = list(teachers)
     if config.optimizer == "adamw":
         return AdamW(groups, config.lr, weight_decay=decay, **common, **options)
     if config.optimizer == "lars":  # for good: a schedule may let weight decay begin at 0

@@ -4,12 +4,12 @@ import math
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sslfast._arguments import NonNegativeFloat, NonNegativeInt, PositiveFloat, checked
 from sslfast.kernels.dtypes import accumulation_dtype
 from sslfast.kernels.exchange import check_exchange, mean_over_ranks
+from sslfast.kernels.unit_rows.op import wide_unit_rows
 from sslfast.losses._center import of_scores
 from sslfast.losses._inputs import check_embeddings, scale_of
 from sslfast.losses.prototypes import Comparison
@@ -107,7 +107,7 @@ class MSNLoss(nn.Module):
         scale = scale_of(self.temperature * target_sharpen_temperature, targets)
         dtype = accumulation_dtype(rows[0].dtype)
         with torch.autocast(anchors.device.type, enabled=False):
-            anchors, targets, w = (F.normalize(x.to(dtype), dim=1) for x in rows)
+            anchors, targets, w = (wide_unit_rows(x) for x in rows)
             scores = (anchors @ w.T).unflatten(0, (views, -1))
             with torch.no_grad():
                 wanted = targets @ w.T

@@ -21,6 +21,9 @@ STEPS = 50
 def made(name: str) -> Method:
     torch.manual_seed(0)
     encoder = models.create("convnet_small", width=8, depth=2)
+    if name == "msn":
+        small = {"img_size": 12, "embed_dim": 32, "depth": 2, "num_heads": 2}
+        encoder = models.create("vit_micro", **small)
     settings = {"temperature": 0.3, "out_dim": 16} if name == "simclr" else needed(name)
     return methods.create(name, encoder, **settings)
 
@@ -37,6 +40,8 @@ def theirs(name: str, method: Method) -> nn.Module:
         return loss
     if name == "dino":
         return lightly.DINOLoss(32, 0.04, 0.07, 30)
+    if name == "msn":
+        return lightly.MSNLoss()
     if name == "barlow_twins":
         return lightly.BarlowTwinsLoss(lambda_param=0.0051)
     if name == "vicreg":
@@ -60,7 +65,7 @@ def learn(method: Method, loss: Callable[[Any], Tensor]) -> list[float]:
     return losses
 
 
-NAMES = ["barlow_twins", "byol", "dino", "mocov2", "simclr", "simsiam", "vicreg"]
+NAMES = ["barlow_twins", "byol", "dino", "mocov2", "msn", "simclr", "simsiam", "vicreg"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -82,6 +87,8 @@ def test_the_curve_is_that_of_lightlys_loss(name: str) -> None:
                 for head, side in zip(heads, outputs, strict=True)
             ]
             outputs = *scores, None, 0  # the temperature of the first epoch
+        if name == "msn":
+            outputs = outputs[0].squeeze(1), outputs[1], other.head.weight
         value: Tensor = criterion(*outputs)
         return value
 

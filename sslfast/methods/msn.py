@@ -88,7 +88,7 @@ class MSN(Method):
         with torch.no_grad():
             targets = self.teacher(target)
         tokens = self.encoder.forward_features(second, self.visible(batch, ctx))
-        small = views.encode_crops(self.student, crops)
+        small = views.encode_crops(self.student, crops) if crops else []
         anchors = [self.head(self.encoder.forward_head(tokens)), *small]
         return torch.stack(anchors, 1), targets
 

@@ -11,14 +11,27 @@ from sslfast import losses
 Made = Callable[[], tuple[nn.Module, tuple[Tensor, ...]]]
 
 
-class Crops(nn.Module):
-    """DINO's loss of two views of the teacher and two of the student, with few prototypes."""
+class WithPrototypes(nn.Module):
+    """A loss that takes prototypes, of which there are a few."""
 
-    def __init__(self, prototypes: int, dim: int) -> None:
+    def __init__(self, loss: nn.Module, prototypes: int, dim: int) -> None:
         super().__init__()
-        self.loss = losses.DINOLoss(prototypes).eval()
+        self.loss = loss.eval()  # centres stay
         torch.manual_seed(6)
         self.weight = nn.Parameter(F.normalize(torch.randn(prototypes, dim), dim=1))
+
+
+class Crops(WithPrototypes):
+    """DINO's loss of two views of the student and two of the teacher."""
+
+    def forward(self, *views: Tensor) -> Tensor:
+        """The loss of features [N, D]."""
+        value: Tensor = self.loss(views[2:], views[:2], weight=self.weight)
+        return value
+
+
+class Codes(WithPrototypes):
+    """SwAV's loss of two large views and small ones."""
 
     def forward(self, *views: Tensor) -> Tensor:
         """The loss of features [N, D]."""
@@ -26,19 +39,22 @@ class Crops(nn.Module):
         return value
 
 
-class Patches(nn.Module):
-    """iBOT's loss of patches that are all masked, two images of them, with few prototypes."""
+class Anchors(WithPrototypes):
+    """MSN's loss of one view of the student and one of the teacher."""
 
-    def __init__(self, patches: int, dim: int) -> None:
-        super().__init__()
-        self.loss = losses.IBOTPatchLoss(patches + 3).eval()
-        torch.manual_seed(6)
-        self.weight = nn.Parameter(F.normalize(torch.randn(patches + 3, dim), dim=1))
-        self.register_buffer("row_weight", torch.full((patches,), 2.0 / patches))
-
-    def forward(self, teacher: Tensor, student: Tensor) -> Tensor:
+    def forward(self, anchors: Tensor, targets: Tensor) -> Tensor:
         """The loss of features [N, D]."""
-        return self.loss.parts(teacher, student, self.row_weight, 2, weight=self.weight).loss
+        value: Tensor = self.loss(anchors, targets, self.weight.to(anchors.dtype))
+        return value
+
+
+class Patches(WithPrototypes):
+    """iBOT's loss of patches that are all masked, two images of them."""
+
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """The loss of features [N, D]."""
+        weight = torch.full((len(student),), 2.0 / len(student), device=student.device)
+        return self.loss.parts(teacher, student, weight, 2, weight=self.weight).loss
 
 
 def steps(n: int, d: int, device: str, dtype: torch.dtype) -> dict[str, Made]:
@@ -59,13 +75,12 @@ def steps(n: int, d: int, device: str, dtype: torch.dtype) -> dict[str, Made]:
     def classes(count: int) -> Tensor:
         return torch.arange(n, device=device).flip(0) * 7 % count
 
-    def crops() -> tuple[nn.Module, tuple[Tensor, ...]]:
-        first, second, *student = features(4)
-        return Crops(n + 3, d).to(device), (first.detach(), second.detach(), *student)
-
-    def patches() -> tuple[nn.Module, tuple[Tensor, ...]]:
-        teacher, student = features(2)
-        return Patches(n, d).to(device), (teacher.detach(), student)
+    def of_prototypes(
+        module: type[WithPrototypes], loss: nn.Module, learned: int, targets: int = 0
+    ) -> tuple[nn.Module, tuple[Tensor, ...]]:
+        given = features(learned + targets)
+        detached = (x.detach() for x in given[learned:])
+        return module(loss, n + 3, d).to(device), (*given[:learned], *detached)
 
     prefixes = losses.MatryoshkaLoss(losses.InfoNCE(), [d // 2, d])
     return {
@@ -73,8 +88,8 @@ def steps(n: int, d: int, device: str, dtype: torch.dtype) -> dict[str, Made]:
         "ClipLoss": lambda: (losses.ClipLoss(), features(2) + numbers(10.0)),
         "DCLLoss": lambda: (losses.DCLLoss(), features(2)),
         "DCLWLoss": lambda: (losses.DCLWLoss(), features(2)),
-        "DINOLoss": crops,
-        "IBOTPatchLoss": patches,
+        "DINOLoss": lambda: of_prototypes(Crops, losses.DINOLoss(n + 3), 2, 2),
+        "IBOTPatchLoss": lambda: of_prototypes(Patches, losses.IBOTPatchLoss(n + 3), 1, 1),
         "InfoNCE": lambda: (losses.InfoNCE(), features(2)),
         "InfoNCE with negatives": lambda: (losses.InfoNCE(), features(3)),
         "KoLeoLoss": lambda: (losses.KoLeoLoss(), features(1)),
@@ -83,11 +98,13 @@ def steps(n: int, d: int, device: str, dtype: torch.dtype) -> dict[str, Made]:
             (*features(2), classes(n)),
         ),
         "MatryoshkaLoss": lambda: (prefixes, features(2)),
+        "MSNLoss": lambda: of_prototypes(Anchors, losses.MSNLoss(), 1, 1),
         "NegativeCosineSimilarity": lambda: (losses.NegativeCosineSimilarity(), features(2)),
         "NTXentLoss": lambda: (losses.NTXentLoss(0.1), features(2)),
         "NTXentLoss with a queue": queue,
         "SigLipLoss": lambda: (losses.SigLipLoss(), features(2) + numbers(10.0, -10.0)),
         "SupConLoss": lambda: (losses.SupConLoss(), (*features(1), classes(7))),
+        "SwaVLoss": lambda: of_prototypes(Codes, losses.SwaVLoss(), 3),
         "VICRegLoss": lambda: (losses.VICRegLoss(), features(2)),
     }
 

@@ -31,6 +31,7 @@ def needed(name: str) -> dict[str, Any]:
         "ibot": prototypes,
         "mocov2": {"queue": 40, "out_dim": 16},
         "mocov3": heads,
+        "msn": prototypes,
         "simsiam": {**heads, "predictor_dim": 8},
         "swav": {"prototypes": 32, **heads},
         "vicreg": heads,

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from sslfast.losses.koleo import KoLeoLoss
     from sslfast.losses.linear_cross_entropy import LinearCrossEntropyLoss
     from sslfast.losses.matryoshka import MatryoshkaLoss
+    from sslfast.losses.msn import MSNLoss
     from sslfast.losses.negative_cosine import NegativeCosineSimilarity
     from sslfast.losses.ntxent import NTXentLoss
     from sslfast.losses.siglip import SigLipLoss
@@ -34,6 +35,7 @@ _HOME = {
     "InfoNCE": "infonce",
     "KoLeoLoss": "koleo",
     "LinearCrossEntropyLoss": "linear_cross_entropy",
+    "MSNLoss": "msn",
     "MatryoshkaLoss": "matryoshka",
     "NTXentLoss": "ntxent",
     "NegativeCosineSimilarity": "negative_cosine",
@@ -55,6 +57,7 @@ __all__ = [
     "InfoNCE",
     "KoLeoLoss",
     "LinearCrossEntropyLoss",
+    "MSNLoss",
     "MatryoshkaLoss",
     "NTXentLoss",
     "NegativeCosineSimilarity",

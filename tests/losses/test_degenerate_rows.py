@@ -38,7 +38,8 @@ def test_short_rows_have_a_bounded_gradient(name: str, dtype: torch.dtype) -> No
     needed = [x.requires_grad_() for x in given if getattr(x, "dtype", None) == dtype]
     value = loss(*given)
     assert value.isfinite()
-    for gradient in torch.autograd.grad(value, needed):
+    of_first, *more = torch.autograd.grad(value, needed, allow_unused=True)
+    for gradient in (of_first, *(g for g in more if g is not None)):  # a teacher has none
         assert gradient.abs().max() < 100
         assert gradient.any()
 

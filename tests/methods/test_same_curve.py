@@ -21,6 +21,9 @@ STEPS = 50
 def made(name: str) -> Method:
     torch.manual_seed(0)
     encoder = models.create("convnet_small", width=8, depth=2)
+    if name == "msn":
+        small = {"img_size": 12, "embed_dim": 32, "depth": 2, "num_heads": 2}
+        encoder = models.create("vit_micro", **small)
     settings = {"temperature": 0.3, "out_dim": 16} if name == "simclr" else needed(name)
     return methods.create(name, encoder, **settings)
 
@@ -39,6 +42,8 @@ def theirs(name: str, method: Method) -> nn.Module:
         return lightly.DINOLoss(32, teacher_temp=0.07)
     if name == "swav":
         return lightly.SwaVLoss()
+    if name == "msn":
+        return lightly.MSNLoss()
     if name == "barlow_twins":
         return lightly.BarlowTwinsLoss(lambda_param=0.0051)
     if name == "vicreg":
@@ -63,7 +68,7 @@ def learn(method: Method, loss: Callable[[Any], Tensor]) -> list[float]:
     return losses
 
 
-NAMES = ["barlow_twins", "byol", "dino", "mocov2", "simclr", "simsiam", "swav", "vicreg"]
+NAMES = ["barlow_twins", "byol", "dino", "mocov2", "msn", "simclr", "simsiam", "swav", "vicreg"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -86,6 +91,8 @@ def test_the_curve_is_that_of_lightlys_loss(name: str) -> None:
             ]
         if name == "swav":
             outputs = [[z @ other.prototypes.T for z in outputs], []]
+        if name == "msn":
+            outputs = outputs[0].squeeze(1), outputs[1], other.head.weight
         value: Tensor = criterion(*outputs)
         return value.squeeze()
 

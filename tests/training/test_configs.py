@@ -12,7 +12,7 @@ from sslfast.tokenizers import tokenizer_bytes
 from sslfast.training.config import TrainConfig, read_yaml
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-WITH_LOCAL = {"dino", "swav"}  # recipes with small crops
+WITH_LOCAL = {"dino", "msn", "swav"}  # recipes with small crops
 FILES = sorted(CONFIGS.glob("*/*.yaml"))
 
 

@@ -79,6 +79,11 @@ _SWAV_LOCAL = replace(_SIMCLR, size=96, crop_scale=(0.05, 0.14))
 # local ones of 5 to 40 %.
 _DINO, _DINO_SECOND = (replace(view, crop_scale=(0.4, 1.0)) for view in (_BYOL, _BYOL_SECOND))
 _DINO_LOCAL = replace(_BYOL, size=96, crop_scale=(0.05, 0.4), blur_prob=0.5)
+# M. Assran et al., "Masked Siamese Networks for Label-Efficient Learning", ECCV 2022, section 5 and
+# the published code: SimCLR's colours of strength 0.5, two crops of at least 30 % of the area, ten
+# of 5 to 30 %.
+_MSN = replace(_MOCO, crop_scale=(0.3, 1.0))
+_MSN_LOCAL = replace(_MSN, size=96, crop_scale=(0.05, 0.3))
 
 for _name, _views in {
     "simclr": (_SIMCLR, _SIMCLR),
@@ -95,6 +100,7 @@ for _name, _views in {
     RECIPES.add(_name, Recipe(_name, _views))
 for _name, _groups in {
     "swav": (Group("large", _SWAV, 2), Group(LOCAL, _SWAV_LOCAL, 6)),
+    "msn": (Group("large", _MSN, 2), Group(LOCAL, _MSN_LOCAL, 10)),
     "byol": (Group("first", _BYOL), Group("second", _BYOL_SECOND)),
     "dino": (
         Group("first", _DINO),
@@ -130,6 +136,8 @@ def recipe(
       eight "local" ones of 5 to 40 %, 96 pixels (Caron et al. 2021).
     - ``swav``: two "large" views of at least 14 % of the area, 224 pixels, and six "local" ones of
       5 to 14 %, 96 pixels, all with SimCLR's colours (Caron et al. 2020).
+    - ``msn``: two "large" views of at least 30 % of the area, 224 pixels, and ten "local" ones of 5
+      to 30 %, 96 pixels, all with the colours of ``moco`` (Assran et al. 2022).
     - ``eval``: one view without randomness: shorter side to ``size``, centre crop; 224 pixels. With
       ``num_frames``, the clip in the middle of the video.
 

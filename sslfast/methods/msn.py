@@ -51,7 +51,7 @@ class MSN(Method):
             **{"model": "vit_small", "batch_size": 1024, "epochs": 800, "warmup_epochs": 15},
             **{"optimizer": "AdamW", "lr": 1e-3, "min_lr": 1e-6, "weight_decay": 0.04},
             **{"weight_decay_end": 0.4, "momentum": 0.996, "mask_ratio": 0.15, "out_dim": 1024},
-            **{"hidden_dim": 2048, "bottleneck_dim": 256, "temperature": 0.1, "sharpening": 0.25},
+            **{"temperature": 0.1, "sharpening": 0.25},
         },
     )
     encoder: VisionTransformer
@@ -98,14 +98,14 @@ class MSN(Method):
         if not self.hidden:
             return None
         ids, (rows, columns) = batch.sample_ids, masked.image_grid(self.encoder)
-        keys = {"seed": ctx.seed, "step": ctx.drawn_step, "sample_ids": ids}
-        return random_mask(len(ids), rows * columns, num_masked=self.hidden, **keys).ids_keep
+        mask = random_mask(
+            len(ids), rows * columns, num_masked=self.hidden,
+            seed=ctx.seed, step=ctx.drawn_step, sample_ids=ids,
+        )  # fmt: skip
+        return mask.ids_keep
 
     def loss(self, outputs: tuple[Tensor, Tensor], ctx: Context) -> dict[str, Tensor]:
-        """The loss, the targets' entropy, how many prototypes they use, and the anchors' spread.
-
-        "prototypes" is the exponential of the entropy of the mean target.
-        """
+        """The loss, the targets' entropy, how many prototypes they use, and the anchors' spread."""
         anchors, targets = outputs
         self.criterion.process_group = ctx.process_group
         found = self.criterion.parts(

@@ -29,8 +29,10 @@ def encode_crops(module: Callable[[Tensor], Any], views: Sequence[Tensor]) -> li
 def _sizes(module: Callable[[Tensor], Any], images: list[Tensor]) -> list[Any]:
     if hasattr(module, "forward_crops"):
         return module.forward_crops(images)
-    if type(module) is nn.Sequential and len(module):
-        return [module[1:](features) for features in _sizes(module[0], images)]
+    if type(module) is nn.Sequential:  # each layer by itself: the first may be an encoder
+        for layer in module:
+            images = _sizes(layer, images)
+        return images
     return [module(x) for x in images]
 
 

@@ -97,7 +97,10 @@ PACKED: dict[str, dict[str, Any]] = {
         **{"pre_norm": True, "norm_layer": "rmsnorm", "embed_norm_layer": "layernorm"},
     },
     "attention pooling, no positions": {"global_pool": "map", "pos_embed": "none"},
-    "rotary positions": {"pos_embed": "rope", "reg_tokens": 2, "qk_norm": True},
+    "rotary positions and all of it": {
+        **{"pos_embed": "rope", "reg_tokens": 2, "qk_norm": True, "init_values": 0.1},
+        **{"mlp_layer": "swiglu", "norm_layer": "rmsnorm", "grad_checkpointing": True},
+    },
     "memory saved": {"grad_checkpointing": True, "init_values": 0.1},
 }
 
@@ -178,6 +181,7 @@ def test_an_empty_batch_beside_others() -> None:
     found = model.forward_crops([whole, part[:0]])
     assert found[1].shape == (0, 16)
     torch.testing.assert_close(found[0], model(whole))
+    assert model.forward_crops([]) == []
 
 
 def test_packed_samples_drop_paths_by_themselves(generator: torch.Generator) -> None:

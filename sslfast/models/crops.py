@@ -30,8 +30,10 @@ def of_sizes(module: Callable[[Tensor], Any], images: list[Tensor]) -> list[Any]
     """What a module makes of images of several sizes [N, C, H, W], one tensor of each size."""
     if hasattr(module, "forward_crops"):
         return module.forward_crops(images)
-    if type(module) is nn.Sequential and len(module):
-        return [module[1:](features) for features in of_sizes(module[0], images)]
+    if type(module) is nn.Sequential:  # each layer by itself: the first may be an encoder
+        for layer in module:
+            images = of_sizes(layer, images)
+        return images
     return [module(x) for x in images]
 
 

@@ -126,7 +126,7 @@ class Encoding(PatchTokens):
             Encoded tokens [B, P + K, D] for each size.
         """
         sizes = [*zip(tokens, grids, ids_keep or [None] * len(tokens), strict=True)]
-        if len(sizes) == 1 or not self.packs():
+        if len(sizes) < 2 or not self.packs():
             return [self.transform(*size) for size in sizes]
         begun = [self._begin(t, grid) for t, grid, _ in sizes]
         packing = Packing.of(begun, [self._rotation(*size) for size in sizes])

@@ -1,5 +1,6 @@
 """Crops pass the encoder together, and every view gets its own outputs back."""
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -96,7 +97,10 @@ PACKED: dict[str, dict[str, Any]] = {
         **{"pre_norm": True, "norm_layer": "rmsnorm", "embed_norm_layer": "layernorm"},
     },
     "attention pooling, no positions": {"global_pool": "map", "pos_embed": "none"},
-    "rotary positions": {"pos_embed": "rope", "reg_tokens": 2, "qk_norm": True},
+    "rotary positions and all of it": {
+        **{"pos_embed": "rope", "reg_tokens": 2, "qk_norm": True, "init_values": 0.1},
+        **{"mlp_layer": "swiglu", "norm_layer": "rmsnorm", "grad_checkpointing": True},
+    },
     "memory saved": {"grad_checkpointing": True, "init_values": 0.1},
 }
 
@@ -149,10 +153,11 @@ def test_blocks_of_another_class_make_one_pass_for_each_size() -> None:
 
 def test_packed_crops_compile_in_one_graph_and_autocast() -> None:
     model, views = vit().float().eval(), crops(16, 8, 8)
-    run = torch.compile(model.forward_crops, backend="aot_eager", fullgraph=True)
+    student = nn.Sequential(model, nn.Linear(16, 3))
+    run = torch.compile(partial(encode_crops, student), backend="aot_eager", fullgraph=True)
     with torch.no_grad():
+        torch.testing.assert_close(run(views), [student(v) for v in views])
         expected = [model(v) for v in views]
-        torch.testing.assert_close(run(views), expected)
         torch.compiler.reset()
         with torch.autocast("cpu", torch.bfloat16):
             rounded = model.forward_crops(views)
@@ -176,6 +181,7 @@ def test_an_empty_batch_beside_others() -> None:
     found = model.forward_crops([whole, part[:0]])
     assert found[1].shape == (0, 16)
     torch.testing.assert_close(found[0], model(whole))
+    assert model.forward_crops([]) == []
 
 
 def test_packed_samples_drop_paths_by_themselves(generator: torch.Generator) -> None:

@@ -457,7 +457,7 @@ def test_positions_of_another_image_size_are_fitted_as_timm_does(keywords):
         ({"mlp_layer": "glu"}, "mlp_layer must be one of mlp, swiglu"),
         ({"attn_layer": "diff"}, "attn_layer must be one of"),
         ({"mlp_layer": "swiglu_packed", "mlp_ratio": 1.1}, "even hidden width, got 35"),
-        ({"pos_embed": "rope"}, "pos_embed must be one of"),
+        ({"pos_embed": "rotary"}, "pos_embed must be one of learn, sincos, rope"),
         ({"num_frames": 3}, "no whole number"),
     ],
 )

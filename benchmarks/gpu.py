@@ -80,6 +80,7 @@ BENCHMARKS = {
     "contrast": Plan(35, "losses", ("--only", "clip", "siglip"), timing=2),
     "trainer": training(50, "simclr-first", "mae-first", attempt=0.4, small="tiny tiny-mae"),
     "losses": Plan(90, "losses", timing=2.5),
+    "prototypes": Plan(40, "prototypes", timing=2),
     "optim": Plan(30, "optim", timing=1.5),
     "ema": Plan(30, "ema", timing=1.5),
     "masking": Plan(30, "masking", timing=1.5),

@@ -265,6 +265,7 @@ MAKERS = {
     "similarity-softmax": similarity_softmax,
     "losses": losses,
     "redundancy": losses,
+    "prototypes": losses,
     "packed-crops": losses,
     "masking": masking,
     "ema": many_tensors,

@@ -1,13 +1,40 @@
-"""What the methods that compare two views of an image share."""
+"""What the methods that compare views of an image share."""
 
 import math
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sslfast._nests import map_tensors
 from sslfast.methods.base import Progress
 from sslfast.optim.schedules import warmup_cosine
+
+
+def encode_crops(module: Callable[[Tensor], Any], views: Sequence[Tensor]) -> list[Any]:
+    """What a module makes of every view, in one forward pass for all views of equal size.
+
+    Batch norm within it takes its statistics over the views that pass together.
+
+    Args:
+        module: maps images [N, C, H, W] to a tensor [N, ...], or to a nest of such tensors.
+        views: [B, C, H, W] each; in whatever order sizes come.
+
+    Returns:
+        The outputs of the views, in their order.
+    """
+    outputs: list[Any] = [None] * len(views)
+    for size in dict.fromkeys(view.shape[1:] for view in views):
+        places = [k for k, view in enumerate(views) if view.shape[1:] == size]
+        together = module(torch.cat([views[k] for k in places]))
+        start = 0
+        for k in places:
+            rows = slice(start, start + len(views[k]))
+            outputs[k] = map_tensors(together, lambda x, rows=rows: x[rows])  # type: ignore[misc]
+            start = rows.stop
+    return outputs
 
 
 def spread(embeddings: Tensor) -> Tensor:

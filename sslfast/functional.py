@@ -14,6 +14,7 @@ from sslfast.losses.masked_mse import masked_mse
 from sslfast.losses.negative_cosine import negative_cosine_similarity
 from sslfast.losses.ntxent import ntxent
 from sslfast.losses.siglip import siglip
+from sslfast.losses.sigreg import sigreg
 from sslfast.losses.supcon import supcon
 from sslfast.losses.vicreg import vicreg
 from sslfast.masking.patch_functions import gather_patches, patchify_visible, restore_with_tokens
@@ -31,6 +32,7 @@ __all__ = [
     "patchify_visible",
     "restore_with_tokens",
     "siglip",
+    "sigreg",
     "supcon",
     "vicreg",
 ]

@@ -5,7 +5,7 @@ characteristic function at t is 1/N sum_i exp(i t p_i); of a standard normal it 
 phi(t) = exp(-t^2 / 2). With C_k and S_k the sums over rows of cos(t_k p_i) and sin(t_k p_i), the
 statistic of Epps and Pulley is
 
-    T = N sum_k w_k ((C_k / N - phi_k)^2 + (S_k / N)^2),   w_k = phi_k 2 dt,  half of it at the last,
+    T = N sum_k w_k ((C_k / N - phi_k)^2 + (S_k / N)^2),   w_k = 2 dt phi_k, half of it at the last,
 
 the trapezoid rule over [-t_max, t_max], of which both halves are equal, with nodes t_k = k dt,
 k = 0 .. knots - 1; at t_0 = 0 nothing can differ. The result is the mean of T over views and

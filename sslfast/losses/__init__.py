@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from sslfast.losses.negative_cosine import NegativeCosineSimilarity
     from sslfast.losses.ntxent import NTXentLoss
     from sslfast.losses.siglip import SigLipLoss
+    from sslfast.losses.sigreg import LeJEPALoss, SIGReg
     from sslfast.losses.supcon import SupConLoss
     from sslfast.losses.vicreg import VICRegLoss
 
@@ -26,10 +27,12 @@ _HOME = {
     "DCLLoss": "dcl",
     "DCLWLoss": "dcl",
     "InfoNCE": "infonce",
+    "LeJEPALoss": "sigreg",
     "LinearCrossEntropyLoss": "linear_cross_entropy",
     "MatryoshkaLoss": "matryoshka",
     "NTXentLoss": "ntxent",
     "NegativeCosineSimilarity": "negative_cosine",
+    "SIGReg": "sigreg",
     "SigLipLoss": "siglip",
     "SupConLoss": "supcon",
     "VICRegLoss": "vicreg",
@@ -43,10 +46,12 @@ __all__ = [
     "DCLLoss",
     "DCLWLoss",
     "InfoNCE",
+    "LeJEPALoss",
     "LinearCrossEntropyLoss",
     "MatryoshkaLoss",
     "NTXentLoss",
     "NegativeCosineSimilarity",
+    "SIGReg",
     "SigLipLoss",
     "SupConLoss",
     "VICRegLoss",

@@ -265,6 +265,7 @@ MAKERS = {
     "similarity-softmax": similarity_softmax,
     "losses": losses,
     "redundancy": losses,
+    "sigreg": losses,
     "masking": masking,
     "ema": many_tensors,
     "optim": many_tensors,

@@ -25,6 +25,7 @@ def needed(name: str) -> dict[str, Any]:
         "byol": {**heads, "momentum": 0.9},
         "distill": {"teacher": models.create("convnet_small", width=8, depth=1)},
         "gcmae": {"bank_size": 64},
+        "lejepa": {**heads, "num_vectors": 64},
         "mocov2": {"queue": 40, "out_dim": 16},
         "mocov3": heads,
         "simsiam": {**heads, "predictor_dim": 8},

@@ -74,6 +74,10 @@ _BYOL_SECOND = replace(_BYOL, blur_prob=0.1, solarize_prob=0.2)
 # local ones of 5 to 40 %.
 _DINO, _DINO_SECOND = (replace(view, crop_scale=(0.4, 1.0)) for view in (_BYOL, _BYOL_SECOND))
 _DINO_LOCAL = replace(_BYOL, size=96, crop_scale=(0.05, 0.4), blur_prob=0.5)
+# R. Balestriero, Y. LeCun, "LeJEPA", 2025, arXiv:2511.08544, and the recommendations of the
+# published code: BYOL's colours, alike for global crops of at least 30 % and local ones of 5 to 30.
+_LEJEPA = replace(_BYOL, crop_scale=(0.3, 1.0), blur_prob=0.5, solarize_prob=0.2)
+_LEJEPA_LOCAL = replace(_LEJEPA, size=98, crop_scale=(0.05, 0.3))
 
 for _name, _views in {
     "simclr": (_SIMCLR, _SIMCLR),
@@ -95,6 +99,7 @@ for _name, _groups in {
         Group("second", _DINO_SECOND),
         Group(LOCAL, _DINO_LOCAL, 8),
     ),
+    "lejepa": (Group("global", _LEJEPA, 2), Group(LOCAL, _LEJEPA_LOCAL, 6)),
 }.items():
     RECIPES.add(_name, Recipe.of_groups(_name, *_groups))
 
@@ -122,6 +127,9 @@ def recipe(
       solarisation never or with 0.2 (Grill et al. 2020, table 6); 224 pixels.
     - ``dino``: "first" and "second", as of ``byol``, of at least 40 % of the area, 224 pixels, and
       eight "local" ones of 5 to 40 %, 96 pixels (Caron et al. 2021).
+    - ``lejepa``: two "global" views of at least 30 % of the area, 224 pixels, and six "local" ones
+      of 5 to 30 %, 98 pixels; all with ``byol``'s colours, blur with probability 0.5 and
+      solarisation with 0.2 (Balestriero and LeCun 2025).
     - ``eval``: one view without randomness: shorter side to ``size``, centre crop; 224 pixels. With
       ``num_frames``, the clip in the middle of the video.
 

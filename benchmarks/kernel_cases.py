@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.harness.launches import Launch, distinct, recording
-from sslfast.kernels import adamw, cross_correlation, lars, linear_cross_entropy, registry
+from sslfast.kernels import adamw, cross_correlation, lars, linear_cross_entropy, registry, sigreg
 from sslfast.kernels import similarity_softmax as softmax
 from sslfast.kernels.grouped_softmax import Groups
 from sslfast.kernels.matryoshka_softmax import Prefixes
@@ -388,6 +388,17 @@ def cross_correlation_() -> Iterator[Case]:
         yield f"{LABELS[dtype]} D={dim}", partial(both, dtype, dim)
 
 
+def sigreg_() -> Iterator[Case]:
+    """Sums and gradients of projections."""
+
+    def both(count: int, backend: Any) -> None:
+        p, form = empty(2, 300, count), sigreg.Form(3.0, 17)
+        backend.gradient_(p, backend.sums(p, form).float(), form)
+
+    for count in (123, 128):
+        yield f"M={count}", partial(both, count)
+
+
 CASES: dict[str, Callable[[], Iterator[Case]]] = {
     "adamw": adamw_,
     "cross_correlation": cross_correlation_,
@@ -403,6 +414,7 @@ CASES: dict[str, Callable[[], Iterator[Case]]] = {
     "philox": philox,
     "restore_with_tokens": restore_with_tokens,
     "sigmoid_contrast": sigmoid_contrast,
+    "sigreg": sigreg_,
     "similarity_softmax": similarity_softmax,
     "unit_rows": unit_rows,
 }

@@ -33,7 +33,7 @@ suite: $(VENV)/.dev peers triton36
 	SSLFAST_TRITON_36=$(CURDIR)/build/triton36 $(BIN)/python -m pytest
 
 bench: $(VENV)/.dev peers
-	for name in similarity_softmax losses redundancy prototypes masking vit packed_crops ema optim teacher data train_step; do \
+	for name in similarity_softmax losses redundancy prototypes sigreg masking vit packed_crops ema optim teacher data train_step; do \
 	  $(BIN)/python -m benchmarks.$$name --out build/benchmarks/$$name.json || exit 1; done
 
 $(VENV)/bin/python:

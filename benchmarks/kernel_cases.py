@@ -22,6 +22,7 @@ from sslfast.kernels import (
     linear_cross_entropy,
     prototype_cross_entropy,
     registry,
+    sigreg,
 )
 from sslfast.kernels import similarity_softmax as softmax
 from sslfast.kernels.grouped_softmax import Groups
@@ -425,6 +426,17 @@ def cross_correlation_() -> Iterator[Case]:
         yield f"{LABELS[dtype]} D={dim}", partial(both, dtype, dim)
 
 
+def sigreg_() -> Iterator[Case]:
+    """Sums and gradients of projections."""
+
+    def both(count: int, backend: Any) -> None:
+        p, form = empty(2, 300, count), sigreg.Form(3.0, 17)
+        backend.gradient_(p, backend.sums(p, form).float(), form)
+
+    for count in (123, 128):
+        yield f"M={count}", partial(both, count)
+
+
 CASES: dict[str, Callable[[], Iterator[Case]]] = {
     "adamw": adamw_,
     "cross_correlation": cross_correlation_,
@@ -441,6 +453,7 @@ CASES: dict[str, Callable[[], Iterator[Case]]] = {
     "prototype_cross_entropy": prototype_cross_entropy_,
     "restore_with_tokens": restore_with_tokens,
     "sigmoid_contrast": sigmoid_contrast,
+    "sigreg": sigreg_,
     "similarity_softmax": similarity_softmax,
     "unit_rows": unit_rows,
 }

@@ -18,6 +18,7 @@ from benchmarks import losses as loss_benchmark
 from benchmarks import masking as masking_benchmark
 from benchmarks import optim as optim_benchmark
 from benchmarks import redundancy as redundancy_benchmark
+from benchmarks import sigreg as sigreg_benchmark
 from benchmarks import similarity_softmax as ntxent_benchmark
 from benchmarks.harness.passes import Inputs, forward, gradients
 from benchmarks.harness.record import OURS
@@ -169,6 +170,12 @@ def cross_correlation(device: torch.device) -> Iterator[Case]:
     for n, d in redundancy_benchmark.sizes(device, quick=True):
         for make in redundancy_benchmark.CASES.values():
             yield of_a_loss(make(n, d, like))
+
+
+def sigreg(device: torch.device) -> Iterator[Case]:
+    """SIGReg along a few directions."""
+    for size in sigreg_benchmark.sizes(device, quick=True):
+        yield of_a_loss(sigreg_benchmark.case(*size, torch.empty(0, device=device)))
 
 
 def class_sums(device: torch.device) -> Iterator[Case]:
@@ -329,6 +336,7 @@ CASES: dict[str, Callable[[torch.device], Iterator[Case]]] = {
     "prototype_cross_entropy": prototype_cross_entropy,
     "restore_with_tokens": restore_with_tokens,
     "sigmoid_contrast": sigmoid_contrast,
+    "sigreg": sigreg,
     "similarity_softmax": similarity_softmax,
     "sinkhorn": sinkhorn,
     "unit_rows": unit_rows,

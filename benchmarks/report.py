@@ -267,6 +267,7 @@ MAKERS = {
     "redundancy": losses,
     "prototypes": losses,
     "packed-crops": losses,
+    "sigreg": losses,
     "masking": masking,
     "ema": many_tensors,
     "optim": many_tensors,

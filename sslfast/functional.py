@@ -16,6 +16,7 @@ from sslfast.losses.negative_cosine import negative_cosine_similarity
 from sslfast.losses.ntxent import ntxent
 from sslfast.losses.prototypes import prototype_cross_entropy
 from sslfast.losses.siglip import siglip
+from sslfast.losses.sigreg import sigreg
 from sslfast.losses.sinkhorn import sinkhorn
 from sslfast.losses.supcon import supcon
 from sslfast.losses.vicreg import vicreg
@@ -36,6 +37,7 @@ __all__ = [
     "prototype_cross_entropy",
     "restore_with_tokens",
     "siglip",
+    "sigreg",
     "sinkhorn",
     "supcon",
     "vicreg",

@@ -57,6 +57,18 @@ class Patches(WithPrototypes):
         return self.loss.parts(teacher, student, weight, 2, weight=self.weight).loss
 
 
+class Views(nn.Module):
+    """LeJEPA's loss of two views, one global and one local."""
+
+    def __init__(self, loss: nn.Module) -> None:
+        super().__init__()
+        self.inner = loss
+
+    def forward(self, first: Tensor, second: Tensor) -> Tensor:
+        value: Tensor = self.inner(global_proj=first[None], local_proj=second[None])
+        return value
+
+
 def steps(n: int, d: int, device: str, dtype: torch.dtype) -> dict[str, Made]:
     """By name: a function that makes the loss and its inputs anew, always the same."""
 
@@ -93,6 +105,7 @@ def steps(n: int, d: int, device: str, dtype: torch.dtype) -> dict[str, Made]:
         "InfoNCE": lambda: (losses.InfoNCE(), features(2)),
         "InfoNCE with negatives": lambda: (losses.InfoNCE(), features(3)),
         "KoLeoLoss": lambda: (losses.KoLeoLoss(), features(1)),
+        "LeJEPALoss": lambda: (Views(losses.LeJEPALoss().to(device)), features(2)),
         "LinearCrossEntropyLoss": lambda: (
             losses.LinearCrossEntropyLoss(),
             (*features(2), classes(n)),
@@ -102,6 +115,7 @@ def steps(n: int, d: int, device: str, dtype: torch.dtype) -> dict[str, Made]:
         "NegativeCosineSimilarity": lambda: (losses.NegativeCosineSimilarity(), features(2)),
         "NTXentLoss": lambda: (losses.NTXentLoss(0.1), features(2)),
         "NTXentLoss with a queue": queue,
+        "SIGReg": lambda: (losses.SIGReg().to(device), features(1)),
         "SigLipLoss": lambda: (losses.SigLipLoss(), features(2) + numbers(10.0, -10.0)),
         "SupConLoss": lambda: (losses.SupConLoss(), (*features(1), classes(7))),
         "SwaVLoss": lambda: of_prototypes(Codes, losses.SwaVLoss(), 3),

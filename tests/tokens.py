@@ -29,6 +29,7 @@ def needed(name: str) -> dict[str, Any]:
         "distill": {"teacher": models.create("convnet_small", width=8, depth=1)},
         "gcmae": {"bank_size": 64},
         "ibot": prototypes,
+        "lejepa": {**heads, "num_vectors": 64},
         "mocov2": {"queue": 40, "out_dim": 16},
         "mocov3": heads,
         "msn": prototypes,

@@ -112,6 +112,7 @@ def first_target(outputs: Any) -> Tensor:
 
 ABLATIONS = {
     **pair("byol", "predictor", first_target, lr=1e-2, change=without_predictor),
+    **pair("lejepa", "SIGReg", lambda outputs: outputs[:, 0], method_args={"lambda_param": 0.0}),
     **pair("simsiam", "stop-gradient", first_target, change=without_stop_gradient),
     **pair(
         "dino", "centering", lambda outputs: outputs[0][0],

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from sslfast.losses.negative_cosine import NegativeCosineSimilarity
     from sslfast.losses.ntxent import NTXentLoss
     from sslfast.losses.siglip import SigLipLoss
+    from sslfast.losses.sigreg import LeJEPALoss, SIGReg
     from sslfast.losses.supcon import SupConLoss
     from sslfast.losses.swav import SwaVLoss
     from sslfast.losses.vicreg import VICRegLoss
@@ -34,11 +35,13 @@ _HOME = {
     "IBOTPatchLoss": "ibot",
     "InfoNCE": "infonce",
     "KoLeoLoss": "koleo",
+    "LeJEPALoss": "sigreg",
     "LinearCrossEntropyLoss": "linear_cross_entropy",
     "MSNLoss": "msn",
     "MatryoshkaLoss": "matryoshka",
     "NTXentLoss": "ntxent",
     "NegativeCosineSimilarity": "negative_cosine",
+    "SIGReg": "sigreg",
     "SigLipLoss": "siglip",
     "SupConLoss": "supcon",
     "SwaVLoss": "swav",
@@ -56,11 +59,13 @@ __all__ = [
     "IBOTPatchLoss",
     "InfoNCE",
     "KoLeoLoss",
+    "LeJEPALoss",
     "LinearCrossEntropyLoss",
     "MSNLoss",
     "MatryoshkaLoss",
     "NTXentLoss",
     "NegativeCosineSimilarity",
+    "SIGReg",
     "SigLipLoss",
     "SupConLoss",
     "SwaVLoss",

@@ -15,7 +15,7 @@ from sslfast.kernels import grouped_softmax as grouped
 from sslfast.kernels import linear_cross_entropy as classifier
 from sslfast.kernels import matryoshka_softmax as matryoshka
 from sslfast.kernels import prototype_cross_entropy as prototypes
-from sslfast.kernels import registry
+from sslfast.kernels import registry, sigreg
 from sslfast.kernels import sigmoid_contrast as contrast
 from sslfast.kernels.dtypes import accumulation_dtype
 from sslfast.kernels.grouped_softmax import reference as grouped_oracle
@@ -24,6 +24,7 @@ from sslfast.kernels.matryoshka_softmax import reference as matryoshka_oracle
 from sslfast.kernels.philox.op import random_bits
 from sslfast.kernels.prototype_cross_entropy import reference as prototypes_oracle
 from sslfast.kernels.sigmoid_contrast import reference as contrast_oracle
+from sslfast.kernels.sigreg import reference as sigreg_oracle
 from sslfast.kernels.similarity_softmax import Pairing, add_positives, problem, reference
 
 pytestmark = [
@@ -381,6 +382,32 @@ def test_weights_add_up_over_blocks_of_rows(monkeypatch: pytest.MonkeyPatch) -> 
         torch.testing.assert_close(part, one, rtol=0, atol=2.0**-17)
     for part, one in zip(parts[2:], whole[2:], strict=True):
         assert relative(part, one.double()) <= 2.0**-12
+
+
+@pytest.mark.parametrize("name", cuda_backends("sigreg"))
+@pytest.mark.parametrize("scale", [1.0, 100.0])
+@pytest.mark.parametrize("shape", [(1, 252, 123), (8, 4098, 1024)])
+def test_sigreg(name: str, scale: float, shape: tuple[int, int, int]) -> None:
+    form = sigreg.Form(3.0, 17)
+    p = scale * torch.randn(shape, device="cuda")
+    given = torch.randn(shape[0], 2, form.count, shape[2], device="cuda")
+    backend = {b.name: b.module for b in registry.candidates("sigreg")}[name]
+    for view in range(shape[0]):  # of the oracle, all angles in float64
+        wide = p[view : view + 1].double()
+        truth, exact = sigreg_oracle.sums(wide, form), wide.clone()
+        found = backend.sums(p[view : view + 1], form)
+        assert ((found.double() - truth) / shape[1]).abs().max() < 2e-5
+        sigreg_oracle.gradient_(exact, given[view : view + 1].double(), form)
+        gradient = p[view : view + 1].clone()
+        backend.gradient_(gradient, given[view : view + 1], form)
+        assert relative(gradient, exact) < 1e-5 * scale
+    together, gradient = backend.sums(p, form), p.clone()
+    assert torch.equal(together, backend.sums(p, form))
+    torch.testing.assert_close(together[-1:], backend.sums(p[-1:].contiguous(), form))
+    backend.gradient_(gradient, given, form)
+    alone = p[-1:].clone()
+    backend.gradient_(alone, given[-1:], form)
+    torch.testing.assert_close(gradient[-1:], alone)
 
 
 @pytest.mark.parametrize("name", cuda_backends("philox"))

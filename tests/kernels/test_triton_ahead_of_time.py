@@ -37,6 +37,7 @@ SOME = (
     r"(gather|restore|mse|patchify)\w* bf16 D=768: ",
     r"(philox words|ema mixed|mask L=196|with teacher): ",
     r"(unit_rows|cross_correlation) bf16 D=128: ",
+    r"sigreg M=128: ",
 )
 HOPPER = (
     *SOME,

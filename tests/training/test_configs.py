@@ -8,6 +8,8 @@ from tokens import needed, toy_tokenizer
 
 import sslfast
 from sslfast import methods
+from sslfast.data import recipe
+from sslfast.data.views.view import LOCAL
 from sslfast.tokenizers import tokenizer_bytes
 from sslfast.training.config import TrainConfig, read_yaml
 
@@ -31,6 +33,9 @@ def scaled_down(settings: dict[str, Any], folder: Path, out: Path) -> dict[str, 
         model_args |= {"img_size": 16, "patch_size": 4, "embed_dim": 64, "depth": 1, "num_heads": 2}
     if settings.get("model", "").startswith("resnet"):
         settings = {**settings, "model": "resnet18"}
+    if any(group.name == LOCAL for group in recipe(settings["recipe"]).groups):
+        same = settings.get("local_size") == settings.get("image_size", 0)
+        settings = {**settings, "local_size": 16 if same else 8}
     known = {"decoder_dim", "decoder_depth", "predictor_depth", "predictor_dim"}
     fewer = {k: 1 if "depth" in k else 48 for k in known & settings.get("method_args", {}).keys()}
     return {

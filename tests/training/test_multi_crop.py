@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from tokens import needed
 from torch import Tensor, nn
 from toys import whole_and_resumed
 
@@ -13,6 +14,7 @@ from sslfast.data import Batch
 from sslfast.ema import EMATeacher
 from sslfast.methods import registry
 from sslfast.methods.base import Context, Method, Progress, Reference
+from sslfast.training.config import ConfigError
 
 STEPS = 50
 
@@ -98,3 +100,18 @@ def test_it_trains_and_resumes_exactly(
         same.append(torch.equal(tensor, model[f"encoder.{name}"]))
     assert not all(same)
     assert int(model["teacher.updates"]) == int(model["slow.updates"]) == STEPS
+
+
+def test_a_vit_for_one_size_is_refused_before_the_first_step(
+    settings: dict[str, Any], tmp_path: Path
+) -> None:
+    small = {"img_size": 16, "patch_size": 4, "embed_dim": 64, "depth": 1, "num_heads": 2}
+    config = {
+        **{**settings, "method": "lejepa", "method_args": needed("lejepa"), "recipe": None},
+        **{"model": "vit_micro", "model_args": small, "local_size": 8, "steps": 1},
+        "out": str(tmp_path / "run"),
+    }
+    with pytest.raises(ConfigError, match=r"local_size: .*\[8, 8\].* dynamic_img_size=True"):
+        sslfast.train(config)
+    assert not (tmp_path / "run").exists()
+    assert sslfast.train({**config, "model_args": {**small, "dynamic_img_size": True}})

@@ -12,7 +12,7 @@ from sslfast import methods
 from sslfast.training import TrainConfig
 from sslfast.training.config import ConfigError
 
-METHODS = ("barlow_twins", "byol", "mocov2", "mocov3", "simsiam", "vicreg")
+METHODS = ("barlow_twins", "byol", "lejepa", "mocov2", "mocov3", "simsiam", "vicreg")
 
 
 @pytest.mark.parametrize("name", METHODS)

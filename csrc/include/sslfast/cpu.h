@@ -258,6 +258,21 @@ struct CorrelationGradient {
 
 void correlation_gradient(const CorrelationGradient& gradient, int threads, StridedRows<float> out);
 
+// Numbers p [views, rows, columns], of which waves cos(k step p) and sin(k step p) are taken for
+// k = 1 .. count.
+struct Projections {
+    std::int64_t views, rows, columns;
+    double step;
+    int count, threads;
+};
+
+// sums [views, 2, count, columns] over rows: of cosines, and of sines.
+void wave_sums(const float* p, const Projections& projections, double* sums);
+
+// p <- sum_k a_k cos(k step p) + b_k sin(k step p), with a and b in coefficients
+// [views, 2, count, columns].
+void wave_gradient(float* p, const Projections& projections, const float* coefficients);
+
 // teacher <- momentum teacher + (1 - momentum) student, for all rows; see rows.h.
 void ema_update(const Row* rows, std::int64_t n, double momentum, int threads);
 

@@ -84,6 +84,10 @@ _DINO_LOCAL = replace(_BYOL, size=96, crop_scale=(0.05, 0.4), blur_prob=0.5)
 # of 5 to 30 %.
 _MSN = replace(_MOCO, crop_scale=(0.3, 1.0))
 _MSN_LOCAL = replace(_MSN, size=96, crop_scale=(0.05, 0.3))
+# R. Balestriero, Y. LeCun, "LeJEPA", 2025, arXiv:2511.08544, and the recommendations of the
+# published code: BYOL's colours, alike for global crops of at least 30 % and local ones of 5 to 30.
+_LEJEPA = replace(_BYOL, crop_scale=(0.3, 1.0), blur_prob=0.5, solarize_prob=0.2)
+_LEJEPA_LOCAL = replace(_LEJEPA, size=98, crop_scale=(0.05, 0.3))
 
 for _name, _views in {
     "simclr": (_SIMCLR, _SIMCLR),
@@ -107,6 +111,7 @@ for _name, _groups in {
         Group("second", _DINO_SECOND),
         Group(LOCAL, _DINO_LOCAL, 8),
     ),
+    "lejepa": (Group("global", _LEJEPA, 2), Group(LOCAL, _LEJEPA_LOCAL, 6)),
 }.items():
     RECIPES.add(_name, Recipe.of_groups(_name, *_groups))
 
@@ -138,6 +143,9 @@ def recipe(
       5 to 14 %, 96 pixels, all with SimCLR's colours (Caron et al. 2020).
     - ``msn``: two "large" views of at least 30 % of the area, 224 pixels, and ten "local" ones of 5
       to 30 %, 96 pixels, all with the colours of ``moco`` (Assran et al. 2022).
+    - ``lejepa``: two "global" views of at least 30 % of the area, 224 pixels, and six "local" ones
+      of 5 to 30 %, 98 pixels; all with ``byol``'s colours, blur with probability 0.5 and
+      solarisation with 0.2 (Balestriero and LeCun 2025).
     - ``eval``: one view without randomness: shorter side to ``size``, centre crop; 224 pixels. With
       ``num_frames``, the clip in the middle of the video.
 

@@ -48,6 +48,20 @@ def test_dino_has_the_published_values() -> None:
         assert (view.flip, view.gray_prob) == (0.5, 0.2)
 
 
+def test_lejepa_has_the_published_values() -> None:
+    made = recipe("lejepa")
+    assert [(g.name, g.view.size, g.count) for g in made.groups] == [
+        ("global", 224, 2),
+        ("local", 98, 6),
+    ]
+    whole, local = (group.view for group in made.groups)
+    assert (whole.crop_scale, local.crop_scale) == ((0.3, 1.0), (0.05, 0.3))
+    for view in (whole, local):
+        assert colors(view) == (0.8, 0.4, 0.4, 0.2, 0.1)
+        assert (view.flip, view.gray_prob, view.blur_prob) == (0.5, 0.2, 0.5)
+        assert (view.solarize_prob, view.blur_sigma) == (0.2, (0.1, 2.0))
+
+
 def test_a_recipe_without_groups_is_one_group_a_view() -> None:
     one, two = View(), View(size=32)
     made = Recipe("mine", (one, two))

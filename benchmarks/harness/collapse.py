@@ -87,14 +87,16 @@ def without_stop_gradient(simsiam: Any) -> Any:
 
 
 HARD = {"recipe_args": {"blur_prob": 0.0}, "epochs": 10}
+CROPS = {"recipe_args": {"blur_prob": 0.0, "local": {"count": 4}}, "epochs": 10}
 
 
 def pair(
     method: str, without: str, embeddings: Callable[[Any], Tensor], *, lr: float | None = None,
     method_args: dict[str, Any] | None = None, change: Change | None = None,
+    settings: dict[str, Any] = HARD,
 ) -> dict[str, Ablation]:  # fmt: skip
     """A method as it is and without something, which are ``method_args`` or a ``change``."""
-    settings = HARD if lr is None else {**HARD, "lr": lr}
+    settings = settings if lr is None else {**settings, "lr": lr}
     return {
         f"{method} as it is": Ablation(method, embeddings, settings),
         f"{method} without {without}": Ablation(
@@ -111,5 +113,13 @@ def first_target(outputs: Any) -> Tensor:
 ABLATIONS = {
     **pair("byol", "predictor", first_target, lr=1e-2, change=without_predictor),
     **pair("simsiam", "stop-gradient", first_target, change=without_stop_gradient),
+    **pair(
+        "dino", "centering", lambda outputs: outputs[0][0],
+        method_args={"center_momentum": 1.0}, settings=CROPS,
+    ),
+    **pair(
+        "swav", "Sinkhorn", lambda outputs: outputs[0],
+        method_args={"sinkhorn_iterations": 0}, settings=CROPS,
+    ),
     **pair("vicreg", "variance", lambda outputs: outputs[0], method_args={"std_coeff": 0.0}),
-}
+}  # fmt: skip

@@ -114,6 +114,16 @@ def test_it_is_lightlys_class(features: bool, queue: bool) -> None:
     torch.testing.assert_close(parts.usage.sum(), torch.ones(()).double())
 
 
+def test_without_iterations_codes_are_softmaxes() -> None:
+    x, w = [unit(7, D) for _ in range(2)], unit(K, D)
+    scores = [z @ w.T for z in x]
+    swapped = zip(scores, scores[::-1], strict=True)
+    each = [-((a / 0.05).softmax(1) * (b / 0.1).log_softmax(1)).sum(1).mean() for a, b in swapped]
+    criterion = SwaVLoss(sinkhorn_iterations=0)
+    torch.testing.assert_close(criterion(x, [], weight=w), torch.stack(each).mean())
+    torch.testing.assert_close(criterion(scores, []), torch.stack(each).mean())
+
+
 def on_all_ranks(rank: int, size: int, sizes: list[int]) -> None:
     torch.manual_seed(3)
     w = unit(K, D)

@@ -118,5 +118,9 @@ ABLATIONS = {
         "dino", "centering", lambda outputs: outputs[0][0],
         method_args={"center_momentum": 1.0}, settings=CROPS,
     ),
+    **pair(
+        "swav", "Sinkhorn", lambda outputs: outputs[0],
+        method_args={"sinkhorn_iterations": 0}, settings=CROPS,
+    ),
     **pair("vicreg", "variance", lambda outputs: outputs[0], method_args={"std_coeff": 0.0}),
 }  # fmt: skip

@@ -5,12 +5,15 @@ Q_ik = u_i exp(s_ik) v_k, whose columns have equal sums and whose rows sum to 1,
 iterations of scaling columns and rows in turn. The rows come last, so that Q_i is the softmax of
 s_i + log v: all there is to find is log v [K], and of that only differences matter.
 
-``column_lse(rows [N, D], weight [K, D], scale, shift [K] or None) -> [K]``
-    c_k = log sum_i exp(s_ik - r_i), with r_i = log sum_k exp(s_ik + shift_k), or 0 without a shift.
-    -c is the next log v: one pass over the scores an iteration, 2 N K D FLOP.
+``log_scaling(rows [N, D], weight [K, D], scale, iterations, merged) -> [K]``
+    log v after the iterations, of which each is
+        c_k = log sum_i exp(s_ik - r_i), with r_i = log sum_k exp(s_ik + log v_k), at first 0,
+        log v = -merged(c).
+    One pass over the scores, 2 N K D FLOP, or as much less as they are kept. N may be 0, whose c is
+    -inf. ``merged`` makes the log-sum-exps of all ranks of those of this one.
 
 Over ranks the sums over rows travel, K numbers. rows and weight: one floating dtype, contiguous;
-scale 0-d, shift and the result in the accumulation dtype: float32, or float64 for float64.
+scale 0-d, c and the result in the accumulation dtype: float32, or float64 for float64.
 """
 
 from dataclasses import dataclass

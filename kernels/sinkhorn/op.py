@@ -30,14 +30,13 @@ def sinkhorn(
         [K] in the accumulation dtype, the same on all ranks.
     """
     x, w = rows.contiguous(), weight.to(rows.dtype).contiguous()
-    shift: Tensor | None = None
+
+    def of_all(lse: Tensor) -> Tensor:
+        return lse if group is None else merged(lse, group)
+
     with torch.autocast(rows.device.type, enabled=False):
         backend = registry.pick(OP, kernels.problem(x, w))
-        for _ in range(iterations):
-            lse = backend.column_lse(x, w, scale, shift)
-            shift = -(lse if group is None else merged(lse, group))
-    assert shift is not None
-    return shift
+        return backend.log_scaling(x, w, scale, iterations, of_all)
 
 
 @sinkhorn.register_fake

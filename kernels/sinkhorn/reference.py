@@ -1,5 +1,7 @@
 """The oracle: the definition, written down with all scores in memory."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -9,12 +11,16 @@ DEVICE = "any"
 PRIORITY = 0
 
 
-def column_lse(rows: Tensor, weight: Tensor, scale: Tensor, shift: Tensor | None) -> Tensor:
-    """Log-sum-exps of the columns; see the package."""
+def log_scaling(
+    rows: Tensor, weight: Tensor, scale: Tensor, iterations: int, merged: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """Sinkhorn's log v; see the package."""
     dtype = accumulation_dtype(rows.dtype)
     scores = scale * (rows.to(dtype) @ weight.to(dtype).T)
-    if shift is not None:
-        scores = scores - (scores + shift).logsumexp(1, keepdim=True)
-    if not len(rows):
-        return torch.full_like(scores[:1].sum(0), -torch.inf)
-    return scores.logsumexp(0)
+    log_u, log_v = scores.new_zeros(len(rows), 1), scores.new_zeros(len(weight))
+    for step in range(iterations):
+        if step:
+            log_u = -(scores + log_v).logsumexp(1, keepdim=True)
+        nothing = torch.full_like(log_v, -torch.inf)
+        log_v = -merged((scores + log_u).logsumexp(0) if len(rows) else nothing)
+    return log_v

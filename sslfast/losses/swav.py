@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sslfast._arguments import PositiveFloat, PositiveInt, checked
+from sslfast._arguments import NonNegativeInt, PositiveFloat, checked
 from sslfast.kernels.dtypes import accumulation_dtype
 from sslfast.kernels.exchange import check_exchange, mean_over_ranks
 from sslfast.losses._center import of_scores, stacked
@@ -28,7 +28,7 @@ class SwaVLoss(nn.Module):
 
     Args:
         temperature: of the softmax that learns.
-        sinkhorn_iterations: at least 1.
+        sinkhorn_iterations: 0: codes are plain softmaxes, which collapse to few prototypes.
         sinkhorn_epsilon: temperature of the codes.
         sinkhorn_gather_distributed: codes over the batches of all ranks, which may differ in size.
         process_group: the ranks; None: all.
@@ -46,7 +46,7 @@ class SwaVLoss(nn.Module):
     def __init__(
         self,
         temperature: PositiveFloat = 0.1,
-        sinkhorn_iterations: PositiveInt = 3,
+        sinkhorn_iterations: NonNegativeInt = 3,
         sinkhorn_epsilon: PositiveFloat = 0.05,
         sinkhorn_gather_distributed: bool = False,
         process_group: Any = None,
@@ -134,6 +134,9 @@ class SwaVLoss(nn.Module):
 
     def _shift(self, z: Tensor, queue: Tensor | None, weight: Tensor | None) -> Tensor:
         """What makes codes of the scores of one view, with those of its queue [K]."""
+        if not self.sinkhorn_iterations:
+            prototypes = z.shape[1] if weight is None else len(weight)
+            return z.new_zeros(prototypes, dtype=accumulation_dtype(z.dtype))
         rows = z if queue is None else torch.cat((z, queue.detach().to(z.dtype)))
         options: dict[str, Any] = {
             "temperature": self.sinkhorn_epsilon,

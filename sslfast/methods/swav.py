@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sslfast._arguments import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Width
+from sslfast._arguments import NonNegativeFloat, NonNegativeInt, PositiveFloat, Width
 from sslfast.data.batch import Batch
 from sslfast.kernels.exchange import gather_rows, name_of
 from sslfast.kernels.unit_rows.op import unit_rows
@@ -36,7 +36,7 @@ class SwAV(Method):
         out_dim: width of embeddings and prototypes.
         temperature: of the softmax that learns.
         epsilon: temperature of the codes; lower is sharper.
-        sinkhorn_iterations: at least 1.
+        sinkhorn_iterations: 0: codes are softmaxes, and a few prototypes take all images.
         freeze_prototypes: epochs in which the prototypes stay as they are.
         queue: earlier embeddings of each large crop, of all ranks; 0: none.
         queue_from: the epoch from which they count.
@@ -64,7 +64,7 @@ class SwAV(Method):
         out_dim: Width = 128,
         temperature: PositiveFloat = 0.1,
         epsilon: PositiveFloat = 0.05,
-        sinkhorn_iterations: PositiveInt = 3,
+        sinkhorn_iterations: NonNegativeInt = 3,
         freeze_prototypes: NonNegativeFloat = 1,
         queue: NonNegativeInt = 0,
         queue_from: NonNegativeInt = 15,

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import peers
 from sslfast import methods, models
 from sslfast.data.batch import Batch
+from sslfast.losses.sigreg import random_directions
 from sslfast.methods.base import Context, Method
 from sslfast.optim import AdamW
 
@@ -25,6 +26,8 @@ def made(name: str) -> Method:
         small = {"img_size": 12, "embed_dim": 32, "depth": 2, "num_heads": 2}
         encoder = models.create("vit_micro", **small)
     settings = {"temperature": 0.3, "out_dim": 16} if name == "simclr" else needed(name)
+    if name == "lejepa":
+        settings = {**settings, "global_views": 1}  # lightly's class wants a local one
     return methods.create(name, encoder, **settings)
 
 
@@ -48,6 +51,11 @@ def theirs(name: str, method: Method) -> nn.Module:
         return lightly.BarlowTwinsLoss(lambda_param=0.0051)
     if name == "vicreg":
         return lightly.VICRegLoss()
+    if name == "lejepa":
+        loss = lightly.LeJEPALoss()
+        directions = random_directions(64, 16, seed=0, step=0)
+        loss.sigreg._generate_unit_vectors = lambda *_: directions.T
+        return loss
     return lightly.NegativeCosineSimilarity()
 
 
@@ -68,7 +76,18 @@ def learn(method: Method, loss: Callable[[Any], Tensor]) -> list[float]:
     return losses
 
 
-NAMES = ["barlow_twins", "byol", "dino", "mocov2", "msn", "simclr", "simsiam", "swav", "vicreg"]
+NAMES = [
+    "barlow_twins",
+    "byol",
+    "dino",
+    "lejepa",
+    "mocov2",
+    "msn",
+    "simclr",
+    "simsiam",
+    "swav",
+    "vicreg",
+]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -83,6 +102,9 @@ def test_the_curve_is_that_of_lightlys_loss(name: str) -> None:
             (p0, p1), (z0, z1) = outputs
             both = criterion(p0, z1.detach()) + criterion(p1, z0.detach())
             return both / 2 if name == "simsiam" else 4 + 2 * both
+        if name == "lejepa":
+            views = outputs.transpose(0, 1)
+            return criterion(global_proj=views[:1], local_proj=views[1:])
         if name == "dino":
             heads = other.teacher.module.head, other.head
             outputs = [

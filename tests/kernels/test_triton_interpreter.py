@@ -22,7 +22,7 @@ TESTS = {  # those that take longest first
     "blocks": ["interpreted_blocks.py"],
     "many_tensors": ["-k", "triton", "test_ema.py", "test_optimisers.py"],
     "similarity_softmax": ["interpreted_kernels.py"],
-    "patches": ["-k", "triton", "test_patch_mask.py", "test_masked_mse.py", "test_sigreg.py"],
+    "patches": ["-k", "triton", "test_patch_mask.py", "test_masked_mse.py", "test_sigreg_op.py"],
     "losses": ["interpreted_losses.py"],
     "groups": ["interpreted_groups.py"],
     "prefixes": ["interpreted_prefixes.py"],

@@ -72,9 +72,20 @@ def cases(device: torch.device, dtype: torch.dtype) -> dict[str, Callable[[int],
         views, weight = [embeddings(m // 2) for _ in range(2)], embeddings(many)
         return lambda turn: losses.SwaVLoss()(views, [], weight=weight).backward()
 
-    def alone(m: int) -> Run:
-        x = embeddings(m)
-        return lambda turn: losses.KoLeoLoss()(x).backward()
+    def anchors(m: int) -> Run:
+        given = embeddings(m), embeddings(m // 2).detach(), embeddings(64)
+        return lambda turn: losses.MSNLoss()(*given).backward()
+
+    def alone(loss: Callable[[Tensor], Tensor]) -> Callable[[int], Run]:
+        def make(m: int) -> Run:
+            x = embeddings(m)
+            return lambda turn: loss(x).backward()
+
+        return make
+
+    def views(m: int) -> Run:
+        loss, x = losses.LeJEPALoss().to(device), embeddings(m)
+        return lambda turn: loss(global_proj=x.view(2, -1, DIM)).backward()
 
     prefixes = losses.MatryoshkaLoss(losses.NTXentLoss(0.1), [DIM // 2, DIM])
     return {
@@ -93,7 +104,10 @@ def cases(device: torch.device, dtype: torch.dtype) -> dict[str, Callable[[int],
         "DINOLoss": crops,
         "IBOTPatchLoss": patches,
         "SwaVLoss": codes,
-        "KoLeoLoss": alone,
+        "MSNLoss": anchors,
+        "KoLeoLoss": alone(losses.KoLeoLoss()),
+        "SIGReg": alone(losses.SIGReg().to(device)),
+        "LeJEPALoss": views,
     }
 
 

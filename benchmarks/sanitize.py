@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 import sslfast
@@ -62,6 +63,7 @@ def losses(dtype: torch.dtype) -> None:
     functional.linear_cross_entropy(x, y, torch.arange(70, device=DEVICE)).backward()
     functional.barlow_twins(x, y).backward()
     functional.vicreg(x, y).backward()
+    functional.sigreg(x, F.normalize(torch.randn(70, 100, device=DEVICE), dim=1)).backward()
     scale = torch.tensor(10.0, device=DEVICE)
     lse, positive, _ = matryoshka_softmax(x, y, scale, (7, 100), Pairing(70), normalize=True)
     (lse - positive).sum().backward()

@@ -14,7 +14,6 @@ from sslfast.tokenizers import tokenizer_bytes
 from sslfast.training.config import TrainConfig, read_yaml
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-WITH_LOCAL = {"dino", "msn", "swav"}  # recipes with small crops
 FILES = sorted(CONFIGS.glob("*/*.yaml"))
 
 
@@ -33,7 +32,7 @@ def scaled_down(settings: dict[str, Any], folder: Path, out: Path) -> dict[str, 
         model_args |= {"img_size": 16, "patch_size": 4, "embed_dim": 64, "depth": 1, "num_heads": 2}
     if settings.get("model", "").startswith("resnet"):
         settings = {**settings, "model": "resnet18"}
-    if any(group.name == LOCAL for group in recipe(settings["recipe"]).groups):
+    if any(group.name == LOCAL for group in recipe(settings.get("recipe", "mae")).groups):
         same = settings.get("local_size") == settings.get("image_size", 0)
         settings = {**settings, "local_size": 16 if same else 8}
     known = {"decoder_dim", "decoder_depth", "predictor_depth", "predictor_dim"}
@@ -43,7 +42,6 @@ def scaled_down(settings: dict[str, Any], folder: Path, out: Path) -> dict[str, 
         **{"data": str(folder), "out": str(out / "run"), "device": "cpu", "threads": 1},
         **{"batch_size": 4, "image_size": 16, "epochs": None, "steps": 1, "log_every": 1},
         **{"model_args": model_args, "warmup_epochs": 0},
-        **({"local_size": 8} if settings.get("recipe") in WITH_LOCAL else {}),
         # In bf16, torch's convolutions of 1 x 1 images now and then have gradients of NaN on CPUs.
         "precision": "fp32",
         "method_args": {**settings.get("method_args", {}), **fewer, **small},

@@ -10,6 +10,7 @@ from sslfast.kernels.dtypes import FLOATS, accumulation_dtype
 from sslfast.kernels.exchange import name_of, world_size
 from sslfast.kernels.sinkhorn.op import merged
 from sslfast.kernels.sinkhorn.op import sinkhorn as log_scaling
+from sslfast.kernels.sinkhorn.reference import of_scores as scaling_of_scores
 from sslfast.losses._inputs import scale_of
 
 
@@ -81,14 +82,11 @@ def of_scores(
     process_group: Any,
 ) -> Tensor:
     """The same of scores [N, K], which are in memory."""
-    dtype = accumulation_dtype(scores.dtype)
+    over_ranks = gather_distributed and world_size(process_group) > 1
     with torch.no_grad():
-        scaled = scores.to(dtype) / temperature
-        shift = scaled.new_zeros(scores.shape[1])
-        for step in range(iterations):
-            each = scaled - (scaled + shift).logsumexp(1, keepdim=True) if step else scaled
-            lse = each.logsumexp(0)
-            if gather_distributed and world_size(process_group) > 1:
-                lse = merged(lse, name_of(process_group))
-            shift = -lse
-        return shift
+        scaled = scores.to(accumulation_dtype(scores.dtype)) / temperature
+        return scaling_of_scores(
+            scaled,
+            iterations,
+            lambda lse: merged(lse, name_of(process_group)) if over_ranks else lse,
+        )

@@ -2,24 +2,15 @@
 
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
 from sslfast._arguments import Depth, NonNegativeFloat, PositiveFloat, Probability, Width
 from sslfast.data.batch import Batch
 from sslfast.ema import EMATeacher
 from sslfast.losses import DINOLoss
+from sslfast.methods import views
 from sslfast.methods.base import Context, Method, Progress, Reference
 from sslfast.methods.registry import register
-from sslfast.methods.views import (
-    Network,
-    check_global_views,
-    cosine_momentum,
-    few_samples,
-    network_of,
-    spread,
-    use_batch_statistics,
-)
 from sslfast.models import PrototypeHead
 from sslfast.models.crops import encode_crops
 from sslfast.optim import param_groups
@@ -87,7 +78,7 @@ class DINO(Method):
             int(encoder.num_features), hidden_dim, bottleneck_dim, out_dim,  # type: ignore[arg-type]
             num_layers=head_layers, batch_norm=head_batch_norm,
         )  # fmt: skip
-        self.student = Network(encoder, self.head)
+        self.student = views.Network(encoder, self.head)
         self.momentum, self.teacher = momentum, EMATeacher(self.student, momentum)
         self.criterion = DINOLoss(
             out_dim, warmup_teacher_temperature, teacher_temperature,
@@ -97,7 +88,7 @@ class DINO(Method):
 
     def encode(self, batch: Batch, ctx: Context) -> Outputs:
         """Views V x [B, C, H, W] -> unit vectors of the teacher, 2 x [B, D], and of the student."""
-        use_batch_statistics(self.teacher)
+        views.use_batch_statistics(self.teacher)
         teacher = encode_crops(self.teacher, batch.views[:GLOBAL])
         return teacher, encode_crops(self.student, batch.views)
 
@@ -108,29 +99,26 @@ class DINO(Method):
         """
         teacher, student = outputs
         self.criterion.process_group = ctx.process_group
-        targets = network_of(self.teacher).head.prototypes().detach()
+        targets = views.network_of(self.teacher).head.prototypes().detach()
         found = self.criterion.parts(
             teacher, student, ctx.schedules.get("teacher_temperature"),
             weight=self.head.prototypes(), teacher_weight=targets,
         )  # fmt: skip
-        entropy, used = found.entropy.mean(), torch.special.entr(found.usage).sum().exp()
-        of_teacher = {"entropy": entropy, "prototypes": used, "spread": spread(teacher[0])}
-        return {"loss": found.loss, "kl": found.loss.detach() - entropy, **of_teacher}
+        of_teacher = views.use_of_prototypes(found)
+        kl = found.loss.detach() - of_teacher["entropy"]
+        return {"loss": found.loss, "kl": kl, **of_teacher, "spread": views.spread(teacher[0])}
 
     def schedules(self, progress: Progress) -> dict[str, float]:
         """The teacher's momentum and temperature."""
         temperature = self.criterion.temperature_in(int(progress.epoch))
-        momentum = cosine_momentum(self.momentum, progress)
+        momentum = views.cosine_momentum(self.momentum, progress)
         return {"momentum": momentum, "teacher_temperature": temperature}
 
     def param_groups(self) -> list[dict[str, Any]]:
         """As of every method, the prototypes apart: they are frozen at first."""
         heads = [m for m in self.student.modules() if isinstance(m, PrototypeHead)]
-        prototypes, groups = {head.weight: None for head in heads}, param_groups(self)
-        for group in groups:
-            group["params"] = [p for p in group["params"] if p not in prototypes]
-        groups.append({"params": [*prototypes], "freeze_until": self.freeze_prototypes})
-        return [group for group in groups if group["params"]]
+        frozen = {"freeze_until": self.freeze_prototypes}
+        return views.set_apart(param_groups(self), [head.weight for head in heads], **frozen)
 
     def teachers(self) -> list[EMATeacher]:
         """The one that makes the targets."""
@@ -138,12 +126,12 @@ class DINO(Method):
 
     def exported(self) -> nn.Module:
         """The teacher's encoder, which the paper evaluates."""
-        return network_of(self.teacher).encoder
+        return views.network_of(self.teacher).encoder
 
     def check_views(self, recipe: Any) -> None:
         """Refuse recipes that do not begin with two global views."""
-        check_global_views(recipe, GLOBAL)
+        views.check_global_views(recipe, GLOBAL)
 
     def remarks(self, samples: int) -> list[str]:
         """More prototypes than samples."""
-        return few_samples(len(self.head.weight), samples)
+        return views.few_samples(len(self.head.weight), samples)

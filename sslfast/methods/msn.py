@@ -111,8 +111,7 @@ class MSN(Method):
         found = self.criterion.parts(
             anchors.transpose(0, 1).flatten(0, 1), targets, self.head.weight, self.sharpening
         )
-        used = torch.special.entr(found.usage).sum().exp()
-        of_targets = {"entropy": found.entropy.mean(), "prototypes": used}
+        of_targets = views.use_of_prototypes(found)
         return {"loss": found.loss, **of_targets, "spread": views.spread(anchors[:, 0])}
 
     def schedules(self, progress: Progress) -> dict[str, float]:
@@ -121,10 +120,7 @@ class MSN(Method):
 
     def param_groups(self) -> list[dict[str, Any]]:
         """As of every method, the prototypes apart: they take no weight decay."""
-        groups, weight = param_groups(self), self.head.weight
-        for group in groups:
-            group["params"] = [p for p in group["params"] if p is not weight]
-        return [*groups, {"params": [weight], "weight_decay": 0.0}]
+        return views.set_apart(param_groups(self), [self.head.weight], weight_decay=0.0)
 
     def teachers(self) -> list[EMATeacher]:
         """The one that makes the targets."""

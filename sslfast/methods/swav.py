@@ -13,7 +13,13 @@ from sslfast.losses import SwaVLoss
 from sslfast.losses.memory_bank import MemoryBank
 from sslfast.methods.base import Context, Method, Reference
 from sslfast.methods.registry import register
-from sslfast.methods.views import check_global_views, few_samples, spread
+from sslfast.methods.views import (
+    check_global_views,
+    few_samples,
+    set_apart,
+    spread,
+    use_of_prototypes,
+)
 from sslfast.models import ProjectionHead
 from sslfast.models.crops import encode_crops
 from sslfast.optim import param_groups
@@ -101,9 +107,9 @@ class SwAV(Method):
             if ctx.world_size > 1:
                 z, _ = gather_rows(z, name_of(ctx.process_group))
             bank.enqueue(z)
-        entropy, used = found.entropy.mean(), torch.special.entr(found.usage).sum().exp()
-        of_codes = {"entropy": entropy, "prototypes": used, "spread": spread(large[0])}
-        return {"loss": found.loss, "kl": found.loss.detach() - entropy, **of_codes}
+        of_codes = use_of_prototypes(found)
+        kl = found.loss.detach() - of_codes["entropy"]
+        return {"loss": found.loss, "kl": kl, **of_codes, "spread": spread(large[0])}
 
     def banks(self) -> list[MemoryBank]:
         """The queue of each large crop, if there are any."""
@@ -111,10 +117,8 @@ class SwAV(Method):
 
     def param_groups(self) -> list[dict[str, Any]]:
         """As of every method, the prototypes apart: they are frozen at first."""
-        groups = param_groups(self)
-        for group in groups:
-            group["params"] = [p for p in group["params"] if p is not self.prototypes]
-        return [*groups, {"params": [self.prototypes], "freeze_until": self.freeze_prototypes}]
+        frozen = {"freeze_until": self.freeze_prototypes}
+        return set_apart(param_groups(self), [self.prototypes], **frozen)
 
     @torch.no_grad()
     def after_step(self, ctx: Context) -> None:

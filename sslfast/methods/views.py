@@ -1,7 +1,7 @@
 """What the methods that compare views of an image share."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from sslfast.ema import EMATeacher
+from sslfast.losses.prototypes import Comparison
 from sslfast.methods.base import Progress
 from sslfast.models import PrototypeHead
 from sslfast.models.crops import of_sizes
@@ -78,6 +79,25 @@ def few_samples(prototypes: int, samples: int, setting: str = "out_dim") -> list
         f"there are {prototypes:,} prototypes for {samples:,} images, which can all have one of "
         f"their own: fewer (method_args.{setting}) may be enough"
     ]
+
+
+def set_apart(
+    groups: list[dict[str, Any]], parameters: Iterable[nn.Parameter], **options: Any
+) -> list[dict[str, Any]]:
+    """Groups of parameters without some of them, which are a last group with options of its own."""
+    own = list(parameters)
+    chosen = set(own)
+    others = [{**g, "params": [p for p in g["params"] if p not in chosen]} for g in groups]
+    return [g for g in (*others, {"params": own, **options}) if g["params"]]
+
+
+def use_of_prototypes(found: Comparison) -> dict[str, Tensor]:
+    """The mean "entropy" of a teacher's softmaxes, and how many "prototypes" they use, for the log.
+
+    The latter is the exponential of the entropy of their mean: K if all are used alike, else fewer.
+    """
+    used = torch.special.entr(found.usage).sum().exp()
+    return {"entropy": found.entropy.mean(), "prototypes": used}
 
 
 def spread(embeddings: Tensor) -> Tensor:
